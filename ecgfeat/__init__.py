@@ -1,0 +1,64 @@
+"""Pretrained ResNets on ECG images: frozen features with small heads, and fine-tuning.
+
+The public names are loaded on first use, so that ``import ecgfeat`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ecgfeat.comparison import compare
+    from ecgfeat.errors import EcgfeatError
+    from ecgfeat.extraction import extract
+    from ecgfeat.feature_cache import open_cache
+    from ecgfeat.finetuning import finetune, resume_finetune
+    from ecgfeat.heads import fit_heads
+    from ecgfeat.inference import predict
+    from ecgfeat.manifest import read_manifest
+    from ecgfeat.runs import open_run
+    from ecgfeat.synth import synthesize
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EcgfeatError",
+    "__version__",
+    "compare",
+    "extract",
+    "finetune",
+    "fit_heads",
+    "open_cache",
+    "open_run",
+    "predict",
+    "read_manifest",
+    "resume_finetune",
+    "synthesize",
+]
+
+_HOMES = {
+    "EcgfeatError": "errors",
+    "compare": "comparison",
+    "extract": "extraction",
+    "finetune": "finetuning",
+    "fit_heads": "heads",
+    "open_cache": "feature_cache",
+    "open_run": "runs",
+    "predict": "inference",
+    "read_manifest": "manifest",
+    "resume_finetune": "finetuning",
+    "synthesize": "synth",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ecgfeat' has no attribute {name!r}")
+    value = getattr(import_module(f"ecgfeat.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,90 @@
+"""What a model said of some rows: the one form in which both ways end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfeat.errors import DataError
+
+__all__ = ["Predictions", "join"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Predictions:
+    """Class probabilities for some rows, beside the truth.
+
+    Attributes
+    ----------
+    ids : tuple of str
+        Each row's path, relative to the data's root.
+    classes : tuple of str
+        Names of the classes; a column of `probabilities` each. In a binary task the second
+        is the positive one.
+    targets : ndarray of shape (n,), int64
+        Index of each row's true class.
+    probabilities : ndarray of shape (n, n_classes), float64
+        Each row sums to 1.
+    groups : tuple of str
+        Rows of one group (a patient) stay together in splits and bootstraps; a row without
+        a group is its own.
+    split : str
+        Where the rows come from: ``"test"``, ``"test-subset"``, ``"cv"`` or ``"new"``.
+    folds : ndarray of shape (n,), int64
+        Fold in which each row was predicted; zeros where there was only one.
+    """
+
+    ids: tuple[str, ...]
+    classes: tuple[str, ...]
+    targets: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+    groups: tuple[str, ...]
+    split: str
+    folds: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        n, n_classes = len(self.ids), len(self.classes)
+        shapes = {
+            "probabilities": (self.probabilities.shape, (n, n_classes)),
+            "targets": (self.targets.shape, (n,)),
+            "folds": (self.folds.shape, (n,)),
+            "groups": ((len(self.groups),), (n,)),
+        }
+        for name, (found, expected) in shapes.items():
+            if found != expected:
+                raise DataError(f"{name} must have shape {expected} for {n} ids; found {found}")
+        if not np.isfinite(self.probabilities).all():
+            raise DataError(
+                "the model gave probabilities that are not finite: its training diverged. "
+                "Try a lower --lr."
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """Index of the most probable class of each row, shape (n,)."""
+        return self.probabilities.argmax(axis=1)
+
+    @property
+    def positive(self) -> str | None:
+        """The positive class of a binary task, else None."""
+        return self.classes[1] if len(self.classes) == 2 else None
+
+
+def join(parts: Sequence[Predictions]) -> Predictions:
+    """Put the predictions of several folds into one, in the order given."""
+    first = parts[0]
+    return Predictions(
+        ids=tuple(name for part in parts for name in part.ids),
+        classes=first.classes,
+        targets=np.concatenate([part.targets for part in parts]),
+        probabilities=np.concatenate([part.probabilities for part in parts]),
+        groups=tuple(group for part in parts for group in part.groups),
+        split=first.split,
+        folds=np.concatenate([part.folds for part in parts]),
+    )
