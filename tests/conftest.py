@@ -1,0 +1,101 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import hypothesis
+import pytest
+from PIL import Image, ImageDraw
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+PAGE_PX = (96, 72)
+
+# The same examples on every machine, however slow it is.
+hypothesis.settings.register_profile("ecgfeat", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ecgfeat")
+
+TinyPages = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data, which is no part of the repository."""
+    folder = Path(os.environ.get("ECGFEAT_SHARED_DATA", SHARED_DATA))
+    if not folder.is_dir():
+        pytest.skip(f"needs the real data in {folder} (or where ECGFEAT_SHARED_DATA says)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_weights(shared_data: Path) -> Path:
+    """An ImageNet ResNet-18's state dict."""
+    path = shared_data / "weights" / "resnet18-imagenet-vq.pth"
+    if not path.is_file():
+        pytest.skip(f"needs the weights {path}")
+    return path
+
+
+def draw_page(seed: int, label: int = 0, size_px: tuple[int, int] = PAGE_PX) -> Image.Image:
+    """A trace on paper, (width, height) pixels; `label` sets how tall its spikes are."""
+    width, height = size_px
+    page = Image.new("RGB", size_px, (255, 240 - seed % 7, 236))
+    draw = ImageDraw.Draw(page)
+    for x in range(seed % 8, width, 8):
+        draw.line([(x, 0), (x, height)], fill=(244, 190, 190))
+    middle = height // 2 + seed % 5 - 2
+    spike = (6 + 14 * label) * height // 72
+    points = [(x, middle - (spike if (x + seed) % 24 < 4 else 0)) for x in range(0, width, 2)]
+    draw.line(points, fill=(10, 10, 30), width=2)
+    return page
+
+
+def write_csv(path: Path, rows: Iterable[dict[str, str]]) -> Path:
+    """Write `rows`, whose keys are the columns."""
+    rows = list(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.fixture
+def tiny_pages(tmp_path: Path) -> TinyPages:
+    """A factory of small data sets that a network can learn.
+
+    ``tiny_pages()`` makes ``<tmp_path>/pages/{train,test}/{a,b}/*.png`` and returns the folder;
+    ``tiny_pages(as_csv=True)`` also writes ``manifest.csv`` beside them with the columns
+    ``path,label,split,group`` and returns the CSV. Two pages make a group where ``grouped``.
+    """
+
+    def make(
+        name: str = "pages",
+        *,
+        classes: tuple[str, ...] = ("a", "b"),
+        n_train: int = 8,
+        n_test: int = 4,
+        size_px: tuple[int, int] = PAGE_PX,
+        suffix: str = ".png",
+        as_csv: bool = False,
+        grouped: bool = False,
+    ) -> Path:
+        root = tmp_path / name
+        rows = []
+        for split, n_pages in (("train", n_train), ("test", n_test)):
+            for index in range(n_pages):
+                label = index % len(classes)
+                path = f"{split}/{classes[label]}/{index:03d}{suffix}"
+                group = f"{split}-{index // (2 * len(classes))}-{label}" if grouped else ""
+                rows.append({"path": path, "label": classes[label], "split": split, "group": group})
+                target = root / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                seed = index + (1000 if split == "test" else 0)
+                draw_page(seed, label, size_px).save(target)
+        return write_csv(root / "manifest.csv", rows) if as_csv else root
+
+    return make
