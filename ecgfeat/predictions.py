@@ -68,7 +68,8 @@ class Predictions:
     @property
     def predicted(self) -> NDArray[np.int64]:
         """Index of the most probable class of each row, shape (n,)."""
-        return self.probabilities.argmax(axis=1)
+        predicted: NDArray[np.int64] = self.probabilities.argmax(axis=1)
+        return predicted
 
     @property
     def positive(self) -> str | None:

@@ -1,0 +1,14 @@
+"""The command line of ecgfeat: one file per command."""
+
+from __future__ import annotations
+
+# Importing a command file adds its command to the app; their order is the order of --help.
+from . import demo, synth, extract, fit_head, finetune, compare, predict, cache
+from ._app import app
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Run the program; the entry point of the ``ecgfeat`` script."""
+    app()

@@ -1,0 +1,265 @@
+"""What a command says: results on stdout, progress and log lines on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from ecgfeat.errors import ConfigError, EcgfeatError, Interrupted
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as ProgressBar
+    from rich.progress import TaskID
+
+    from ecgfeat.runtime import Progress, Report
+
+__all__ = ["Output", "failing_cleanly"]
+
+_PIPE_WIDTH = 160
+"""Columns where stdout is a file or pipe: wide enough that no table is cut."""
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Output:
+    """Where one command's words go.
+
+    Parameters
+    ----------
+    as_json : bool
+        Print one JSON object on stdout and nothing else there.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        width = None if sys.stdout.isatty() else _PIPE_WIDTH
+        self._results = Console(width=width, highlight=False)
+        self._log = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def log(self, line: str) -> None:
+        """One line for people on stderr."""
+        self._log.print(escape(line))
+
+    def show(self, *renderables: RenderableType) -> None:
+        """Results for people on stdout; nothing under ``--json``."""
+        if not self.as_json:
+            for renderable in renderables:
+                self._results.print(renderable)
+
+    def say(self, line: str) -> None:
+        """One plain result line on stdout, never wrapped; nothing under ``--json``."""
+        if not self.as_json:
+            self._results.print(escape(line), soft_wrap=True)
+
+    def result(self, value: Mapping[str, Any]) -> None:
+        """The result for programs: one JSON object on stdout, only under ``--json``."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False))
+            sys.stdout.write("\n")
+
+    def table(self, title: str, columns: Mapping[str, str]) -> Table:
+        """An empty table; `columns` maps a heading to ``"left"`` or ``"right"``."""
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for heading, justify in columns.items():
+            table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+        return table
+
+    @contextlib.contextmanager
+    def reporting(self) -> Iterator[Report]:
+        """A callback for a job: progress, log lines, and a clean stop on SIGINT and SIGTERM.
+
+        The first signal lets the job finish its step and keep its work; a second one stops
+        at once.
+        """
+        with _stop_requests(self) as stop:
+            drawing = _Bar(self._log) if self._log.is_terminal else _Lines(self)
+            with drawing:
+
+                def report(progress: Progress) -> None:
+                    drawing.update(progress)
+                    if stop:
+                        raise Interrupted(stop[0])
+
+                yield report
+
+
+class _Bar:
+    """A progress bar with rate and time left."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: ProgressBar | None = None
+        self._task: TaskID | None = None
+        self._stage = ""
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, progress: Progress) -> None:
+        if progress.message:
+            self._console.print(escape(progress.message))
+        if not progress.total:
+            return
+        if self._bar is None or self._stage != progress.stage:
+            self._start(progress)
+        assert self._bar is not None and self._task is not None
+        self._bar.update(self._task, completed=progress.done, total=progress.total)
+
+    def _start(self, progress: Progress) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            ProgressColumn,
+            SpinnerColumn,
+            Task,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as ProgressBar
+        from rich.text import Text
+
+        unit = progress.unit
+
+        class Rate(ProgressColumn):
+            def render(self, task: Task) -> Text:
+                speed = task.speed or task.finished_speed
+                return Text(f"{speed:.1f} {unit}/s" if speed else "")
+
+        if self._bar:
+            self._bar.stop()
+        self._bar = ProgressBar(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            Rate(),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._bar.start()
+        self._stage = progress.stage
+        self._task = self._bar.add_task(escape(progress.stage), total=progress.total)
+
+
+class _Lines:
+    """A line now and then, where stderr is a file or pipe."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._stage = ""
+        self._started_s = self._last_s = 0.0
+        self._first_done = 0
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def update(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.message:
+            self._output.log(progress.message)
+        if not progress.total:
+            return
+        if progress.stage != self._stage:
+            self._stage, self._first_done = progress.stage, progress.done
+            self._started_s = self._last_s = now
+            return
+        if now - self._last_s < _SECONDS_BETWEEN_LINES and progress.done < progress.total:
+            return
+        if progress.done == self._first_done:
+            return
+        self._last_s = now
+        rate = (progress.done - self._first_done) / max(now - self._started_s, 1e-9)
+        left_s = (progress.total - progress.done) / rate
+        self._output.log(
+            f"{progress.stage} {progress.done}/{progress.total} {progress.unit}, "
+            f"{rate:.1f} {progress.unit}/s, {_clock(left_s)} left"
+        )
+        if progress.done == progress.total:
+            self._stage = ""
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+@contextlib.contextmanager
+def _stop_requests(output: Output) -> Iterator[list[int]]:
+    """While inside, note SIGINT and SIGTERM in the list given instead of stopping at once."""
+    requests: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        if requests:
+            raise Interrupted(number)
+        requests.append(number)
+        output.log("stopping after this step, keeping what is done (again to stop at once)")
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield requests
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _terminate(number: int, _: FrameType | None) -> None:
+    raise Interrupted(number)
+
+
+@contextlib.contextmanager
+def failing_cleanly(output: Output, *, debug: bool) -> Iterator[None]:
+    """Turn errors into one line and an exit code; see docs/guide.md for the codes.
+
+    Raises
+    ------
+    typer.Exit
+        With 2 for an option's, 1 for any other error, 130 or 143 after SIGINT or SIGTERM.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except BrokenPipeError:
+        # Whoever read our output has gone; what was asked for is done.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+    except (Interrupted, KeyboardInterrupt) as error:
+        if debug:
+            raise
+        number = error.signal_number if isinstance(error, Interrupted) else signal.SIGINT
+        for note in ("interrupted", *getattr(error, "__notes__", ())):
+            output.log(note)
+        raise typer.Exit(128 + number) from None
+    except EcgfeatError as error:
+        if debug:
+            raise
+        output.log(f"Error: {error}")
+        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+    except Exception as error:
+        if debug:
+            raise
+        output.log(
+            f"Error: unexpected {type(error).__name__}: {error}. This is a bug in ecgfeat: "
+            "run the same command with --debug and report what it prints."
+        )
+        raise typer.Exit(1) from None

@@ -1,0 +1,41 @@
+"""``ecgfeat compare``: runs side by side on the same test rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._app import app
+from ._console import Output
+from ._options import command
+from ._results import show_comparison
+
+__all__ = ["compare"]
+
+_EXAMPLES = """
+ecgfeat compare runs/20260131-120000-linear-pages runs/20260131-121500-finetune-pages
+ecgfeat compare runs/* --figure comparison.png
+"""
+
+
+@command(app, "compare", examples=_EXAMPLES)
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Two or more run folders.")],
+    *,
+    figure: Annotated[Path, typer.Option("--figure", help="Where to draw the comparison.")] = Path(
+        "comparison.png"
+    ),
+    output: Output,
+) -> None:
+    """Compare runs on the same test rows: scores, paired differences and cost."""
+    from ecgfeat.comparison import compare
+    from ecgfeat.figures import comparison_plot
+    from ecgfeat.runs import open_run
+
+    comparison = compare([open_run(run) for run in runs])
+    shown = comparison.as_json()
+    comparison_plot(shown["runs"], figure, comparison.title)
+    show_comparison(output, comparison, figure)
+    output.result({**shown, "figure": str(figure)})

@@ -1,0 +1,91 @@
+"""``ecgfeat extract``: every image through the frozen network, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ecgfeat.config import (
+    ComputeSettings,
+    DataSettings,
+    ExtractionSettings,
+    NetworkSettings,
+    PageSettings,
+)
+
+from ._app import app
+from ._console import Output
+from ._options import CACHE, DATA, command
+
+if TYPE_CHECKING:
+    from ecgfeat.extraction import Extraction
+
+__all__ = ["extract", "show_extraction"]
+
+_EXAMPLES = """
+ecgfeat extract pages/
+ecgfeat extract pages.csv --root /data/ecg --arch resnet50 --size 448 --crop-mode squash
+ecgfeat extract pages/ --weights resnet18.pth --precision fp32 --cache features.h5
+"""
+
+
+@command(app, "extract", examples=_EXAMPLES)
+def extract(
+    data: DATA,
+    *,
+    cache: CACHE = Path("cache"),
+    rehash: Annotated[
+        bool,
+        typer.Option(
+            "--rehash",
+            help="Read every image again to see whether it changed, not just its "
+            "size and time of change.",
+        ),
+    ] = False,
+    shard: Annotated[
+        str,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="Compute only this share (from 0/N to N-1/N); a "
+            "plain extract then puts the cache together.",
+            show_default=False,
+        ),
+    ] = "",
+    page: PageSettings,
+    network: NetworkSettings,
+    source: DataSettings,
+    work: ExtractionSettings,
+    compute: ComputeSettings,
+    output: Output,
+) -> None:
+    """Run the frozen network over every image once and keep the features.
+
+    A killed or interrupted extraction goes on where it was: run the same command again.
+    """
+    from ecgfeat.extraction import extract
+    from ecgfeat.manifest import read_manifest
+
+    manifest = read_manifest(data, source)
+    with output.reporting() as report:
+        extraction = extract(
+            manifest,
+            cache=cache,
+            page=page,
+            network=network,
+            work=work,
+            compute=compute,
+            rehash=rehash,
+            shard=shard,
+            report=report,
+        )
+    show_extraction(output, extraction)
+    output.result(extraction.as_json())
+
+
+def show_extraction(output: Output, extraction: Extraction) -> None:
+    """The closing summary of an extraction."""
+    for line in extraction.summary():
+        output.say(line)

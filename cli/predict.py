@@ -1,0 +1,62 @@
+"""``ecgfeat predict``: a run applied to new images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ecgfeat.config import ComputeSettings
+from ecgfeat.errors import DataError
+
+from ._app import app
+from ._console import Output
+from ._options import command
+
+__all__ = ["predict"]
+
+_EXAMPLES = """
+ecgfeat predict runs/20260131-120000-linear-pages new/page1.jpg new/page2.png
+ecgfeat predict runs/20260131-120000-linear-pages new/ --json
+"""
+
+
+@command(app, "predict", examples=_EXAMPLES)
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run's folder.", show_default=False)],
+    images: Annotated[
+        list[Path], typer.Argument(help="Images, or folders of images.", show_default=False)
+    ],
+    *,
+    weights: Annotated[
+        str,
+        typer.Option(
+            "--weights",
+            help="Where the backbone's weights are now, if not where the run found them.",
+            show_default=False,
+        ),
+    ] = "",
+    compute: ComputeSettings,
+    output: Output,
+) -> None:
+    """Class and probability for new images, from any run."""
+    from ecgfeat.inference import predict
+    from ecgfeat.runs import open_run
+
+    with output.reporting() as report:
+        result = predict(
+            open_run(run), images, compute=compute, weights=weights or None, report=report
+        )
+    table = output.table(
+        f"{len(result.paths)} images",
+        {"image": "left", "class": "left", **dict.fromkeys(result.classes, "right")},
+    )
+    for path, name, row in zip(result.paths, result.predicted, result.probabilities.tolist()):
+        table.add_row(str(path), name, *(f"{probability:.4f}" for probability in row))
+    output.show(table)
+    output.result(result.as_json())
+    for failure in result.failures:
+        output.log(f"{failure.path} is left out: {failure.reason}")
+    if not result.paths:
+        raise DataError("none of the images could be read")

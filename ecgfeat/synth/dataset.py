@@ -1,0 +1,294 @@
+"""A labelled set of synthetic pages: images and their ``manifest.csv``.
+
+Every page is drawn from seeds of its own, made of the set's seed, the split and the page's
+number: neither how many pages are asked for nor the number of threads changes one. What must not
+tell the class (the heart, the recording's faults, the page's looks) is drawn by functions that
+are not given it.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ecgfeat.config import SynthSettings
+from ecgfeat.errors import ConfigError, DataError, storage_error
+from ecgfeat.runtime import Progress, Report, n_cpus, silent
+from ecgfeat.synth.heart import CLASSES, Condition, Subject, draw_condition, draw_subject
+from ecgfeat.synth.leads import Disturbance, draw_disturbance, electrical_axis_deg, record
+from ecgfeat.synth.page import Style, draw, draw_style
+
+__all__ = ["SynthSummary", "draw_page", "synthesize"]
+
+JPEG_QUALITY = 90
+CHUNK = 16
+"""Pages a thread draws between two reports."""
+MAX_THREADS = 4
+"""Text and small arrays are drawn under Python's lock, where more threads would only wait."""
+SUBJECT_PAIRS = 5
+"""Of so many pages of a class the last shows the same subject as the one before, so that a
+grouped evaluation has something to hold together."""
+
+
+class Level(NamedTuple):
+    """What a difficulty means."""
+
+    severity: tuple[float, float]  # Range of the pathological pages' severity, within 0 to 1.
+    spread: float  # Factor on the variation that doesn't tell the class.
+
+
+LEVELS = {
+    "easy": Level((0.8, 1.0), 0.5),
+    "medium": Level((0.4, 1.0), 1.0),
+    "hard": Level((0.15, 0.6), 1.5),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthSummary:
+    """What `synthesize` made."""
+
+    n_train: int
+    n_test: int
+    classes: tuple[str, ...]
+    manifest_path: Path
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """All there is to know of a page before it is drawn."""
+
+    subject: Subject
+    condition: Condition
+    disturbance: Disturbance
+    style: Style
+    recording_seed: np.random.SeedSequence
+
+
+def draw_page(label: str, *, seed: int, settings: SynthSettings) -> Image.Image:
+    """Draw one page.
+
+    With the same seed, pages of both classes show the same heart, recording and looks; only
+    the condition differs.
+
+    Parameters
+    ----------
+    label : str
+        One of `CLASSES`.
+    seed : int
+        Replaces the settings' own.
+    settings : SynthSettings
+        `difficulty` and `size` are used.
+
+    Returns
+    -------
+    PIL.Image.Image
+        RGB.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such class.
+    """
+    if label not in CLASSES:
+        raise ConfigError(f"a page's class must be one of {', '.join(CLASSES)}; found {label!r}")
+    subject_seed, page_seed = np.random.SeedSequence(seed).spawn(2)
+    return _render(_plan(label, subject_seed, page_seed, LEVELS[settings.difficulty]), settings)
+
+
+def synthesize(out: Path, settings: SynthSettings, *, report: Report = silent) -> SynthSummary:
+    """Draw a set of pages into a new or empty folder.
+
+    Images go to ``OUT/images``, one row each to ``OUT/manifest.csv`` (path, label, split, group
+    and what each page shows), which is written last. If the work ends early, what it drew is
+    taken away again.
+
+    Parameters
+    ----------
+    out : Path
+    settings : SynthSettings
+    report : Report
+        Called now and then with pages done and pages in all.
+
+    Raises
+    ------
+    DataError
+        When `out` is a file or isn't empty.
+    StorageError
+        When the disk refuses.
+    """
+    started_s = time.monotonic()
+    _claim(out)
+    manifest_path = out / "manifest.csv"
+    try:
+        rows = list(_draw_all(out, settings, report))
+        _write_manifest(rows, manifest_path)
+    except BaseException:
+        shutil.rmtree(out / "images", ignore_errors=True)
+        raise
+    return SynthSummary(
+        n_train=settings.train,
+        n_test=settings.test,
+        classes=CLASSES,
+        manifest_path=manifest_path,
+        seconds=time.monotonic() - started_s,
+    )
+
+
+def _claim(out: Path) -> None:
+    """Make the folder, or see that it is empty."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        found = next(out.iterdir(), None)
+        if found is None:
+            (out / "images").mkdir()
+    except FileExistsError:
+        raise DataError(
+            f"{out} is a file; the pages need a folder. Give an empty or new folder."
+        ) from None
+    except OSError as error:
+        raise storage_error(error, "making the folder", out) from error
+    if found is not None:
+        raise DataError(
+            f"{out} is not empty (it holds {found.name!r}), and pages are never mixed with "
+            "other files. Give an empty or new folder."
+        )
+
+
+def _draw_all(out: Path, settings: SynthSettings, report: Report) -> Iterator[dict[str, str]]:
+    """Draw and write every page; yield the manifest's rows, in order."""
+    numbers = [("train", index) for index in range(settings.train)]
+    numbers += [("test", index) for index in range(settings.test)]
+    chunks = [numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK)]
+    done = 0
+    pool = ThreadPoolExecutor(min(n_cpus(), MAX_THREADS), thread_name_prefix="synth")
+    try:
+        for rows in pool.map(lambda chunk: [_make(out, settings, *n) for n in chunk], chunks):
+            yield from rows
+            done += len(rows)
+            report(Progress(stage="drawing", done=done, total=len(numbers), unit="pages"))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _make(out: Path, settings: SynthSettings, split: str, index: int) -> dict[str, str]:
+    """Draw one page of the set into its file; return its row."""
+    row, page = _page(settings, split, index)
+    path = out / row["path"]
+    image = _render(page, settings)
+    try:
+        # PNG at its quickest: the usual level takes four times as long to save 7 %.
+        image.save(path, quality=JPEG_QUALITY, compress_level=1)
+    except OSError as error:
+        raise storage_error(error, "writing", path) from error
+    return row
+
+
+def _page(settings: SynthSettings, split: str, index: int) -> tuple[dict[str, str], Page]:
+    """Plan one page of the set, and its row of the manifest."""
+    label = _label(settings.seed, split, index)
+    subject_index = _subject_index(settings.seed, split, index)
+    page = _plan(
+        label,
+        _seed(settings.seed, split, "subject", subject_index),
+        _seed(settings.seed, split, "page", index),
+        LEVELS[settings.difficulty],
+    )
+    suffix = "jpg" if settings.format == "jpeg" else "png"
+    named = {
+        "path": f"images/{split}-{index:06d}.{suffix}",
+        "label": label,
+        "split": split,
+        "group": f"{split}-{subject_index:06d}",
+    }
+    return named | _metadata(page), page
+
+
+def _seed(seed: int, split: str, purpose: str, number: int) -> np.random.SeedSequence:
+    key = (("train", "test").index(split), ("order", "subject", "page").index(purpose), number)
+    return np.random.SeedSequence(seed, spawn_key=key)
+
+
+def _label(seed: int, split: str, index: int) -> str:
+    """The page's class: pages come in pairs, one of each class in either order."""
+    swapped = np.random.default_rng(_seed(seed, split, "order", index // 2)).random() < 0.5
+    return CLASSES[(index + swapped) % 2]
+
+
+def _subject_index(seed: int, split: str, index: int) -> int:
+    """Number of the first page that shows the same subject: this page's own, mostly."""
+    pair = index // 2
+    if pair % SUBJECT_PAIRS != SUBJECT_PAIRS - 1:
+        return index
+    first = 2 * (pair - 1)
+    same = _label(seed, split, first) == _label(seed, split, index)
+    return first if same else first + 1
+
+
+def _plan(
+    label: str,
+    subject_seed: np.random.SeedSequence,
+    page_seed: np.random.SeedSequence,
+    level: Level,
+) -> Page:
+    person, sheet = np.random.default_rng(subject_seed), np.random.default_rng(page_seed)
+    return Page(
+        subject=draw_subject(person, spread=level.spread),
+        condition=draw_condition(label, person, severity=level.severity),
+        disturbance=draw_disturbance(sheet, spread=level.spread),
+        style=draw_style(sheet, spread=level.spread),
+        recording_seed=page_seed.spawn(1)[0],
+    )
+
+
+def _render(page: Page, settings: SynthSettings) -> Image.Image:
+    rng = np.random.default_rng(page.recording_seed)
+    signal = record(page.subject, page.condition, page.disturbance, rng)
+    return draw(signal, page.style, (settings.width_px, settings.height_px))
+
+
+def _metadata(page: Page) -> dict[str, str]:
+    """What an audit for bias would ask for."""
+    subject, condition = page.subject, page.condition
+    disturbance, style = page.disturbance, page.style
+    return {
+        "condition": condition.name,
+        "site": condition.site,
+        "severity": f"{condition.severity:.3f}",
+        "heart_rate": f"{subject.heart_rate:.1f}",
+        "axis_deg": f"{electrical_axis_deg(subject):.1f}",
+        "amplitude": f"{subject.amplitude:.3f}",
+        "noise_mv": f"{disturbance.noise_mv:.4f}",
+        "mains_mv": f"{disturbance.mains_mv:.4f}",
+        "wander_mv": f"{disturbance.wander_mv:.4f}",
+        "layout": style.layout,
+        "grid": style.grid,
+        "grid_style": style.grid_style,
+        "pen": style.pen,
+        "pulse": "yes" if style.pulse else "no",
+        "header": "yes" if style.header else "no",
+        "rotation_deg": f"{style.rotation_deg:.2f}",
+    }
+
+
+def _write_manifest(rows: list[dict[str, str]], path: Path) -> None:
+    aside = path.with_suffix(".csv.partial")
+    try:
+        with aside.open("w", encoding="utf-8", newline="") as file:
+            table = csv.DictWriter(file, fieldnames=tuple(rows[0]), lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise storage_error(error, "writing", path) from error

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ecgfeat.extraction as extraction_module
+from ecgfeat.backbones import Backbone
+from ecgfeat.config import (
+    ComputeSettings,
+    DataSettings,
+    ExtractionSettings,
+    NetworkSettings,
+    PageSettings,
+)
+from ecgfeat.errors import CacheMismatchError, ConfigError, Interrupted, WeightsError
+from ecgfeat.extraction import Extraction, extract, shard_of
+from ecgfeat.feature_cache import FeatureCache, open_cache
+from ecgfeat.manifest import Manifest, read_manifest
+from ecgfeat.runtime import Progress
+
+from .conftest import TinyPages, draw_page
+
+TAPS = ("layer1", "layer2", "layer3", "layer4")
+FAST = {
+    "page": PageSettings(size="64"),
+    "network": NetworkSettings(weights="random"),
+    "work": ExtractionSettings(batch_size=4),
+    "compute": ComputeSettings(precision="fp32", threads=2),
+}
+
+
+def run(manifest: Manifest, cache: Path, **changes: object) -> Extraction:
+    return extract(manifest, cache=cache, **{**FAST, **changes})  # type: ignore[arg-type]
+
+
+def assert_equal(one: FeatureCache, other: FeatureCache) -> None:
+    assert one.paths == other.paths
+    assert one.labels == other.labels
+    np.testing.assert_array_equal(one.features(TAPS), other.features(TAPS))
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extraction_module, "PART_ROWS", 8)
+
+
+def stop_after(n_images: int):
+    def report(progress: Progress) -> None:
+        if progress.done >= n_images:
+            raise Interrupted
+
+    return report
+
+
+def test_every_image_gets_its_features_in_the_order_of_the_manifest(tiny_pages, tmp_path):
+    manifest = read_manifest(tiny_pages(), DataSettings())
+    done = run(manifest, tmp_path / "cache")
+    cache = open_cache(done.cache)
+    assert done.complete
+    assert done.n_images == done.n_computed == len(manifest.paths)
+    assert cache.paths == manifest.paths
+    assert cache.features(["layer4"]).shape == (len(manifest.paths), 512)
+    assert len(np.unique(cache.features(["layer4"]), axis=0)) > 1
+
+
+def test_a_second_extraction_opens_no_image(tiny_pages, tmp_path, monkeypatch):
+    manifest = read_manifest(tiny_pages(), DataSettings())
+    first = run(manifest, tmp_path)
+    content = first.cache.read_bytes()
+    monkeypatch.setattr("ecgfeat.images.stream", None)
+    monkeypatch.setattr(Backbone, "features", None)
+    second = run(manifest, tmp_path)
+    assert second.n_computed == 0
+    assert second.n_images == first.n_images
+    assert second.cache.read_bytes() == content
+
+
+def test_an_interrupted_extraction_goes_on_and_ends_bit_identical(
+    tiny_pages, tmp_path, small_parts
+):
+    manifest = read_manifest(tiny_pages(n_train=26, n_test=12), DataSettings())
+    whole = run(manifest, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        run(manifest, tmp_path / "cut", report=stop_after(12))
+    resumed = run(manifest, tmp_path / "cut")
+    assert resumed.n_computed == len(manifest.paths) - 12
+    assert_equal(open_cache(resumed.cache), open_cache(whole.cache))
+
+
+def test_threads_change_no_bit(tiny_pages, tmp_path):
+    manifest = read_manifest(tiny_pages(), DataSettings())
+    one, three = (
+        open_cache(
+            run(
+                manifest, tmp_path / f"{n}", compute=ComputeSettings(precision="fp32", threads=n)
+            ).cache
+        )
+        for n in (1, 3)
+    )
+    assert_equal(one, three)
+
+
+def test_added_images_are_computed_alone_and_equal_a_fresh_cache(tiny_pages, tmp_path):
+    root = tiny_pages()
+    manifest = read_manifest(root, DataSettings())
+    run(manifest, tmp_path / "grown")
+    for label in "ab":
+        draw_page(77).save(root / f"train/{label}/000-new.png")
+    manifest = read_manifest(root, DataSettings())
+    grown = run(manifest, tmp_path / "grown")
+    fresh = run(manifest, tmp_path / "fresh")
+    assert grown.n_computed == 2
+    assert_equal(open_cache(grown.cache), open_cache(fresh.cache))
+
+
+def test_a_changed_image_is_computed_again(tiny_pages, tmp_path):
+    root = tiny_pages()
+    run(read_manifest(root, DataSettings()), tmp_path)
+    draw_page(99).save(root / "train/a/000.png")
+    assert run(read_manifest(root, DataSettings()), tmp_path).n_computed == 1
+
+
+def test_rehash_finds_a_change_that_kept_size_and_time(tiny_pages, tmp_path):
+    root = tiny_pages(suffix=".jpg")
+    image = root / "train/a/000.jpg"
+    before = image.stat()
+    run(read_manifest(root, DataSettings()), tmp_path)
+    content = bytearray(image.read_bytes())
+    other = bytearray((root / "train/b/001.jpg").read_bytes())
+    # The same picture as another file, padded to the old length after its end marker.
+    size = max(len(content), len(other))
+    image.write_bytes(content + b"\0" * (size - len(content)))
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    run(read_manifest(root, DataSettings()), tmp_path)
+    image.write_bytes(other + b"\0" * (size - len(other)))
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    manifest = read_manifest(root, DataSettings())
+    assert run(manifest, tmp_path).n_computed == 0
+    assert run(manifest, tmp_path, rehash=True).n_computed == 1
+
+
+def test_an_undecodable_image_is_left_out_and_changes_no_other(tiny_pages, tmp_path):
+    root = tiny_pages()
+    whole = open_cache(run(read_manifest(root, DataSettings()), tmp_path / "whole").cache)
+    broken = "train/a/002.png"
+    (root / broken).write_bytes(b"no picture")
+    done = run(read_manifest(root, DataSettings()), tmp_path / "less")
+    less = open_cache(done.cache)
+    kept = np.array([path != broken for path in whole.paths])
+    assert done.quarantined == 1
+    assert broken not in less.paths
+    np.testing.assert_array_equal(less.features(TAPS), whole.features(TAPS)[kept])
+    text = done.quarantine_csv.read_text()
+    assert text.splitlines()[0] == "path,reason,n_bytes"
+    assert broken in text
+
+
+def test_missing_files_are_counted_by_class_and_listed(tiny_pages, tmp_path):
+    data = tiny_pages(as_csv=True)
+    (data.parent / "train/b/001.png").unlink()
+    (data.parent / "test/a/000.png").unlink()
+    done = run(read_manifest(data, DataSettings()), tmp_path / "cache")
+    assert done.missing == 2
+    assert done.missing_by_class == {"train/b": 1, "test/a": 1}
+    assert "train/b/001.png,b,train" in done.missing_csv.read_text()
+    assert any("2 listed images are missing" in line for line in done.summary())
+
+
+def test_limit_leaves_the_whole_cache_alone(tiny_pages, tmp_path):
+    manifest = read_manifest(tiny_pages(), DataSettings())
+    whole = run(manifest, tmp_path)
+    some = run(manifest, tmp_path, work=ExtractionSettings(batch_size=4, limit=5))
+    assert some.n_images == 5
+    assert some.cache != whole.cache
+    assert len(open_cache(whole.cache).paths) == len(manifest.paths)
+
+
+def test_auto_precision_of_a_begun_cache_is_the_header_s(tiny_pages, tmp_path, monkeypatch):
+    manifest = read_manifest(tiny_pages(), DataSettings())
+    auto = ComputeSettings(threads=2)
+    monkeypatch.setattr("ecgfeat.runtime._bfloat16_speedup", lambda device: 0.5)
+    assert run(manifest, tmp_path, compute=auto).precision == "fp32"
+    monkeypatch.setattr("ecgfeat.runtime._bfloat16_speedup", lambda device: 3.0)
+    again = run(manifest, tmp_path, compute=auto)
+    assert again.precision == "fp32"
+    assert again.n_computed == 0
+
+
+def test_a_file_with_other_settings_is_refused_by_name(tiny_pages, tmp_path):
+    manifest = read_manifest(tiny_pages(), DataSettings())
+    file = tmp_path / "features.h5"
+    run(manifest, file)
+    with pytest.raises(CacheMismatchError) as caught:
+        run(manifest, file, page=PageSettings(size="64", crop_mode="squash"))
+    assert str(caught.value) == (
+        f"{file} was computed with crop_mode 'center', but 'squash' is asked for. "
+        "Ask for 'center', or give another file with --cache."
+    )
+
+
+def nan_features(monkeypatch: pytest.MonkeyPatch, of_image: int | None) -> None:
+    plain = Backbone.features
+    seen = 0
+
+    def features(self: Backbone, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        nonlocal seen
+        values = plain(self, pixels)
+        if of_image is None:
+            values["layer4"][:] = np.nan
+        elif seen <= of_image < seen + len(pixels):
+            values["layer2"][of_image - seen, 3] = np.inf
+        seen += len(pixels)
+        return values
+
+    monkeypatch.setattr(Backbone, "features", features)
+
+
+def test_an_image_with_features_that_are_not_finite_is_quarantined(
+    tiny_pages, tmp_path, monkeypatch
+):
+    manifest = read_manifest(tiny_pages(), DataSettings())
+    nan_features(monkeypatch, of_image=5)
+    done = run(manifest, tmp_path)
+    cache = open_cache(done.cache)
+    assert manifest.paths[5] not in cache.paths
+    assert np.isfinite(cache.features(TAPS)).all()
+    assert f"{manifest.paths[5]},features that are NaN or infinite" in (
+        done.quarantine_csv.read_text()
+    )
+
+
+def test_a_network_whose_features_are_never_finite_stops_the_run(tiny_pages, tmp_path, monkeypatch):
+    manifest = read_manifest(tiny_pages(), DataSettings())
+    nan_features(monkeypatch, of_image=None)
+    with pytest.raises(WeightsError, match="for all of the first 12 images"):
+        run(manifest, tmp_path)
+
+
+def test_shards_and_a_plain_extraction_equal_a_single_one(tiny_pages, tmp_path, small_parts):
+    manifest = read_manifest(tiny_pages(n_train=26, n_test=12), DataSettings())
+    single = run(manifest, tmp_path / "single")
+    for index in (2, 0, 1):
+        part = run(manifest, tmp_path / "shared", shard=f"{index}/3")
+        assert not part.complete
+        assert any("a plain extract puts" in line for line in part.summary())
+    together = run(manifest, tmp_path / "shared")
+    assert together.n_computed == 0
+    assert_equal(open_cache(together.cache), open_cache(single.cache))
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "expected"),
+    [
+        ("", {}, None),
+        ("1/4", {"RANK": "3", "WORLD_SIZE": "8"}, (1, 4)),
+        ("", {"RANK": "3", "WORLD_SIZE": "8"}, (3, 8)),
+        ("", {"RANK": "0", "WORLD_SIZE": "1"}, None),
+        ("", {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4"}, (2, 4)),
+        ("", {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, None),
+    ],
+)
+def test_a_shard_is_named_or_taken_from_the_launcher(text, environment, expected):
+    assert shard_of(text, environment) == expected
+
+
+@pytest.mark.parametrize("text", ["4/4", "a/b", "1", "-1/3", "1/0"])
+def test_an_impossible_shard_is_refused(text):
+    with pytest.raises(ConfigError) as caught:
+        shard_of(text, {})
+    assert str(caught.value) == (
+        f"--shard must be I/N with I from 0 to N-1, such as 0/4; found {text!r}"
+    )
