@@ -135,8 +135,8 @@ class Interrupted(EcgfeatError):
 _STORAGE_MENDS = {
     errno.ENOSPC: "the disk is full: free some space, or name a folder on another disk",
     errno.EDQUOT: "your disk quota is used up: free some space, or name a folder elsewhere",
-    errno.EACCES: "permission denied: choose a folder you may write to",
-    errno.EPERM: "permission denied: choose a folder you may write to",
+    errno.EACCES: "permission denied: check its owner and mode, or choose another place",
+    errno.EPERM: "permission denied: check its owner and mode, or choose another place",
     errno.EROFS: "the file system is read-only: choose another folder",
     errno.EFBIG: "the file would be larger than this system allows: raise the limit (ulimit -f)",
     errno.EIO: "the device reported an I/O error: check the disk, then run the same command again",

@@ -1,0 +1,11 @@
+"""Which images there are, and each one's label, split and group.
+
+The data are a folder tree or a CSV; both end in the same `Manifest`. What is listed but absent
+is counted and left out, never replaced.
+"""
+
+from ecgfeat.manifest.listing import IMAGE_SUFFIXES
+from ecgfeat.manifest.model import Manifest, MissingImage, write_missing
+from ecgfeat.manifest.reading import read_manifest
+
+__all__ = ["IMAGE_SUFFIXES", "Manifest", "MissingImage", "read_manifest", "write_missing"]

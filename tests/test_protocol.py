@@ -1,0 +1,367 @@
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from ecgfeat.config import EvaluationSettings
+from ecgfeat.errors import ConfigError, DataError
+from ecgfeat.protocol import (
+    Partition,
+    class_order,
+    define_task,
+    group_numbers,
+    partitions,
+    stratified_subset,
+)
+
+
+def lay_down(
+    labels: str | list[str],
+    *,
+    splits: str = "",
+    groups: list[str] | None = None,
+    ids: list[str] | None = None,
+    **settings: float,
+) -> list[Partition]:
+    """Partitions of rows given as letters: labels, and r(train) or e(test)."""
+    n_rows = len(labels)
+    return partitions(
+        define_task(list(labels)),
+        ids=ids or [f"{row}.png" for row in range(n_rows)],
+        splits=[{"r": "train", "e": "test"}[split] for split in splits or "r" * n_rows],
+        groups=groups or [""] * n_rows,
+        settings=EvaluationSettings(**settings),
+    )
+
+
+def as_lists(plan: list[Partition]) -> list[tuple[int, list[int], list[int], list[int], str]]:
+    return [
+        (
+            part.fold,
+            *(rows.tolist() for rows in (part.train, part.validation, part.test)),
+            part.split,
+        )
+        for part in plan
+    ]
+
+
+# Classes and tasks
+
+
+@pytest.mark.parametrize(
+    ("labels", "order"),
+    [
+        (["mi", "normal", "mi"], ("mi", "normal")),
+        (["10", "9", "-1", "2.5"], ("-1", "2.5", "9", "10")),
+        (["1", "01", "1.0"], ("01", "1", "1.0")),
+        (["10", "9", "none"], ("10", "9", "none")),
+        (["nan", "2", "10"], ("10", "2", "nan")),
+        (["inf", "2", "10"], ("10", "2", "inf")),
+        ([], ()),
+    ],
+)
+def test_classes_are_ordered_by_value_or_else_by_name(
+    labels: list[str], order: tuple[str, ...]
+) -> None:
+    assert all(class_order(some) == order for some in itertools.permutations(labels))
+
+
+def test_two_classes_make_a_binary_task_whose_positive_is_the_last() -> None:
+    task = define_task(["1", "0", "1"])
+    assert task.classes == ("0", "1")
+    assert task.positive == "1"
+    assert task.targets.tolist() == [1, 0, 1]
+    assert task.targets.dtype == np.int64
+    assert define_task(["normal", "mi"]).positive == "normal"
+
+
+def test_more_classes_have_no_positive() -> None:
+    task = define_task(list("cabc"))
+    assert task.classes == ("a", "b", "c")
+    assert task.targets.tolist() == [2, 0, 1, 2]
+    assert task.positive is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "positive", "classes", "targets"),
+    [
+        ("ab", "a", ("b", "a"), [1, 0]),
+        ("abcc", "b", ("rest", "b"), [0, 1, 0, 0]),
+        ("abcc", "c, a", ("b", "a+c"), [1, 0, 1, 1]),
+        ("abcd", "a,b", ("rest", "a+b"), [1, 1, 0, 0]),
+        (["rest", "a", "b"], "rest", ("not rest", "rest"), [1, 0, 0]),
+        (["a", "b", "a+b"], "a,b", ("not a+b", "a+b"), [1, 1, 0]),
+        (["a,b", "a", "b"], "a,b", ("rest", "a,b"), [1, 0, 0]),
+    ],
+)
+def test_named_classes_are_set_against_the_rest(
+    labels: list[str], positive: str, classes: tuple[str, str], targets: list[int]
+) -> None:
+    task = define_task(list(labels), positive)
+    assert task.classes == classes
+    assert task.positive == classes[1]
+    assert task.targets.tolist() == targets
+
+
+@pytest.mark.parametrize(("labels", "found"), [("aa", "a"), ("", "none")])
+def test_one_class_only_is_refused(labels: str, found: str) -> None:
+    with pytest.raises(DataError) as caught:
+        define_task(list(labels))
+    assert str(caught.value) == (
+        f"at least two classes are needed; found only {found}. Check the label column or the "
+        "folder names."
+    )
+
+
+def test_a_positive_class_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        define_task(list("abc"), "a,x,y")
+    assert str(caught.value) == "--positive names 'x', 'y', but the classes are a, b, c"
+
+
+def test_every_class_positive_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        define_task(list("ab"), "b,a")
+    assert str(caught.value) == ("--positive names every class: leave at least one for the rest")
+
+
+def test_a_group_and_a_row_of_the_same_name_are_two_units() -> None:
+    assert group_numbers(["x", "y", "z", "w"], ["y", "", "y", "x"]).tolist() == [1, 2, 1, 0]
+
+
+# The data's own split
+
+
+def test_the_data_s_split_is_kept() -> None:
+    assert as_lists(lay_down("aabba", splits="rerer")) == [(0, [0, 2, 4], [], [1, 3], "test")]
+
+
+@pytest.mark.parametrize(("splits", "empty"), [("rrrr", "test"), ("eeee", "train")])
+def test_an_empty_split_is_refused(splits: str, empty: str) -> None:
+    with pytest.raises(DataError) as caught:
+        lay_down("abab", splits=splits)
+    assert str(caught.value) == (
+        f"the split {empty!r} is empty. Add {empty} rows to the data, or ignore the split and "
+        "cross-validate with --cv 5."
+    )
+
+
+def test_a_class_in_test_that_train_lacks_is_refused() -> None:
+    with pytest.raises(DataError) as caught:
+        lay_down("abcda", splits="rreee")
+    assert str(caught.value) == (
+        "the test rows hold 'c', 'd', which no training row has. Add such rows to train, take "
+        "them out of test, or cross-validate with --cv 5."
+    )
+
+
+def test_a_class_that_test_lacks_is_fine() -> None:
+    assert len(lay_down("abca", splits="rrre")) == 1
+
+
+def test_training_rows_of_one_class_are_refused() -> None:
+    with pytest.raises(DataError) as caught:
+        lay_down("aaab", splits="rree")
+    assert str(caught.value) == (
+        "the training rows hold one class only ('a'). Check the split column, or cross-validate "
+        "with --cv 5."
+    )
+
+
+# The test subset
+
+
+labels_and_splits = st.lists(
+    st.tuples(st.sampled_from("abc"), st.sampled_from("re")), min_size=8, max_size=80
+)
+
+
+@given(rows=labels_and_splits, share=st.floats(0.01, 1), seeds=st.tuples(*[st.integers(0, 99)] * 2))
+def test_the_subset_is_stratified_and_the_same_under_any_seed(
+    rows: list[tuple[str, str]], share: float, seeds: tuple[int, int]
+) -> None:
+    labels, splits = ("".join(column) for column in zip(*rows))
+    trained = {label for label, split in rows if split == "r"}
+    tested = [label for label, split in rows if split == "e"]
+    assume(tested and len(trained) > 1 and set(tested) <= trained)
+    n_rows = max(1, int(share * len(tested)))
+    first, second = (
+        lay_down(labels, splits=splits, test_subset=n_rows, seed=seed)[0] for seed in seeds
+    )
+    assert first.split == "test-subset"
+    assert first.test.tolist() == second.test.tolist() == sorted(set(first.test.tolist()))
+    assert len(first.test) == n_rows
+    taken = Counter(labels[row] for row in first.test)
+    for label, n in Counter(tested).items():
+        assert abs(taken[label] - n * n_rows / len(tested)) < 1
+
+
+def test_the_subset_depends_on_the_rows_names_alone() -> None:
+    ids = [f"{row}.png" for row in range(40)]
+    targets = np.arange(40) % 2
+    rows = np.arange(40)
+    subset = stratified_subset(rows, targets, ids, 10)
+    back = stratified_subset(rows, targets[::-1], ids[::-1], 10)
+    assert sorted(ids[row] for row in subset) == sorted(ids[::-1][row] for row in back)
+    assert subset.tolist() != list(range(10))
+
+
+def test_a_subset_larger_than_the_test_rows_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        lay_down("abab", splits="rree", test_subset=3)
+    assert str(caught.value) == (
+        "--test-subset 3 asks for more rows than the 2 test rows there are"
+    )
+
+
+# Cross-validation
+
+
+grouped_rows = st.lists(
+    st.tuples(st.sampled_from("ab"), st.sampled_from(["", *"pqrstuvw"])), min_size=10, max_size=60
+)
+
+
+@given(
+    rows=grouped_rows,
+    cv=st.integers(2, 4),
+    seed=st.integers(0, 99),
+    val_fraction=st.sampled_from([0.0, 0.3]),
+)
+def test_every_row_is_predicted_once_by_a_model_that_saw_neither_it_nor_its_group(
+    rows: list[tuple[str, str]], cv: int, seed: int, val_fraction: float
+) -> None:
+    labels, groups = (list(column) for column in zip(*rows))
+
+    def plan() -> list[Partition]:
+        return lay_down(labels, groups=groups, cv=cv, seed=seed, val_fraction=val_fraction)
+
+    try:
+        parts = plan()
+    except DataError:
+        assume(False)
+    assert as_lists(parts) == as_lists(plan())
+    assert [part.fold for part in parts] == list(range(cv))
+    assert {part.split for part in parts} == {"cv"}
+    assert sorted(row for part in parts for row in part.test) == list(range(len(rows)))
+    for part in parts:
+        check_apart(part, groups)
+        assert len(part.train) + len(part.validation) + len(part.test) == len(rows)
+        assert {labels[row] for row in part.train} == {"a", "b"}
+        assert len(part.validation) == 0 or val_fraction
+
+
+def check_apart(part: Partition, groups: list[str]) -> None:
+    kinds = (part.train, part.validation, part.test)
+    for one, other in itertools.combinations(kinds, 2):
+        assert not set(one.tolist()) & set(other.tolist())
+        assert not {groups[row] for row in one if groups[row]} & {groups[row] for row in other}
+    for rows in kinds:
+        assert rows.dtype == np.int64
+        assert rows.tolist() == sorted(rows.tolist())
+
+
+@pytest.mark.parametrize("groups", [None, [f"g{row // 2}" for row in range(60)]])
+def test_folds_are_stratified_and_follow_the_seed(groups: list[str] | None) -> None:
+    labels = "aaaabb" * 10
+    plan = lay_down(labels, groups=groups, cv=5)
+    for part in plan:
+        counts = Counter(labels[row] for row in part.test)
+        assert counts == {"a": 8, "b": 4}
+    assert as_lists(plan) != as_lists(lay_down(labels, groups=groups, cv=5, seed=1))
+
+
+def test_folds_of_grouped_rows_are_scikit_learn_s() -> None:
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    labels = "abbab" * 8
+    groups = [f"patient-{row // 2}" for row in range(40)]
+    plan = lay_down(labels, groups=groups, cv=5, seed=3)
+    reference = StratifiedGroupKFold(5, shuffle=True, random_state=3)
+    for part, (train, test) in zip(plan, reference.split(labels, list(labels), groups)):
+        assert part.train.tolist() == train.tolist()
+        assert part.test.tolist() == test.tolist()
+
+
+def test_too_few_groups_for_the_folds_are_refused() -> None:
+    with pytest.raises(DataError) as caught:
+        lay_down("aaaabb", groups=["", "", "", "", "p", "p"], cv=3)
+    assert str(caught.value) == (
+        "--cv 3 needs at least 3 groups (or ungrouped rows) of every class; 'b' has 1. Give a "
+        "smaller --cv."
+    )
+
+
+def test_a_fold_that_would_train_without_a_class_is_refused() -> None:
+    with pytest.raises(DataError) as caught:
+        lay_down("aabb", groups=["p", "q", "p", "r"], cv=2)
+    assert str(caught.value) == (
+        "fold 1 of 2 would have no training rows of 'b': groups are too large or too few. Give a "
+        "smaller --cv, or another --seed."
+    )
+
+
+# Validation rows
+
+
+@given(rows=grouped_rows, val_fraction=st.floats(0.05, 0.95), seed=st.integers(0, 99))
+def test_validation_takes_a_share_of_each_class_in_whole_groups(
+    rows: list[tuple[str, str]], val_fraction: float, seed: int
+) -> None:
+    labels, groups = (list(column) for column in zip(*[*rows, ("a", ""), ("b", "")]))
+    splits = "r" * len(rows) + "ee"
+    assume(len({label for label, _ in rows}) == 2)
+    settings = {"val_fraction": val_fraction, "seed": seed}
+    try:
+        (part,) = lay_down(labels, splits=splits, groups=groups, **settings)
+    except DataError:
+        assume(False)
+    check_apart(part, groups)
+    assert sorted([*part.train, *part.validation]) == list(range(len(rows)))
+    homes: dict[str, str] = {}
+    for row, (label, group) in enumerate(rows):
+        homes.setdefault(group or str(row), label)
+    kept_out = Counter(homes[unit] for unit in {groups[row] or str(row) for row in part.validation})
+    for label, n_units in Counter(homes.values()).items():
+        assert kept_out[label] == min(max(1, round(val_fraction * n_units)), n_units - 1)
+
+
+def test_validation_rows_follow_the_seed() -> None:
+    plans = [
+        lay_down("ab" * 20, splits="rrrrr" * 7 + "eeeee", val_fraction=0.2, seed=s)
+        for s in (0, 0, 1)
+    ]
+    first, again, other = (plan[0].validation.tolist() for plan in plans)
+    assert first == again != other
+
+
+def test_a_class_of_one_group_stays_in_training() -> None:
+    (part,) = lay_down("aaab" + "ab", splits="rrrree", val_fraction=0.5)
+    assert 3 in part.train
+    assert len(part.validation) == 2
+
+
+def test_a_class_that_is_in_no_group_s_first_row_is_no_obstacle() -> None:
+    groups = ["p", "p", "q", "q", "r", "r", "", ""]
+    (part,) = lay_down("abababab", splits="rrrrrree", groups=groups, val_fraction=0.3)
+    assert len(part.validation) == 2
+
+
+def test_validation_that_takes_all_rows_of_a_class_is_refused() -> None:
+    groups = ["p", "p", "q", "r", "", ""]
+    caught = []
+    for seed in range(10):
+        try:
+            lay_down("abaaab", splits="rrrree", groups=groups, val_fraction=0.3, seed=seed)
+        except DataError as error:
+            caught.append(str(error))
+    assert 0 < len(caught) < 10
+    assert set(caught) == {
+        "--val-fraction 0.3 leaves no training rows of 'b': their groups, which hold other classes "
+        "too, are all kept out. Give a smaller fraction or another --seed."
+    }
