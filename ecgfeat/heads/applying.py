@@ -1,0 +1,57 @@
+"""A head's stored arrays applied to features: the same in testing and on new images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Tensors", "head_probabilities", "softmax"]
+
+CHUNK_ROWS = 4096
+"""Rows taken at a time, so that only the probabilities need memory."""
+
+Tensors = Mapping[str, NDArray[Any]]
+Float = TypeVar("Float", np.float32, np.float64)
+
+
+def head_probabilities(tensors: Tensors, X: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Probabilities by class, shape (n, n_classes), float64.
+
+    Parameters
+    ----------
+    tensors : mapping of str to ndarray
+        As `fit_linear` or `fit_logistic` give them; which of the two shows by their names.
+    X : ndarray of shape (n, width), float32
+        Features as they are in the cache.
+    """
+    logits = _logistic_logits if "coef" in tensors else _linear_logits
+    # A head that diverged gives NaN, which `Predictions` refuses in words.
+    with np.errstate(over="ignore", invalid="ignore"):
+        chunks = [
+            softmax(logits(tensors, X[start : start + CHUNK_ROWS]))
+            for start in range(0, len(X), CHUNK_ROWS)
+        ]
+    return np.concatenate(chunks)
+
+
+def _linear_logits(tensors: Tensors, X: NDArray[np.float32]) -> NDArray[np.float64]:
+    return (X @ tensors["weight"].T + tensors["bias"]).astype(np.float64)
+
+
+def _logistic_logits(tensors: Tensors, X: NDArray[np.float32]) -> NDArray[np.float64]:
+    standardised = (X.astype(np.float64) - tensors["mean"]) / tensors["scale"]
+    logits: NDArray[np.float64] = standardised @ tensors["coef"].T + tensors["intercept"]
+    if logits.shape[1] == 1:
+        # Two classes have one logit, the positive's; the logistic function is softmax(0, logit).
+        return np.hstack([np.zeros_like(logits), logits])
+    return logits
+
+
+def softmax(logits: NDArray[Float]) -> NDArray[Float]:
+    """Probabilities of shape (n, n_classes), in the precision of the logits."""
+    powers: NDArray[Float] = np.exp(logits - logits.max(axis=1, keepdims=True))
+    powers /= powers.sum(axis=1, keepdims=True)
+    return powers

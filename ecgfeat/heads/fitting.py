@@ -1,0 +1,251 @@
+"""From a cache to finished runs: who trains, who is tested, what it cost."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfeat.config import (
+    CropMode,
+    EvaluationSettings,
+    HeadKind,
+    HeadSettings,
+    PageSettings,
+    as_json,
+)
+from ecgfeat.heads.applying import Tensors, head_probabilities
+from ecgfeat.heads.linear import fit_linear
+from ecgfeat.heads.logistic import fit_logistic
+from ecgfeat.predictions import Predictions, join
+from ecgfeat.preprocessing import Preprocessing
+from ecgfeat.protocol import Partition, Task, define_task, partitions
+from ecgfeat.runs import Cost, EpochRecord, Result, Run, count_rows, create_run, write_run
+from ecgfeat.runtime import Progress, Report, machine, peak_memory_mib, silent, versions
+
+if TYPE_CHECKING:
+    from ecgfeat.feature_cache import FeatureCache, Header
+
+__all__ = ["fit_heads"]
+
+KINDS: tuple[HeadKind, ...] = ("linear", "logreg")
+
+
+def fit_heads(
+    cache: FeatureCache,
+    *,
+    kinds: Sequence[HeadKind],
+    head: HeadSettings = HeadSettings(),
+    evaluation: EvaluationSettings = EvaluationSettings(),
+    out_dir: Path = Path("runs"),
+    report: Report = silent,
+) -> list[Run]:
+    """Train and test heads on a cache's features, each in a run of its own.
+
+    Parameters
+    ----------
+    cache : FeatureCache
+    kinds : sequence of {"linear", "logreg"}
+        Which heads. The linear one comes first, whatever the order here.
+    head, evaluation : settings
+    out_dir : Path
+        Where the runs' folders are made.
+    report : callable, optional
+        Told each epoch and each fit; may raise `Interrupted`, upon which finished runs are kept.
+
+    Raises
+    ------
+    ConfigError, DataError
+        When layers, labels, splits or groups don't allow what is asked for, or training diverged.
+    CacheError
+        When the cache's file is damaged, holds features that are not finite, or was replaced.
+    StorageError
+        When the disk refuses the runs' files.
+    """
+    task = define_task(cache.labels, evaluation.positive)
+    plan = partitions(
+        task, ids=cache.paths, splits=cache.splits, groups=cache.groups, settings=evaluation
+    )
+    X = cache.features(head.taps)
+    job = _Job(cache, X, task, plan, head, evaluation, report)
+    return [_run(job, kind, out_dir) for kind in KINDS if kind in kinds]
+
+
+def _run(job: _Job, kind: HeadKind, out_dir: Path) -> Run:
+    folder = create_run(out_dir, kind, job.cache.data_name)
+    try:
+        return write_run(folder, job.result(kind))
+    except BaseException:
+        # An empty folder tells nobody anything; one with files in it stays, as unfinished.
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        raise
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Fitted:
+    """A head after training; `solver` tells how logistic regression ended."""
+
+    tensors: Tensors
+    history: Sequence[EpochRecord] = ()
+    solver: Mapping[str, int | bool] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What all heads of one call share."""
+
+    cache: FeatureCache
+    X: NDArray[np.float32]
+    task: Task
+    plan: list[Partition]
+    head: HeadSettings
+    evaluation: EvaluationSettings
+    report: Report
+
+    def result(self, kind: HeadKind) -> Result:
+        """Train and test a head on every partition of the plan."""
+        if kind == "logreg":
+            import sklearn.linear_model  # noqa: F401 - so that loading it isn't counted as training
+
+        fit = self._fit_linear if kind == "linear" else self._fit_logistic
+        fitted, tested, training_s = [], [], 0.0
+        started = time.perf_counter()
+        for part in self.plan:
+            began = time.perf_counter()
+            fitted.append(fit(part))
+            training_s += time.perf_counter() - began
+            tested.append(self._test(part, fitted[-1].tensors))
+        wall_s = time.perf_counter() - started
+        is_cv = bool(self.evaluation.cv)
+        n_test = len(self.cache.paths) if is_cv else self.cache.splits.count("test")
+        return Result(
+            kind=kind,
+            data_name=self.cache.data_name,
+            config=self._config(fitted),
+            history=tuple(record for head in fitted for record in head.history),
+            predictions=join(tested),
+            n_test_total=n_test,
+            cost=self._cost(kind, wall_s, training_s),
+            model={} if is_cv else fitted[0].tensors,
+            model_card={"taps": self.head.taps, **_describe_features(self.cache.header)},
+        )
+
+    def _fit_linear(self, part: Partition) -> _Fitted:
+        history: list[EpochRecord] = []
+
+        def on_epoch(record: EpochRecord) -> None:
+            history.append(record)
+            done = part.fold * self.head.epochs + record.epoch
+            total = len(self.plan) * self.head.epochs
+            message = f"{self._log_tag(part)} {_epoch_in_words(record)}"
+            self.report(
+                Progress(stage="fitting", done=done, total=total, unit="epochs", message=message)
+            )
+
+        tensors = fit_linear(
+            self.X,
+            self.task.targets,
+            part,
+            n_classes=len(self.task.classes),
+            head=self.head,
+            seed=self.evaluation.seed,
+            on_epoch=on_epoch,
+        )
+        return _Fitted(tensors=tensors, history=history)
+
+    def _fit_logistic(self, part: Partition) -> _Fitted:
+        fit = fit_logistic(self.X, self.task.targets, part.train, C=self.head.C)
+        ending = (
+            f"converged after {fit.n_iterations} iterations"
+            if fit.converged
+            else f"not converged after {fit.n_iterations} iterations: its scores may still change; "
+            "a lower --C makes it converge sooner"
+        )
+        message = f"{self._log_tag(part)} Logistic regression {ending}"
+        done, total = part.fold + 1, len(self.plan)
+        self.report(Progress(stage="fitting", done=done, total=total, unit="fits", message=message))
+        solver = {"n_iterations": fit.n_iterations, "converged": fit.converged}
+        return _Fitted(tensors=fit.tensors, solver=solver)
+
+    def _log_tag(self, part: Partition) -> str:
+        fold = f" Fold {part.fold + 1}/{len(self.plan)} |" if len(self.plan) > 1 else ""
+        return f"[Fixed Feature]{fold}"
+
+    def _test(self, part: Partition, tensors: Tensors) -> Predictions:
+        rows = part.test.tolist()
+        return Predictions(
+            ids=tuple(self.cache.paths[row] for row in rows),
+            classes=self.task.classes,
+            targets=self.task.targets[part.test],
+            probabilities=head_probabilities(tensors, self.X[part.test]),
+            groups=tuple(self.cache.groups[row] for row in rows),
+            split=part.split,
+            folds=np.full(len(rows), part.fold, dtype=np.int64),
+        )
+
+    def _cost(self, kind: HeadKind, wall_s: float, training_s: float) -> Cost:
+        n_trained = [len(part.train) for part in self.plan]
+        is_linear = kind == "linear"
+        n_epochs = self.head.epochs if is_linear else 1
+        return Cost(
+            wall_s=wall_s,
+            images_per_s=sum(n_trained) * n_epochs / training_s,
+            peak_memory_mib=peak_memory_mib(),
+            arch=self.cache.header.arch,
+            batch_size=self.head.batch_size if is_linear else max(n_trained),
+            device="cpu",
+            precision="fp32" if is_linear else "fp64",
+        )
+
+    def _config(self, fitted: Sequence[_Fitted]) -> dict[str, Any]:
+        cache = self.cache
+        solver = [head.solver for head in fitted if head.solver]
+        return {
+            "head": as_json(self.head),
+            "evaluation": as_json(self.evaluation),
+            "manifest_digest": cache.data_digest,
+            "cache": {"path": str(cache.path), "digest": cache.digest, "n_images": len(self.X)},
+            **_describe_features(cache.header),
+            "partitions": count_rows(self.plan),
+            **({"solver": solver} if solver else {}),
+            "versions": versions(),
+            "machine": machine(),
+        }
+
+
+def _epoch_in_words(record: EpochRecord) -> str:
+    text = f"Epoch {record.epoch} | Loss: {record.loss:.4f} | Acc: {record.accuracy:.3f}"
+    if record.val_loss is None:
+        return text
+    return f"{text} | Val loss: {record.val_loss:.4f} | Val acc: {record.val_accuracy:.3f}"
+
+
+def _describe_features(header: Header) -> dict[str, Any]:
+    """How the features were made, and so those of a new image are to be."""
+    page = PageSettings(crop_mode=cast(CropMode, header.crop_mode), size=header.size)
+    preprocessing = Preprocessing(
+        crop_mode=page.crop_mode,
+        width_px=page.width_px,
+        height_px=page.height_px,
+        resampling=header.resampling,
+        mean=header.mean,
+        std=header.std,
+    )
+    return {
+        "backbone": {
+            "arch": header.arch,
+            "weights": header.weights,
+            "weights_digest": header.weights_digest,
+        },
+        "preprocessing": asdict(preprocessing),
+        "precision": header.precision,
+        "device": header.device,
+        "decoder": header.decoder,
+    }

@@ -1,0 +1,144 @@
+"""Opening a finished run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ecgfeat.errors import RunError, storage_error
+from ecgfeat.predictions import Predictions
+from ecgfeat.runs.files import check_version, damaged, parse_json, parse_text, read_file
+from ecgfeat.runs.records import Cost, EpochRecord
+from ecgfeat.runs.tables import read_history, read_predictions
+
+__all__ = ["Run", "open_run"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """A finished run; its larger files are read when asked for.
+
+    Attributes
+    ----------
+    path : Path
+        The folder, absolute.
+    config, metrics : dict
+        ``config.json`` and ``metrics.json``.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def kind(self) -> str:
+        """``"linear"``, ``"logreg"`` or ``"finetune"``."""
+        return str(self.config["kind"])
+
+    @property
+    def cost(self) -> Cost:
+        """What the run took."""
+        return Cost(**self.metrics["cost"])
+
+    @cached_property
+    def history(self) -> tuple[EpochRecord, ...]:
+        """One record per fold and epoch; none for logistic regression."""
+        return read_history(self.path)
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        """What the model said of each test row, bit for bit."""
+        return read_predictions(self.path)
+
+    @cached_property
+    def report(self) -> str:
+        """``classification_report.txt``: what was tested, then precision, recall and F1."""
+        return read_file(self.path, "classification_report.txt", parse_text)
+
+    @cached_property
+    def model_card(self) -> dict[str, Any]:
+        """``model.json``: what is needed to apply the model to a new image."""
+        self._refuse_without_model()
+        card = read_file(self.path, "model.json", parse_json)
+        check_version(card, self.path / "model.json")
+        return card
+
+    def model(self) -> dict[str, NDArray[Any]]:
+        """The model's tensors by name, from ``model.safetensors``."""
+        self._refuse_without_model()
+        return read_file(self.path, "model.safetensors", _parse_tensors)
+
+    def _refuse_without_model(self) -> None:
+        if self.metrics["split"] == "cv":
+            raise RunError(
+                f"{self.path} keeps no model: it is a cross-validation. Run its command without "
+                "--cv, and use that run."
+            )
+
+
+def open_run(folder: Path) -> Run:
+    """Open a finished run.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder, such as ``runs/20260131-094500-linear-pages``.
+
+    Raises
+    ------
+    RunError
+        When the folder is no run, is unfinished, damaged, or of another format version.
+    StorageError
+        When it can't be read.
+    """
+    try:
+        path = _find(folder)
+    except OSError as error:
+        raise storage_error(error, "reading", folder) from error
+    config = read_file(path, "config.json", parse_json)
+    check_version(config, path / "config.json")
+    if not (path / "metrics.json").exists():
+        raise RunError(
+            f"{path} is unfinished: metrics.json, which is written last, is not there. Run its "
+            "command again (finetune can go on with --resume)."
+        )
+    run = Run(path=path, config=config, metrics=read_file(path, "metrics.json", parse_json))
+    try:
+        _ = run.kind, run.cost, run.metrics["split"]
+    except (KeyError, TypeError) as error:
+        raise damaged(path, f"a field is missing or unknown ({error})") from error
+    return run
+
+
+def _find(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise RunError(
+            f"{folder} is no folder. Give a run's folder, such as "
+            "runs/20260131-094500-linear-pages."
+        )
+    path = folder.resolve()
+    if not (path / "config.json").exists():
+        raise RunError(
+            f"{path} is not a run: it has no config.json. Give a folder that fit-head or "
+            "finetune made."
+        )
+    return path
+
+
+def _parse_tensors(content: bytes) -> dict[str, NDArray[Any]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        return dict(load(content))
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error

@@ -1,0 +1,119 @@
+"""What a job hands over to be kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ecgfeat.predictions import Predictions
+from ecgfeat.protocol import Partition
+
+__all__ = ["FORMAT_VERSION", "Cost", "EpochRecord", "Result", "count_rows"]
+
+FORMAT_VERSION = 1
+"""Version of docs/run-format.md; another version's runs are refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One pass over the training rows.
+
+    Attributes
+    ----------
+    fold : int
+        From 0, as in `Partition`.
+    epoch : int
+        From 1.
+    loss, accuracy : float
+        Cross-entropy and share of right answers, running means over the epoch's mini-batches
+        weighted by their rows.
+    val_loss, val_accuracy : float or None
+        The same over the validation rows after the epoch; None where there are none.
+    """
+
+    fold: int
+    epoch: int
+    loss: float
+    accuracy: float
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a run took.
+
+    Attributes
+    ----------
+    wall_s : float
+        Seconds of training and testing, all folds together; reading the features and drawing
+        the figures are left out.
+    images_per_s : float
+        Training rows times epochs (logistic regression: times one), over training seconds.
+    peak_memory_mib : float
+        Largest resident memory of the process until the end of testing.
+    arch : str
+    batch_size : int
+        Rows per step of training.
+    device, precision : str
+        Where and how exactly the training was computed.
+    """
+
+    wall_s: float
+    images_per_s: float
+    peak_memory_mib: float
+    arch: str
+    batch_size: int
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Result:
+    """What a job hands over to be kept.
+
+    Attributes
+    ----------
+    kind : {"linear", "logreg", "finetune"}
+    data_name : str
+    config : dict
+        Plain values for ``config.json``: settings by section, what the features or images were,
+        partitions, versions, machine.
+    history : tuple of EpochRecord
+        Empty where training has no epochs.
+    predictions : Predictions
+    n_test_total : int
+        Rows the data offer for testing; `predictions` holds fewer where it is a subset, or where
+        images can't be decoded.
+    cost : Cost
+    model : mapping of str to ndarray
+        Empty for a cross-validation, which keeps no model.
+    model_card : dict
+        Plain values for ``model.json``: what is needed to apply the model to a new image.
+    """
+
+    kind: str
+    data_name: str
+    config: dict[str, Any]
+    history: tuple[EpochRecord, ...]
+    predictions: Predictions
+    n_test_total: int
+    cost: Cost
+    model: Mapping[str, NDArray[Any]]
+    model_card: dict[str, Any]
+
+
+def count_rows(plan: Sequence[Partition]) -> list[dict[str, int]]:
+    """How many rows each training had, for ``config.json``'s ``partitions``."""
+    return [
+        {
+            "fold": part.fold,
+            "train": len(part.train),
+            "validation": len(part.validation),
+            "test": len(part.test),
+        }
+        for part in plan
+    ]

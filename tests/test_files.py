@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+
+import pytest
+
+from ecgfeat.errors import StorageError
+from ecgfeat.files import replacing, write_csv, write_json, write_text
+
+
+def test_replacing_keeps_the_old_file_when_the_writer_fails(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail() -> None:
+        with replacing(path) as aside:
+            aside.write_text("half of the new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert path.read_text() == "old"
+
+
+def test_a_disk_that_is_full_is_named_and_the_old_file_kept(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError) as caught:
+        write_text(path, "new")
+    assert str(caught.value) == (
+        f"writing {path} failed: the disk is full: free some space, or name a folder on another "
+        "disk"
+    )
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_folders_above_are_made(tmp_path):
+    write_text(tmp_path / "a" / "b" / "file", "x")
+    assert (tmp_path / "a" / "b" / "file").read_text() == "x"
+
+
+def test_json_is_what_any_parser_reads(tmp_path):
+    write_json(tmp_path / "x.json", {"name": "Größe", "value": 0.1})
+    content = (tmp_path / "x.json").read_bytes()
+    assert content.isascii()
+    assert json.loads(content) == {"name": "Größe", "value": 0.1}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", {"value": float("nan")})
+
+
+def test_csv_keeps_commas_quotes_and_names_that_are_not_utf8(tmp_path):
+    write_csv(tmp_path / "x.csv", [("path", "value"), ('a,"b"\n', 0.1), ("\udcff.png", 2)])
+    assert (tmp_path / "x.csv").read_bytes() == (b'path,value\r\n"a,""b""\n",0.1\r\n\xff.png,2\r\n')

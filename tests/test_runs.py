@@ -1,0 +1,474 @@
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ecgfeat import metrics, runs
+from ecgfeat.errors import RunError, StorageError
+from ecgfeat.predictions import Predictions
+from ecgfeat.protocol import Partition
+from ecgfeat.runs import Cost, EpochRecord, Result, append_history, create_run, open_run, write_run
+from ecgfeat.runs.tables import read_history, read_predictions, write_predictions
+
+SPECIFICATION = (Path(__file__).parents[1] / "docs" / "run-format.md").read_text(encoding="utf-8")
+COST = Cost(
+    wall_s=1.5,
+    images_per_s=250.0,
+    peak_memory_mib=321.0,
+    arch="resnet18",
+    batch_size=64,
+    device="cpu",
+    precision="fp32",
+)
+HISTORY = (
+    EpochRecord(fold=0, epoch=1, loss=0.7, accuracy=0.5, val_loss=0.69, val_accuracy=0.55),
+    EpochRecord(fold=0, epoch=2, loss=1 / 3, accuracy=0.75, val_loss=0.5, val_accuracy=0.6),
+)
+
+
+def some_predictions(n: int = 12, split: str = "test") -> Predictions:
+    random = np.random.default_rng(n)
+    positive = random.random(n)
+    return Predictions(
+        ids=tuple(f"test/{index:02d}.png" for index in range(n)),
+        classes=("no-lvh", "lvh"),
+        targets=np.arange(n) % 2,
+        probabilities=np.column_stack([1 - positive, positive]),
+        groups=("",) * n,
+        split=split,
+        folds=np.arange(n) % 3 if split == "cv" else np.zeros(n, np.int64),
+    )
+
+
+def some_result(**changes: object) -> Result:
+    result = Result(
+        kind="linear",
+        data_name="pages",
+        config={"evaluation": {"seed": 0}},
+        history=HISTORY,
+        predictions=some_predictions(),
+        n_test_total=12,
+        cost=COST,
+        model={"weight": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.ones(2)},
+        model_card={"taps": ["layer4"]},
+    )
+    return replace(result, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return create_run(tmp_path / "runs", "linear", "pages")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = create_run(tmp_path_factory.mktemp("template"), "linear", "pages")
+    write_run(folder, some_result())
+    return folder
+
+
+@pytest.fixture
+def finished(template: Path, tmp_path: Path) -> Path:
+    """A finished run of `some_result`, to be spoilt."""
+    return Path(shutil.copytree(template, tmp_path / "finished"))
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_written_run_reads_back_as_it_was(folder: Path) -> None:
+    result = some_result()
+    write_run(folder, result)
+    run = open_run(folder)
+    assert (run.path, run.name, run.kind) == (folder.resolve(), folder.name, "linear")
+    assert run.config["evaluation"] == {"seed": 0}
+    assert (run.config["data"], run.config["format_version"]) == ("pages", 1)
+    assert run.history == HISTORY
+    assert run.cost == COST
+    assert run.predictions.ids == result.predictions.ids
+    assert run.predictions.classes == ("no-lvh", "lvh")
+    np.testing.assert_array_equal(run.predictions.targets, result.predictions.targets)
+    np.testing.assert_array_equal(run.predictions.probabilities, result.predictions.probabilities)
+    assert run.model_card == {
+        "format_version": 1,
+        "kind": "linear",
+        "classes": ["no-lvh", "lvh"],
+        "taps": ["layer4"],
+    }
+    np.testing.assert_array_equal(run.model()["weight"], result.model["weight"])
+    assert run.model()["weight"].dtype == np.float32
+
+
+def test_a_run_holds_the_documented_files_and_nothing_else(folder: Path) -> None:
+    write_run(folder, some_result())
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "accuracy_curve.png",
+        "classification_report.txt",
+        "config.json",
+        "confusion_matrix.png",
+        "history.csv",
+        "metrics.json",
+        "model.json",
+        "model.safetensors",
+        "predictions.csv",
+    ]
+
+
+def test_a_run_without_epochs_has_no_curve_and_an_empty_history(folder: Path) -> None:
+    run = write_run(folder, some_result(kind="logreg", history=()))
+    assert run.history == ()
+    assert not (folder / "accuracy_curve.png").exists()
+
+
+def test_metrics_json_has_scores_with_intervals_and_what_they_rest_on(folder: Path) -> None:
+    result = some_result()
+    found = write_run(folder, result).metrics
+    scores = metrics.evaluate(result.predictions)
+    accuracy = scores["accuracy"]
+    assert accuracy is not None
+    assert found["scores"]["accuracy"] == {
+        "value": accuracy.value,
+        "low": accuracy.low,
+        "high": accuracy.high,
+        "method": "wilson",
+    }
+    assert set(found["scores"]) == {"accuracy", "balanced_accuracy", "auroc"}
+    assert (found["n_test"], found["n_test_total"], found["test_rows"]) == (12, 12, "all 12")
+    assert (found["split"], found["positive"], found["classes"]) == (
+        "test",
+        "lvh",
+        ["no-lvh", "lvh"],
+    )
+    assert found["confusion_matrix"] == metrics.confusion_matrix(result.predictions).tolist()
+
+
+def test_an_undefined_score_is_null(folder: Path) -> None:
+    one_class = replace(some_predictions(), targets=np.zeros(12, np.int64))
+    run = write_run(folder, some_result(predictions=one_class))
+    assert run.metrics["scores"]["auroc"] is None
+    assert "NaN" not in (folder / "metrics.json").read_text()
+
+
+def test_a_subset_of_the_test_rows_is_named_as_one_everywhere(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles = []
+    monkeypatch.setattr(
+        runs.writing.figures, "confusion_matrix_plot", lambda *args: titles.append(args[-1])
+    )
+    subset = some_predictions(split="test-subset")
+    run = write_run(folder, some_result(predictions=subset, n_test_total=18136))
+    assert run.metrics["test_rows"] == "subset of 12 of 18136"
+    headline = "Linear head on pages, test rows: subset of 12 of 18136, positive: lvh"
+    assert (folder / "classification_report.txt").read_text().splitlines()[0] == headline
+    assert titles == [headline]
+
+
+def test_the_report_is_a_headline_and_the_table(folder: Path) -> None:
+    result = some_result()
+    text = write_run(folder, result).report
+    table = str(metrics.classification_table(result.predictions))
+    assert text == f"Linear head on pages, test rows: all 12, positive: lvh\n\n{table}"
+
+
+def test_a_cross_validation_names_its_folds_and_keeps_no_model(folder: Path) -> None:
+    run = write_run(folder, some_result(predictions=some_predictions(split="cv"), model={}))
+    assert run.metrics["test_rows"] == "all 12, in 3 folds"
+    assert not (folder / "model.safetensors").exists()
+    message = f"{run.path} keeps no model: it is a cross-validation. Run its command without --cv, "
+    for read in (lambda: run.model_card, run.model):
+        with pytest.raises(RunError) as caught:
+            read()
+        assert str(caught.value) == f"{message}and use that run."
+
+
+# Every text that a Linux file name can be decoded to, the undecodable bytes as surrogates; and
+# what a CSV would stumble over.
+NAMES = st.one_of(
+    st.binary(max_size=20).map(
+        lambda raw: raw.replace(b"\0", b"").decode("utf-8", "surrogateescape")
+    ),
+    st.text(alphabet=",;\"\n\r\t 'ä\udcff", max_size=8),
+)
+PROBABILITIES = st.floats(0, 1, allow_subnormal=True)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    rows=st.lists(st.tuples(NAMES, NAMES, PROBABILITIES, PROBABILITIES), min_size=1, max_size=5),
+    classes=st.lists(NAMES, min_size=2, max_size=2, unique=True),
+)
+def test_predictions_survive_the_file_bit_for_bit(
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[tuple[str, str, float, float]],
+    classes: list[str],
+) -> None:
+    folder = tmp_path_factory.mktemp("predictions")
+    before = Predictions(
+        ids=tuple(row[0] for row in rows),
+        classes=tuple(classes),
+        targets=np.arange(len(rows)) % 2,
+        probabilities=np.array([row[2:] for row in rows]),
+        groups=tuple(row[1] for row in rows),
+        split="test",
+        folds=np.arange(len(rows)),
+    )
+    write_predictions(folder, before)
+    after = read_predictions(folder)
+    assert (after.ids, after.groups, after.classes) == (before.ids, before.groups, before.classes)
+    assert after.probabilities.tobytes() == before.probabilities.tobytes()
+    np.testing.assert_array_equal(after.targets, before.targets)
+    np.testing.assert_array_equal(after.folds, before.folds)
+
+
+def test_predictions_csv_is_read_by_any_csv_reader(folder: Path) -> None:
+    result = some_result()
+    write_run(folder, result)
+    with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [
+        *("path", "group", "split", "fold", "target", "predicted"),
+        *("p_no-lvh", "p_lvh"),
+    ]
+    assert rows[1]["path"] == "test/01.png"
+    assert rows[1]["target"] == "lvh"
+    assert float(rows[1]["p_lvh"]) == result.predictions.probabilities[1, 1]
+
+
+def test_the_specification_names_everything_that_is_written(finished: Path) -> None:
+    run = open_run(finished)
+    columns = [
+        *(finished / "history.csv").read_text().splitlines()[0].split(","),
+        *(finished / "predictions.csv").read_text().splitlines()[0].split(",")[:6],
+    ]
+    scores = run.metrics["scores"]
+    keys = {*run.metrics, *scores, *scores["accuracy"], *run.metrics["cost"], *columns}
+    files = {path.name for path in finished.iterdir()}
+    assert {name for name in keys | files if f"`{name}`" not in SPECIFICATION} == set()
+
+
+def test_class_names_that_are_no_utf8_leave_json_valid(folder: Path) -> None:
+    classes = ("a", os.fsdecode(b"\xff"))
+    predictions = replace(some_predictions(), classes=classes)
+    run = write_run(folder, some_result(predictions=predictions))
+    (folder / "metrics.json").read_bytes().decode("ascii")
+    assert tuple(run.metrics["classes"]) == classes
+    assert run.predictions.classes == classes
+
+
+def test_tensors_are_stored_right_whatever_their_strides(folder: Path) -> None:
+    transposed = np.arange(6.0).reshape(2, 3).T
+    run = write_run(folder, some_result(model={"coef": transposed}))
+    np.testing.assert_array_equal(run.model()["coef"], transposed)
+
+
+def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path) -> None:
+    names = {create_run(tmp_path / "deep" / "runs", "linear", "pages").name for _ in range(4)}
+    assert len(names) == 4
+    assert any(name.endswith("-linear-pages-2") for name in names)
+
+
+def test_a_data_name_cannot_lead_out_of_the_parent_folder(tmp_path: Path) -> None:
+    folder = create_run(tmp_path / "runs", "linear", "../../evil\0/name")
+    assert folder.parent == tmp_path / "runs"
+    assert folder.is_dir()
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(StorageError, match=r"^making .*runs/.*-linear-pages failed: File exists$"):
+        create_run(tmp_path / "runs", "linear", "pages")
+
+
+def n_writes(monkeypatch: pytest.MonkeyPatch, folder: Path, fail_at: int) -> int:
+    """Write a run whose `fail_at`-th file meets a full disk; returns how many files were begun."""
+    begun = 0
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        nonlocal begun
+        begun += 1
+        if begun == fail_at:
+            raise OSError(errno.ENOSPC, "full")
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        write_run(folder, some_result())
+    return begun
+
+
+def test_a_full_disk_at_any_file_leaves_a_run_that_is_plainly_unfinished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_files = n_writes(monkeypatch, create_run(tmp_path, "linear", "pages"), fail_at=0)
+    assert n_files >= 7
+    for number in range(1, n_files + 1):
+        folder = create_run(tmp_path, "linear", "pages")
+        with pytest.raises(StorageError, match="the disk is full: free some space"):
+            n_writes(monkeypatch, folder, fail_at=number)
+        with pytest.raises(RunError, match=r"is not a run|is unfinished"):
+            open_run(folder)
+        assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_opening_what_is_no_run_says_so(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(RunError) as caught:
+        open_run(tmp_path / "absent")
+    assert str(caught.value) == (
+        f"{tmp_path}/absent is no folder. Give a run's folder, such as "
+        "runs/20260131-094500-linear-pages."
+    )
+    with pytest.raises(RunError) as caught:
+        open_run(folder)
+    assert str(caught.value) == (
+        f"{folder} is not a run: it has no config.json. Give a folder that fit-head or finetune "
+        "made."
+    )
+
+
+def test_opening_an_unfinished_run_says_so(finished: Path) -> None:
+    (finished / "metrics.json").unlink()
+    with pytest.raises(RunError) as caught:
+        open_run(finished)
+    assert str(caught.value) == (
+        f"{finished} is unfinished: metrics.json, which is written last, is not there. Run its "
+        "command again (finetune can go on with --resume)."
+    )
+
+
+def test_another_format_version_is_refused(finished: Path) -> None:
+    run = open_run(finished)
+    edit_json(finished / "model.json", format_version=None)
+    with pytest.raises(RunError, match="has format version None, and this ecgfeat reads version 1"):
+        _ = run.model_card
+    edit_json(finished / "config.json", format_version=2)
+    with pytest.raises(RunError) as caught:
+        open_run(finished)
+    assert str(caught.value) == (
+        f"{finished}/config.json has format version 2, and this ecgfeat reads version 1. Run its "
+        "command again, or use the ecgfeat that wrote it."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("config.json", b"{", "config.json is damaged: Expecting property name"),
+        ("config.json", b"[1]", "config.json is damaged: it holds no JSON object"),
+        ("config.json", b"\xff", "config.json is damaged: 'utf-8' codec can't decode"),
+        ("metrics.json", b"[" * 100_000, "metrics.json is damaged: "),
+        ("metrics.json", b"{}", "is damaged: a field is missing or unknown"),
+        ("history.csv", b"", "history.csv is damaged: it is empty"),
+        ("history.csv", b"epoch\r\n1\r\n", "history.csv is damaged: its columns are epoch"),
+        (
+            "predictions.csv",
+            b"path\r\n",
+            "predictions.csv is damaged: it has 0 rows of the columns",
+        ),
+        ("predictions.csv", b'path\r\n"a', "predictions.csv is damaged: unexpected end of data"),
+        ("model.safetensors", b"nothing", "model.safetensors is damaged: "),
+        ("model.json", b"", "model.json is damaged: Expecting value"),
+    ],
+)
+def test_a_damaged_file_is_named(finished: Path, name: str, content: bytes, what: str) -> None:
+    (finished / name).write_bytes(content)
+    with pytest.raises(RunError) as caught:
+        read_everything(finished)
+    assert what in str(caught.value)
+    assert str(caught.value).endswith("Run its command again.")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        (",no-lvh,", ",lvw,", "no column has the probabilities of lvw"),
+        (",0,", ",x,", "invalid literal"),
+        (",0,no-lvh,", ",0,no-lvh,extra,", "row 2 has 9 fields, the header 8"),
+        ("\r\ntest/01", "nan\r\ntest/01", "could not convert string to float"),
+    ],
+)
+def test_damaged_predictions_say_what_is_wrong(
+    finished: Path, old: str, new: str, what: str
+) -> None:
+    path = finished / "predictions.csv"
+    path.write_bytes(path.read_bytes().decode().replace(old, new, 1).encode())
+    with pytest.raises(RunError, match=f"predictions.csv is damaged: {what}"):
+        read_everything(finished)
+
+
+def read_everything(folder: Path) -> None:
+    run = open_run(folder)
+    _ = run.history, run.predictions, run.model_card, run.model()
+
+
+def test_a_missing_file_is_named(finished: Path) -> None:
+    (finished / "predictions.csv").unlink()
+    with pytest.raises(RunError, match=r"is damaged: predictions.csv is missing. Run its command"):
+        read_everything(finished)
+
+
+def test_links_out_of_the_run_and_pipes_are_refused(finished: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.csv"
+    (finished / "predictions.csv").rename(outside)
+    for make in (lambda path: path.symlink_to(outside), os.mkfifo):
+        make(finished / "predictions.csv")
+        with pytest.raises(RunError, match=r"predictions.csv is not a plain file of this run\."):
+            read_everything(finished)
+        (finished / "predictions.csv").unlink()
+
+
+def test_a_run_may_be_reached_through_a_link(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "latest").symlink_to(finished)
+    read_everything(tmp_path / "latest")
+
+
+def test_test_rows_that_could_not_be_decoded_are_told(folder: Path) -> None:
+    run = write_run(folder, some_result(n_test_total=14))
+    assert run.metrics["test_rows"] == "12 of 14"
+
+
+def test_an_epoch_done_again_replaces_what_came_of_it(folder: Path) -> None:
+    done = [EpochRecord(fold=f, epoch=e, loss=1.0, accuracy=0.5) for f in (0, 1) for e in (1, 2)]
+    for record in done:
+        append_history(folder, record)
+    assert read_history(folder) == tuple(done)
+    again = EpochRecord(fold=1, epoch=1, loss=0.5, accuracy=0.75)
+    append_history(folder, again)
+    assert read_history(folder) == (*done[:2], again)
+
+
+def test_rows_are_counted_by_fold() -> None:
+    part = Partition(
+        fold=1,
+        train=np.arange(5),
+        validation=np.arange(5, 7),
+        test=np.arange(7, 8),
+        split="cv",
+    )
+    assert runs.count_rows([part]) == [{"fold": 1, "train": 5, "validation": 2, "test": 1}]
+
+
+def test_runs_are_opened_without_torch_or_matplotlib(finished: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from ecgfeat.runs import open_run;"
+        f"run = open_run(Path({str(finished)!r})); run.predictions; run.model();"
+        "print({'torch', 'torchvision', 'matplotlib', 'sklearn', 'h5py'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
