@@ -56,16 +56,13 @@ def main() -> None:
         weights = str(options.weights) if options.weights else "random"
         for number in range(options.rounds):
             cache = Path(folder, f"cache-{number}")
-            ours.append(
-                rate(
-                    ["-m", "ecgfeat.cli", "extract", str(manifest), "--cache", str(cache)]
-                    + ["--arch", options.arch, "--weights", weights]
-                    + ["--precision", options.precision, "--json"]
-                )
-            )
+            common = ["--arch", options.arch]
+            ecgfeat = ["-m", "ecgfeat.cli", "extract", str(manifest), "--cache", str(cache)]
+            precision = ["--weights", weights, "--precision", options.precision, "--json"]
+            ours.append(rate([*ecgfeat, *common, *precision]))
             peer = [str(HERE / "usual_extract.py"), str(manifest), str(Path(folder, "usual.h5"))]
-            peer += ["--arch", options.arch]
-            usual.append(rate(peer + (["--weights", weights] if options.weights else [])))
+            loaded = ["--weights", weights] if options.weights else []
+            usual.append(rate([*peer, *common, *loaded]))
             print(
                 f"round {number + 1}: ecgfeat {ours[-1]:.1f} img/s, usual {usual[-1]:.1f} img/s, "
                 f"ratio {ours[-1] / usual[-1]:.2f}"

@@ -221,6 +221,12 @@ def _stop_requests(output: Output) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def _log_notes(output: Output, error: BaseException) -> None:
+    """What the job had to add: what is kept, and how to go on."""
+    for note in getattr(error, "__notes__", ()):
+        output.log(note)
+
+
 def _terminate(number: int, _: FrameType | None) -> None:
     raise Interrupted(number)
 
@@ -247,13 +253,14 @@ def failing_cleanly(output: Output, *, debug: bool) -> Iterator[None]:
         if debug:
             raise
         number = error.signal_number if isinstance(error, Interrupted) else signal.SIGINT
-        for note in ("interrupted", *getattr(error, "__notes__", ())):
-            output.log(note)
+        output.log("interrupted")
+        _log_notes(output, error)
         raise typer.Exit(128 + number) from None
     except EcgfeatError as error:
         if debug:
             raise
         output.log(f"Error: {error}")
+        _log_notes(output, error)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
     except Exception as error:
         if debug:

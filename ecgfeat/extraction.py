@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,9 @@ def extract(
     started = time.monotonic()
     share = shard_of(shard, os.environ)
     if work.limit:
-        manifest = manifest.limited(work.limit)
+        # Another name, so that the cache of all images isn't cut down to these.
+        name = f"{manifest.name}-limit{work.limit}"
+        manifest = replace(manifest.limited(work.limit), name=name)
     path = cache_file(cache, manifest.name, page, network, compute)
     preprocessing = Preprocessing.from_settings(page)
     resolved = resolve_compute(_as_begun(compute, path), purpose="extract")
@@ -303,11 +305,12 @@ def _compute_pending(
             if n_seen % PART_ROWS == 0 or n_seen == len(pending):
                 part.commit()
             try:
-                report(
-                    Progress(stage="extracting", done=n_reused + n_seen, total=len(manifest))
-                )
-            except Interrupted:
+                report(Progress(stage="extracting", done=n_reused + n_seen, total=len(manifest)))
+            except Interrupted as stop:
                 part.commit()
+                stop.add_note(
+                    "what was computed is kept: run the same command again to go on from there"
+                )
                 raise
     return part.n_computed, time.monotonic() - started
 

@@ -6,9 +6,7 @@ shared between figures. The same numbers give the same bytes.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import textwrap
 import warnings
 from collections import defaultdict
@@ -19,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfeat.errors import storage_error
+from ecgfeat.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -359,22 +357,14 @@ def _lines(text: str, width: int, n_lines: int = 3) -> str:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with warnings.catch_warnings():
-            # Classes may be named in any script; what the font lacks is drawn as a box.
-            warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
-            figure.savefig(
-                aside,
-                format="png",
-                dpi=DPI,
-                bbox_inches="tight",
-                pad_inches=0.15,
-                metadata={"Software": None},
-            )
-        aside.replace(path)
-    except OSError as error:
-        raise storage_error(error, "writing", path) from error
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+    with warnings.catch_warnings(), replacing(path) as aside:
+        # Classes may be named in any script; what the font lacks is drawn as a box.
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        figure.savefig(
+            aside,
+            format="png",
+            dpi=DPI,
+            bbox_inches="tight",
+            pad_inches=0.15,
+            metadata={"Software": None},
+        )

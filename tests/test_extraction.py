@@ -21,7 +21,7 @@ from ecgfeat.feature_cache import FeatureCache, open_cache
 from ecgfeat.manifest import Manifest, read_manifest
 from ecgfeat.runtime import Progress
 
-from .conftest import TinyPages, draw_page
+from .conftest import draw_page
 
 TAPS = ("layer1", "layer2", "layer3", "layer4")
 FAST = {

@@ -203,11 +203,12 @@ class TestFiles:
         comparison_plot(runs, tmp_path / "c.png", STRANGE_NAMES[0])
         assert len(list(tmp_path.iterdir())) == 2
 
-    def test_a_folder_that_is_not_there_is_named(self, tmp_path: Path) -> None:
-        path = tmp_path / "gone" / "curve.png"
+    def test_a_folder_that_can_not_be_made_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        path = tmp_path / "file" / "curve.png"
         with pytest.raises(StorageError) as caught:
             accuracy_curve(history_of(1), path, "Linear head")
-        assert str(caught.value) == f"writing {path} failed: No such file or directory"
+        assert str(caught.value) == f"writing {path} failed: File exists"
 
     def test_a_failed_write_leaves_the_earlier_figure(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -424,7 +424,9 @@ def test_pages_of_any_size_hold_paper_grid_and_ink(size: str) -> None:
 def test_an_unknown_class_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         draw_page("healthy", seed=0, settings=TINY)
-    assert str(caught.value) == ("a page's class must be one of normal, pathological; found 'healthy'")
+    assert str(caught.value) == (
+        "a page's class must be one of normal, pathological; found 'healthy'"
+    )
 
 
 # The set on disk

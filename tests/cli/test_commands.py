@@ -1,0 +1,129 @@
+"""The commands as a person or a script meets them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from ecgfeat.cli import app
+from ecgfeat.feature_cache import open_cache
+
+FAST = ["--weights", "random", "--size", "64", "--precision", "fp32"]
+
+
+def invoke(*arguments: object) -> str:
+    """Run the program; gives what it prints on stdout."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    """A folder in which the whole study has run, with a test subset."""
+    folder = tmp_path_factory.mktemp("study")
+    pages, runs = folder / "pages", folder / "runs"
+    invoke("synth", pages, "--train", 24, "--test", 16, "--size", "160x120")
+    invoke("extract", pages / "manifest.csv", *FAST, "--cache", folder / "pages.h5")
+    same = ["--test-subset", "10", "--out", runs]
+    invoke("fit-head", folder / "pages.h5", "--head", "both", *same)
+    invoke("finetune", pages / "manifest.csv", *FAST, "--epochs", "1", *same)
+    return folder
+
+
+def test_synth_extract_fit_finetune_and_compare_end_in_three_runs_on_the_same_rows(study):
+    runs = sorted((study / "runs").iterdir())
+    kinds = [json.loads((run / "config.json").read_text())["kind"] for run in runs]
+    assert sorted(kinds) == ["finetune", "linear", "logreg"]
+    figure = study / "comparison.png"
+    compared = json.loads(invoke("compare", *runs, "--figure", figure, "--json"))
+    assert compared["n_rows"] == 10
+    assert compared["test_rows"] == "subset of 10 of 16"
+    assert len(compared["pairs"]) == 3
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_compare_shows_every_run_and_pair(study):
+    runs = sorted((study / "runs").iterdir())
+    shown = invoke("compare", *runs, "--figure", study / "shown.png")
+    assert all(run.name in shown for run in runs)
+    assert "McNemar" in shown
+    assert "subset of 10 of 16" in shown
+
+
+def test_every_output_of_a_subset_says_so(study):
+    for run in (study / "runs").iterdir():
+        assert "subset of 10 of 16" in (run / "classification_report.txt").read_text()
+        assert json.loads((run / "metrics.json").read_text())["test_rows"] == "subset of 10 of 16"
+
+
+@pytest.mark.parametrize("kind", ["linear", "logreg", "finetune"])
+def test_predict_agrees_with_the_run_s_own_test(study, kind):
+    run = next(run for run in (study / "runs").iterdir() if f"-{kind}-" in run.name)
+    header, first, *_ = (run / "predictions.csv").read_text().splitlines()
+    row = dict(zip(header.split(","), first.split(",")))
+    said = json.loads(
+        invoke("predict", run, study / "pages" / row["path"], "--precision", "fp32", "--json")
+    )
+    probabilities = said["images"][0]["probabilities"]
+    for name, value in probabilities.items():
+        assert value == pytest.approx(float(row[f"p_{name}"]), abs=2e-3)
+
+
+def test_cross_validation_predicts_every_row_once(study):
+    said = json.loads(
+        invoke("fit-head", study / "pages.h5", "--cv", 4, "--out", study / "cv", "--json")
+    )
+    assert said["runs"][0]["n_test"] == 40
+    assert said["runs"][0]["split"] == "cv"
+
+
+def test_cache_list_info_verify_and_export(study):
+    cache = study / "pages.h5"
+    assert "pages.h5" in invoke("cache", "list", study)
+    info = invoke("cache", "info", cache)
+    assert "center, 64 px" in info
+    assert "train/normal 12" in info
+    assert "is whole" in invoke("cache", "verify", cache)
+    invoke("cache", "export", cache, study / "pages.npz", "--layers", "layer4")
+    with np.load(study / "pages.npz") as exported:
+        np.testing.assert_array_equal(exported["layer4"], open_cache(cache).features("layer4"))
+
+
+def test_json_goes_to_stdout_alone_and_log_lines_to_stderr(study):
+    done = CliRunner().invoke(
+        app, ["fit-head", str(study / "pages.h5"), "--out", str(study / "more"), "--json"]
+    )
+    assert len(json.loads(done.stdout)["runs"]) == 1
+    assert "[Fixed Feature] Epoch 1 | Loss: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
+)
+def test_a_signal_keeps_what_is_computed_and_says_how_to_go_on(study, tmp_path, number, exit_code):
+    command = [sys.executable, "-m", "ecgfeat.cli", "extract", str(study / "pages/manifest.csv")]
+    command += [*FAST, "--size", "320", "--batch-size", "1", "--cache", str(tmp_path / "cut.h5")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        # The lock stands from when the cache is opened until it is finished.
+        while not list(tmp_path.iterdir()):
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.3)
+        os.kill(process.pid, number)
+        _, said = process.communicate()
+    assert process.returncode == exit_code, said
+    assert "interrupted" in said
+    assert "run the same command again" in said
+    again = json.loads(invoke(*command[3:], "--json"))
+    assert again["n_images"] == 40
+    assert again["n_computed"] < 40
