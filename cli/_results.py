@@ -50,32 +50,35 @@ def interval(score: Mapping[str, Any] | None) -> str:
 def show_comparison(output: Output, comparison: Comparison, figure: Path) -> None:
     """The runs side by side, every pair's difference, and where the figure is."""
     shown = comparison.as_json()
+    short = {run["name"]: f"R{index + 1}" for index, run in enumerate(shown["runs"])}
+    scores = dict.fromkeys(_SCORE_NAMES.values(), "left")
+    costs = dict.fromkeys(["features", "training", "peak memory", "batch"], "right")
     runs = output.table(
-        comparison.title,
-        {"run": "left", **dict.fromkeys(_SCORE_NAMES.values(), "left")}
-        | {"time": "right", "peak memory": "right", "network": "left", "batch": "right"},
+        comparison.title, {"": "left", "run": "left", "network": "left"} | scores | costs
     )
     for run in shown["runs"]:
         cost = run["cost"]
         runs.add_row(
+            short[run["name"]],
             run["name"],
+            cost["arch"],
             *(interval(run["scores"][name]) for name in _SCORE_NAMES),
+            f"{cost['features_s']:.1f} s",
             f"{cost['wall_s']:.1f} s",
             f"{cost['peak_memory_mib']:.0f} MiB",
-            cost["arch"],
             str(cost["batch_size"]),
         )
     pairs = output.table(
-        f"Differences (second minus first), 95 % intervals; p: {comparison.p_value_method}",
-        {"first": "left", "second": "left", **dict.fromkeys(_SCORE_NAMES.values(), "left")}
-        | {"right by one only": "right", "p": "right"},
+        f"Paired differences with 95 % intervals; p: {comparison.p_value_method}",
+        {"": "left"} | scores | {"right by one only": "right", "p": "right"},
     )
     for pair in shown["pairs"]:
+        same = " (identical)" if pair["is_identical"] else ""
         pairs.add_row(
-            pair["first"],
-            pair["second"],
+            f"{short[pair['second']]} − {short[pair['first']]}{same}",
             *(interval(pair["differences"][name]) for name in _SCORE_NAMES),
-            f"{pair['n_first_only']} : {pair['n_second_only']}",
+            f"{short[pair['second']]} {pair['n_second_only']}, "
+            f"{short[pair['first']]} {pair['n_first_only']}",
             f"{pair['p_value']:.3g}",
         )
     output.show(runs, pairs)

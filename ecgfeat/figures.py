@@ -43,6 +43,11 @@ SCORE_NAMES = {
     "balanced_accuracy": "Balanced accuracy",
     "auroc": "AUROC",
 }
+COSTS = {
+    "features_s": "Extraction",
+    "wall_s": "Training and testing",
+    "peak_memory_mib": "Peak memory",
+}
 
 
 def accuracy_curve(history: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
@@ -198,22 +203,20 @@ def comparison_plot(runs: Sequence[Mapping[str, Any]], path: Path, title: str) -
         When the disk refuses.
     """
     names = list(runs[0]["scores"])
-    figure, panels = _panels(12.0, 1.7 + 0.75 * len(runs), title, len(names) + 2)
+    figure, panels = _panels(13.0, 1.7 + 0.75 * len(runs), title, len(names) + len(COSTS))
     for axes, name in zip(panels, names):
         axes.set_title(SCORE_NAMES[name], fontsize=10)
         _draw_scores(axes, [run["scores"][name] for run in runs])
     _share_limits(panels[: len(names)], runs)
-    for axes, heading, key, in_words in (
-        (panels[-2], "Time", "wall_s", _seconds_in_words),
-        (panels[-1], "Peak memory", "peak_memory_mib", _mib_in_words),
-    ):
+    for axes, (key, heading) in zip(panels[len(names) :], COSTS.items()):
         axes.set_title(heading, fontsize=10)
+        in_words = _seconds_in_words if key.endswith("_s") else _mib_in_words
         _draw_costs(axes, [run["cost"][key] for run in runs], in_words)
     _name_runs(panels[0], runs)
     _caption(
         figure,
         "Dots: scores on the test rows. Lines: their 95 % intervals. "
-        "Time and memory: training and testing; a head's features were extracted before.",
+        "Features are extracted once, for all heads on them.",
     )
     _save(figure, path)
 

@@ -60,6 +60,7 @@ def run_of(name: str, value: float, *, wall_s: float = 4.2, auroc: bool = True) 
         },
         "cost": {
             "wall_s": wall_s,
+            "features_s": 12.0,
             "peak_memory_mib": 812.0,
             "arch": "resnet18",
             "batch_size": 64,

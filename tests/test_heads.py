@@ -212,6 +212,7 @@ class StandInCache:
     path = Path("cache/pages.h5")
     digest = "cd" * 32
     data_digest = "ef" * 32
+    extraction_s = 20.0
     data_name = "pages"
 
     def __init__(self, n: int = 120, n_classes: int = 2, grouped: bool = False) -> None:

@@ -25,6 +25,7 @@ from ecgfeat.runs.tables import read_history, read_predictions, write_prediction
 SPECIFICATION = (Path(__file__).parents[1] / "docs" / "run-format.md").read_text(encoding="utf-8")
 COST = Cost(
     wall_s=1.5,
+    features_s=20.0,
     images_per_s=250.0,
     peak_memory_mib=321.0,
     arch="resnet18",

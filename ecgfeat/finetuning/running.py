@@ -111,7 +111,7 @@ class Running:
             state.epoch = epoch
             self._save(trainer.snapshot())
             append_history(self._folder, record)
-            tell(len(part.train), _log_line(record, len(self._job.plan)))
+            tell(len(part.train), record.log_line("Fine-Tuning", len(self._job.plan)))
 
     def _tell_training(self, part: Partition, epoch: int, done: int, message: str = "") -> None:
         # Counted over all folds and epochs, so that the time left is the job's.
@@ -194,6 +194,7 @@ class Running:
             n_test_total=len(job.manifest) if is_cv else job.manifest.splits.count("test"),
             cost=Cost(
                 wall_s=time.monotonic() - self._started_s,
+                features_s=0.0,
                 images_per_s=state.n_trained / state.training_s,
                 peak_memory_mib=peak_memory_mib(),
                 arch=job.network.arch,
@@ -233,14 +234,3 @@ class Running:
                 )
             )
         return join(parts)
-
-
-def _log_line(record: EpochRecord, n_folds: int) -> str:
-    fold = f"Fold {record.fold + 1}/{n_folds} | " if n_folds > 1 else ""
-    line = (
-        f"[Fine-Tuning] {fold}Epoch {record.epoch} | Loss: {record.loss:.4f} "
-        f"| Acc: {record.accuracy:.3f}"
-    )
-    if record.val_loss is None:
-        return line
-    return f"{line} | Val loss: {record.val_loss:.4f} | Val acc: {record.val_accuracy:.3f}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from ecgfeat.config import (
     PageSettings,
 )
 from ecgfeat.errors import ConfigError, RunError
-from ecgfeat.files import write_json
 from ecgfeat.finetuning.checkpoints import State, load_checkpoint
 from ecgfeat.finetuning.job import (
     Job,
@@ -29,9 +27,8 @@ from ecgfeat.finetuning.job import (
 from ecgfeat.finetuning.running import KIND, Running
 from ecgfeat.finetuning.training import Snapshot
 from ecgfeat.manifest import Manifest, write_missing
-from ecgfeat.runs import Run, create_run
+from ecgfeat.runs import Run, create_run, write_config
 from ecgfeat.runs.files import check_version, damaged, parse_json, read_file
-from ecgfeat.runs.records import FORMAT_VERSION
 from ecgfeat.runtime import Report, resolve_compute, silent
 
 __all__ = ["finetune", "resume_finetune"]
@@ -88,16 +85,9 @@ def finetune(
         training=training,
         evaluation=evaluation,
     )
-    config = {
-        "format_version": FORMAT_VERSION,
-        "kind": KIND,
-        "data": manifest.name,
-        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "backbone": backbone,
-        **job.describe(),
-    }
+    config = {"backbone": backbone, **job.describe()}
     folder = create_run(out_dir, KIND, manifest.name).resolve()
-    write_json(folder / "config.json", config)
+    config = write_config(folder, KIND, manifest.name, config)
     if manifest.missing:
         write_missing(manifest, folder / "missing.csv")
     return Running(job, folder, config, State(), report).run(Snapshot())

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["fit_heads"]
 
 KINDS: tuple[HeadKind, ...] = ("linear", "logreg")
+WAY = "Fixed Feature"
+"""What the study's log lines call it."""
 
 
 def fit_heads(
@@ -144,7 +146,7 @@ class _Job:
             history.append(record)
             done = part.fold * self.head.epochs + record.epoch
             total = len(self.plan) * self.head.epochs
-            message = f"{self._log_tag(part)} {_epoch_in_words(record)}"
+            message = record.log_line(WAY, len(self.plan))
             self.report(
                 Progress(stage="fitting", done=done, total=total, unit="epochs", message=message)
             )
@@ -168,15 +170,12 @@ class _Job:
             else f"not converged after {fit.n_iterations} iterations: its scores may still change; "
             "a lower --C makes it converge sooner"
         )
-        message = f"{self._log_tag(part)} Logistic regression {ending}"
+        fold = f"Fold {part.fold + 1}/{len(self.plan)} | " if len(self.plan) > 1 else ""
+        message = f"[{WAY}] {fold}Logistic regression {ending}"
         done, total = part.fold + 1, len(self.plan)
         self.report(Progress(stage="fitting", done=done, total=total, unit="fits", message=message))
         solver = {"n_iterations": fit.n_iterations, "converged": fit.converged}
         return _Fitted(tensors=fit.tensors, solver=solver)
-
-    def _log_tag(self, part: Partition) -> str:
-        fold = f" Fold {part.fold + 1}/{len(self.plan)} |" if len(self.plan) > 1 else ""
-        return f"[Fixed Feature]{fold}"
 
     def _test(self, part: Partition, tensors: Tensors) -> Predictions:
         rows = part.test.tolist()
@@ -196,6 +195,7 @@ class _Job:
         n_epochs = self.head.epochs if is_linear else 1
         return Cost(
             wall_s=wall_s,
+            features_s=self.cache.extraction_s,
             images_per_s=sum(n_trained) * n_epochs / training_s,
             peak_memory_mib=peak_memory_mib(),
             arch=self.cache.header.arch,
@@ -218,13 +218,6 @@ class _Job:
             "versions": versions(),
             "machine": machine(),
         }
-
-
-def _epoch_in_words(record: EpochRecord) -> str:
-    text = f"Epoch {record.epoch} | Loss: {record.loss:.4f} | Acc: {record.accuracy:.3f}"
-    if record.val_loss is None:
-        return text
-    return f"{text} | Val loss: {record.val_loss:.4f} | Val acc: {record.val_accuracy:.3f}"
 
 
 def _describe_features(header: Header) -> dict[str, Any]:

@@ -7,7 +7,7 @@ can execute code.
 
 from ecgfeat.runs.reading import Run, open_run
 from ecgfeat.runs.records import Cost, EpochRecord, Result, count_rows
-from ecgfeat.runs.writing import KIND_NAMES, append_history, create_run, write_run
+from ecgfeat.runs.writing import KIND_NAMES, append_history, create_run, write_config, write_run
 
 __all__ = [
     "KIND_NAMES",
@@ -19,5 +19,6 @@ __all__ = [
     "count_rows",
     "create_run",
     "open_run",
+    "write_config",
     "write_run",
 ]

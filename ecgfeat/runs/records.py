@@ -41,6 +41,16 @@ class EpochRecord:
     val_loss: float | None = None
     val_accuracy: float | None = None
 
+    def log_line(self, way: str, n_folds: int) -> str:
+        """The epoch as the study logs it: ``[way] Epoch 1 | Loss: 0.5481 | Acc: 0.652``."""
+        fold = f"Fold {self.fold + 1}/{n_folds} | " if n_folds > 1 else ""
+        line = (
+            f"[{way}] {fold}Epoch {self.epoch} | Loss: {self.loss:.4f} | Acc: {self.accuracy:.3f}"
+        )
+        if self.val_loss is None:
+            return line
+        return f"{line} | Val loss: {self.val_loss:.4f} | Val acc: {self.val_accuracy:.3f}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
@@ -51,6 +61,8 @@ class Cost:
     wall_s : float
         Seconds of training and testing, all folds together; reading the features and drawing
         the figures are left out.
+    features_s : float
+        Seconds that computing the features took, once for all heads on them; 0 for fine-tuning.
     images_per_s : float
         Training rows times epochs (logistic regression: times one), over training seconds.
     peak_memory_mib : float
@@ -63,6 +75,7 @@ class Cost:
     """
 
     wall_s: float
+    features_s: float
     images_per_s: float
     peak_memory_mib: float
     arch: str

@@ -19,7 +19,7 @@ from ecgfeat.runs.reading import Run, open_run
 from ecgfeat.runs.records import FORMAT_VERSION, EpochRecord, Result
 from ecgfeat.runs.tables import read_history, write_history, write_predictions
 
-__all__ = ["KIND_NAMES", "append_history", "create_run", "write_run"]
+__all__ = ["KIND_NAMES", "append_history", "create_run", "write_config", "write_run"]
 
 KIND_NAMES = {
     "linear": "Linear head",
@@ -74,7 +74,7 @@ def write_run(folder: Path, result: Result) -> Run:
         When the disk refuses; the run is then unfinished, and `open_run` says so.
     """
     scores = _describe_scores(result)
-    write_json(folder / "config.json", _describe_job(result))
+    write_config(folder, result.kind, result.data_name, result.config)
     write_history(folder, result.history)
     write_predictions(folder, result.predictions)
     table = metrics.classification_table(result.predictions)
@@ -87,14 +87,15 @@ def write_run(folder: Path, result: Result) -> Run:
     return open_run(folder)
 
 
-def _describe_job(result: Result) -> dict[str, Any]:
-    return {
-        "format_version": FORMAT_VERSION,
-        "kind": result.kind,
-        "data": result.data_name,
-        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
-        **result.config,
-    }
+def write_config(
+    folder: Path, kind: str, data_name: str, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write ``config.json`` and return it; a job that can be resumed does so when it begins."""
+    created = datetime.now().astimezone().isoformat(timespec="seconds")
+    head = {"format_version": FORMAT_VERSION, "kind": kind, "data": data_name, "created": created}
+    whole = {**head, **config}
+    write_json(folder / "config.json", whole)
+    return whole
 
 
 def _describe_model(result: Result) -> dict[str, Any]:

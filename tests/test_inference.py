@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ecgfeat import backbones, runtime
+from ecgfeat.config import (
+    ComputeSettings,
+    DataSettings,
+    EvaluationSettings,
+    FinetuneSettings,
+    HeadSettings,
+    NetworkSettings,
+    PageSettings,
+)
+from ecgfeat.errors import ConfigError, DataError, Interrupted, RunError, WeightsError
+from ecgfeat.extraction import extract
+from ecgfeat.feature_cache import open_cache
+from ecgfeat.finetuning import finetune
+from ecgfeat.heads import fit_heads
+from ecgfeat.inference import FailedImage, predict
+from ecgfeat.manifest import read_manifest
+from ecgfeat.runs import Run, open_run
+
+from .conftest import draw_page
+
+FP32 = ComputeSettings(device="cpu", precision="fp32", threads=2)
+AUTO = ComputeSettings(device="cpu", threads=2)
+PAGE = PageSettings(size="64x48", crop_mode="border")
+
+
+@pytest.fixture(autouse=True)
+def _weights_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbones, "load_weights", drawn_once)
+
+
+drawn_once = functools.cache(backbones.load_weights)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    """Pages, a run of each kind on two classes, and one of each head on three."""
+    folder = tmp_path_factory.mktemp("study")
+    for n_classes in (2, 3):
+        data = folder / f"pages{n_classes}"
+        for index in range(6 * n_classes):
+            split = "test" if index < 2 * n_classes else "train"
+            target = data / split / "abc"[index % n_classes] / f"{index:02}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            draw_page(index, index % n_classes).save(target)
+        manifest = read_manifest(data, DataSettings())
+        network = NetworkSettings(weights="random:1")
+        cache = extract(manifest, cache=folder, page=PAGE, network=network, compute=FP32).cache
+        fit_heads(
+            open_cache(cache),
+            kinds=("linear", "logreg"),
+            head=HeadSettings(layers="layer2,layer4", epochs=2),
+            out_dir=folder / f"runs{n_classes}",
+        )
+    finetune(
+        read_manifest(folder / "pages2", DataSettings()),
+        network=NetworkSettings(weights="random:1"),
+        page=PAGE,
+        compute=FP32,
+        training=FinetuneSettings(epochs=1, batch_size=4),
+        out_dir=folder / "runs2",
+    )
+    return folder
+
+
+def run_of(study: Path, kind: str, n_classes: int = 2) -> Run:
+    [folder] = (study / f"runs{n_classes}").glob(f"*-{kind}-*")
+    return open_run(folder)
+
+
+@pytest.fixture
+def run(study: Path) -> Run:
+    return run_of(study, "linear")
+
+
+@pytest.fixture
+def pages(study: Path) -> list[Path]:
+    return sorted((study / "pages2" / "test").rglob("*.png"))
+
+
+def copied(run: Run, folder: Path) -> Path:
+    return shutil.copytree(run.path, folder / run.name)
+
+
+def with_card(run: Run, folder: Path, **changes: object) -> Run:
+    """A copy of a run whose model card has other fields."""
+    path = copied(run, folder)
+    card = {**json.loads((path / "model.json").read_text()), **changes}
+    (path / "model.json").write_text(json.dumps(card))
+    return open_run(path)
+
+
+def test_importing_it_loads_no_torch():
+    code = "import sys, ecgfeat.inference; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "n_classes"),
+    [("linear", 2), ("logreg", 2), ("finetune", 2), ("linear", 3), ("logreg", 3)],
+)
+def test_the_runs_own_test_images_get_the_runs_own_probabilities(study, kind, n_classes):
+    run = run_of(study, kind, n_classes)
+    root = study / f"pages{n_classes}"
+    images = [root / path for path in run.predictions.ids]
+    result = predict(run, images, compute=AUTO)
+    assert result.paths == tuple(images)
+    assert result.classes == run.predictions.classes
+    assert result.failures == ()
+    assert result.compute.precision == "fp32"
+    assert result.compute.reason == "as in the run"
+    np.testing.assert_allclose(result.probabilities, run.predictions.probabilities, atol=1e-5)
+    expected = [result.classes[index] for index in run.predictions.predicted]
+    assert list(result.predicted) == expected
+
+
+def test_more_images_than_a_batch_keep_their_order(run, pages):
+    repeated = [pages[index % len(pages)] for index in range(21)]
+    alone = predict(run, pages, compute=AUTO).probabilities
+    together = predict(run, repeated, compute=AUTO)
+    assert together.paths == tuple(repeated)
+    expected = [alone[index % len(pages)] for index in range(21)]
+    np.testing.assert_allclose(together.probabilities, expected, atol=1e-6)
+
+
+def test_a_folder_stands_for_its_images_by_name(run, pages, tmp_path):
+    for name in ("b.PNG", "a.png", "c.jpeg", "notes.txt"):
+        shutil.copy(pages[0], tmp_path / name)
+    (tmp_path / "deeper").mkdir()
+    shutil.copy(pages[0], tmp_path / "deeper" / "d.png")
+    result = predict(run, [tmp_path, pages[1]], compute=AUTO)
+    assert [path.name for path in result.paths] == ["a.png", "b.PNG", "c.jpeg", pages[1].name]
+
+
+def test_an_image_that_cannot_be_decoded_is_returned_with_its_reason(run, pages, tmp_path):
+    (tmp_path / "page.png").write_text("no image")
+    images = [tmp_path / "page.png", *pages[:2], tmp_path / "absent.png"]
+    result = predict(run, images, compute=AUTO)
+    assert result.paths == tuple(pages[:2])
+    assert len(result.probabilities) == 2
+    assert [failure.path for failure in result.failures] == [images[0], images[3]]
+    assert result.failures[1] == FailedImage(path=images[3], reason="no such file")
+
+
+def test_only_undecodable_images_give_an_empty_result(run, tmp_path):
+    result = predict(run, [tmp_path / "absent.png"], compute=AUTO)
+    assert result.paths == result.predicted == ()
+    assert result.probabilities.shape == (0, 2)
+    assert len(result.failures) == 1
+
+
+def test_an_answer_that_is_not_finite_is_a_failure(run, pages, monkeypatch):
+    sound = backbones.Backbone.features
+
+    def features(backbone, pixels):
+        found = sound(backbone, pixels)
+        found["layer4"][1] = np.nan
+        return found
+
+    monkeypatch.setattr(backbones.Backbone, "features", features)
+    result = predict(run, pages[:3], compute=AUTO)
+    assert result.paths == (pages[0], pages[2])
+    assert result.failures == (
+        FailedImage(path=pages[1], reason="the network's answer is not finite"),
+    )
+
+
+def test_no_images_at_all_are_refused(run, tmp_path):
+    with pytest.raises(DataError) as caught:
+        predict(run, [])
+    assert str(caught.value) == (
+        "there are no images to predict: give files, or folders that hold some"
+    )
+    with pytest.raises(DataError) as caught:
+        predict(run, [tmp_path])
+    assert str(caught.value) == (
+        f"{tmp_path} holds no images (.jpg, .jpeg, .png). Its sub-folders are not searched: name "
+        "them one by one."
+    )
+
+
+def test_a_cross_validation_keeps_no_model(study, pages):
+    [cache] = study.glob("pages2-*.h5")
+    [run] = fit_heads(
+        open_cache(cache),
+        kinds=("linear",),
+        head=HeadSettings(epochs=1),
+        evaluation=EvaluationSettings(cv=2),
+        out_dir=study / "cv",
+    )
+    with pytest.raises(RunError, match="keeps no model: it is a cross-validation"):
+        predict(run, pages)
+
+
+def test_weights_that_have_moved_may_be_named(run, pages):
+    expected = predict(run, pages, compute=AUTO).probabilities
+    found = predict(run, pages, compute=AUTO, weights="random:1").probabilities
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_other_weights_than_the_runs_are_refused_naming_both(run, pages):
+    with pytest.raises(WeightsError) as caught:
+        predict(run, pages, compute=AUTO, weights="random:2")
+    digests = [drawn_once(NetworkSettings(weights=f"random:{s}")).digest[:12] for s in (1, 2)]
+    assert str(caught.value) == (
+        f"{run.path} was trained on features of random:1 (digest {digests[0]}), but random:2 has "
+        f"the digest {digests[1]}. Give the run's own weights with --weights PATH."
+    )
+
+
+def test_a_fine_tuning_takes_no_other_weights(study, pages):
+    run = run_of(study, "finetune")
+    with pytest.raises(ConfigError) as caught:
+        predict(run, pages, compute=AUTO, weights="random:1")
+    assert str(caught.value) == (
+        f"{run.path} is a fine-tuning and keeps its own weights: leave out --weights"
+    )
+
+
+def test_the_precision_is_the_runs_if_the_device_has_it(run, pages, tmp_path, monkeypatch):
+    def precision(name: str, compute: ComputeSettings = AUTO) -> str:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        changed = with_card(run, folder / compute.precision, precision=name)
+        return predict(changed, pages[:1], compute=compute).compute.precision
+
+    monkeypatch.setattr(runtime, "_bfloat16_speedup", lambda device: 1.0)
+    assert precision("bf16") == "bf16"
+    assert precision("bf16", FP32) == "fp32"
+    assert precision("fp16") == "fp32"
+    monkeypatch.setattr(runtime, "_bfloat16_speedup", lambda device: 2.0)
+    assert precision("fp32") == "fp32"
+
+
+def test_another_decoder_than_the_runs_is_told(run, pages, tmp_path):
+    told = []
+    changed = with_card(run, tmp_path, decoder="pillow 1.0")
+    predict(changed, pages[:1], compute=AUTO, report=told.append)
+    assert told[0].message.startswith("the run's own images were decoded by pillow 1.0, these by ")
+
+
+def test_progress_counts_every_image_and_may_interrupt(run, pages):
+    ticks = []
+    images = [pages[0]] * 10
+    predict(run, images, compute=AUTO, report=ticks.append)
+    assert [(tick.done, tick.total) for tick in ticks] == [(0, 10), (8, 10), (10, 10)]
+
+    def stop(progress):
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        predict(run, images, compute=AUTO, report=stop)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("taps", ["layer9"]),
+        ("backbone", {"arch": "vgg", "weights": "random:1", "weights_digest": ""}),
+        ("backbone", {"arch": "resnet18"}),
+        ("preprocessing", {"crop_mode": "center", "width_px": 10**6, "height_px": 1}),
+        ("classes", None),
+    ],
+    ids=["taps", "arch", "digest", "size", "classes"],
+)
+def test_a_damaged_model_card_is_refused(run, pages, tmp_path, field, value):
+    changed = with_card(run, tmp_path, **{field: value})
+    with pytest.raises(RunError) as caught:
+        predict(changed, pages)
+    start = f"{changed.path / 'model.json'} is damaged: a field is missing or wrong ("
+    assert str(caught.value).startswith(start)
+
+
+@pytest.mark.parametrize("name", ["mean", "std", "resampling"])
+def test_preprocessing_that_is_not_understood_is_refused(run, pages, tmp_path, name):
+    preprocessing = {**run.model_card["preprocessing"], name: [1.0, 2.0]}
+    with pytest.raises(RunError, match="is damaged: a field is missing or wrong"):
+        predict(with_card(run, tmp_path, preprocessing=preprocessing), pages)
+
+
+def test_a_head_of_another_shape_is_refused(run, pages, tmp_path):
+    changed = with_card(run, tmp_path, taps=["layer4"])
+    with pytest.raises(RunError) as caught:
+        predict(changed, pages, compute=AUTO)
+    assert str(caught.value) == (
+        f"{changed.path / 'model.safetensors'} is damaged: it holds no head for 2 classes and "
+        "512 features. Run its command again."
+    )
+
+
+def test_the_result_is_ready_for_json(run, pages, tmp_path):
+    result = predict(run, [pages[0], tmp_path / "absent.png"], compute=AUTO)
+    found = json.loads(json.dumps(result.as_json()))
+    assert found["classes"] == ["a", "b"]
+    [image] = found["images"]
+    assert image["path"] == str(pages[0])
+    assert image["predicted"] == result.predicted[0]
+    assert image["probabilities"] == dict(zip("ab", result.probabilities[0].tolist()))
+    assert found["failures"] == [{"path": str(tmp_path / "absent.png"), "reason": "no such file"}]
+    assert (found["device"], found["precision"]) == ("cpu", "fp32")
