@@ -1,0 +1,193 @@
+"""Batches of decoded images, in order, made ahead by threads in bounded memory."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfeat.errors import ImageError
+from ecgfeat.images.decoding import MAX_PIXELS, decode_picture, read_header
+from ecgfeat.images.files import DIGEST_BYTES, digest, read_file, size_on_disk
+from ecgfeat.images.fitting import fit
+from ecgfeat.preprocessing import Preprocessing
+
+__all__ = ["Batch", "Failure", "stream"]
+
+Rows = Sequence[int] | NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """An image that could not be had.
+
+    Attributes
+    ----------
+    row : int
+        Its position in the paths.
+    reason : str
+        For people.
+    n_bytes : int
+        Size of the file; 0 where there is none.
+    """
+
+    row: int
+    reason: str
+    n_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """The images of one batch that decoded, and those that did not.
+
+    Attributes
+    ----------
+    rows : ndarray of shape (b,), int64
+        Positions in the paths, in the order asked for.
+    pixels : ndarray of shape (b, height_px, width_px, 3), uint8
+        The network's input before normalisation, RGB.
+    digests : ndarray of shape (b, 16), uint8
+        `image_digest` of each, of the very bytes that were decoded.
+    n_bytes : ndarray of shape (b,), int64
+        How many bytes those were.
+    failures : list of Failure
+        In the order asked for.
+    """
+
+    rows: NDArray[np.int64]
+    pixels: NDArray[np.uint8]
+    digests: NDArray[np.uint8]
+    n_bytes: NDArray[np.int64]
+    failures: list[Failure]
+
+
+def stream(
+    paths: Sequence[Path],
+    batches: Iterable[Rows],
+    preprocessing: Preprocessing,
+    *,
+    threads: int,
+) -> Generator[Batch, None, None]:
+    """Decode and prepare images in threads, ahead of the caller.
+
+    Order and content do not depend on the number of threads. While the caller works on a batch,
+    the next is made, and no more batches than keep the threads busy, however many there are.
+    Closing the generator, or leaving it by an exception, stops the threads after the images
+    that they are at.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+    batches : iterable of sequences of int
+        Positions in `paths`, batch by batch; taken as needed, in the calling thread.
+    preprocessing : Preprocessing
+    threads : int
+        At least 1.
+
+    Yields
+    ------
+    Batch
+        One for each of `batches`, even where none of its images could be decoded.
+
+    Raises
+    ------
+    StorageError, MemoryError
+        When the machine, not an image, is the reason.
+    """
+    budget = _PixelBudget(MAX_PIXELS)
+    ahead: deque[_Promise] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="ecgfeat-images")
+    try:
+        for rows in batches:
+            ahead.append(_Promise(pool, budget, paths, rows, preprocessing))
+            n_behind_the_first = sum(map(len, ahead)) - len(ahead[0])
+            if n_behind_the_first >= max(len(rows), 2 * threads):
+                yield ahead.popleft().keep()
+        while ahead:
+            yield ahead.popleft().keep()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Promise:
+    """A batch under way; its arrays are filled by the threads, an image each at a time."""
+
+    def __init__(
+        self,
+        pool: ThreadPoolExecutor,
+        budget: _PixelBudget,
+        paths: Sequence[Path],
+        rows: Rows,
+        preprocessing: Preprocessing,
+    ) -> None:
+        n_images = len(rows)
+        self._paths = [paths[row] for row in rows]
+        self._rows = np.asarray(rows, np.int64)
+        self._budget = budget
+        self._preprocessing = preprocessing
+        size_px = (preprocessing.height_px, preprocessing.width_px)
+        self._pixels = np.empty((n_images, *size_px, 3), np.uint8)
+        self._digests = np.empty((n_images, DIGEST_BYTES), np.uint8)
+        self._n_bytes = np.empty(n_images, np.int64)
+        self._futures = [pool.submit(self._fill, index) for index in range(n_images)]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def keep(self) -> Batch:
+        """Wait for every image; raises what a thread raised, but for an image's own faults."""
+        wait(self._futures)  # once, and not for each image: that would wake this thread as often
+        good: list[int] = []
+        failures: list[Failure] = []
+        for index, future in enumerate(self._futures):
+            try:
+                future.result()
+                good.append(index)
+            except ImageError as error:
+                row, n_bytes = int(self._rows[index]), size_on_disk(self._paths[index])
+                failures.append(Failure(row=row, reason=str(error), n_bytes=n_bytes))
+        # A slice where all is well: it copies nothing.
+        kept = good if failures else slice(None)
+        return Batch(
+            rows=self._rows[kept],
+            pixels=self._pixels[kept],
+            digests=self._digests[kept],
+            n_bytes=self._n_bytes[kept],
+            failures=failures,
+        )
+
+    def _fill(self, index: int) -> None:
+        data = read_file(self._paths[index])
+        self._n_bytes[index] = len(data)
+        self._digests[index] = np.frombuffer(digest(data), np.uint8)
+        picture = read_header(data)
+        width, height = picture.size_px
+        with self._budget.hold(width * height):
+            self._pixels[index] = fit(decode_picture(picture), self._preprocessing)
+
+
+class _PixelBudget:
+    """Bounds the pixels that threads decode at once, so that memory does not grow with them."""
+
+    def __init__(self, n_pixels: int) -> None:
+        self._free = n_pixels
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def hold(self, n_pixels: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= n_pixels)
+            self._free -= n_pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += n_pixels
+                self._changed.notify_all()
