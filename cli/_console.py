@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Output", "failing_cleanly"]
 
-_PIPE_WIDTH = 160
+_PIPE_WIDTH = 180
 """Columns where stdout is a file or pipe: wide enough that no table is cut."""
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -72,7 +72,7 @@ class Output:
         """An empty table; `columns` maps a heading to ``"left"`` or ``"right"``."""
         table = Table(title=title, title_justify="left", title_style="bold")
         for heading, justify in columns.items():
-            table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+            table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
         return table
 
     @contextlib.contextmanager

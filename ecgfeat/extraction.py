@@ -162,6 +162,10 @@ def extract(
     """
     started = time.monotonic()
     share = shard_of(shard, os.environ)
+    if work.limit and cache.suffix == ".h5":
+        raise ConfigError(
+            "--limit would cut a cache of all images down to these: give --cache a folder"
+        )
     if work.limit:
         # Another name, so that the cache of all images isn't cut down to these.
         name = f"{manifest.name}-limit{work.limit}"

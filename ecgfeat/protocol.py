@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ecgfeat.config import EvaluationSettings
 from ecgfeat.errors import ConfigError, DataError
 
-__all__ = ["Partition", "Task", "class_order", "define_task", "partitions"]
+__all__ = ["Partition", "Task", "class_order", "define_task", "keep_rows", "partitions"]
 
 Rows = NDArray[np.int64]
 
@@ -62,6 +62,40 @@ class Partition:
     validation: Rows
     test: Rows
     split: str
+
+
+def keep_rows(plan: Sequence[Partition], task: Task, kept: NDArray[np.bool_]) -> list[Partition]:
+    """Leave out rows that can't be used, and number the others anew.
+
+    Parameters
+    ----------
+    plan : sequence of Partition
+    task : Task
+        Of all rows.
+    kept : ndarray of shape (n,), bool
+
+    Raises
+    ------
+    DataError
+        When no training rows of a class are left, or no test rows.
+    """
+    number = np.cumsum(kept) - 1
+    thinned = []
+    for part in plan:
+        train, validation, test = (
+            number[rows[kept[rows]]] for rows in (part.train, part.validation, part.test)
+        )
+        usable = task.targets[part.train[kept[part.train]]]
+        lost = np.setdiff1d(task.targets[part.train], usable)
+        if len(lost) or not len(test):
+            names = ", ".join(repr(task.classes[index]) for index in lost)
+            what = f"training images of {names}" if len(lost) else "test images"
+            raise DataError(
+                f"none of the {what} could be used when the features were extracted. The list "
+                "beside the cache, ending in -quarantine.csv, says why."
+            )
+        thinned.append(replace(part, train=train, validation=validation, test=test))
+    return thinned
 
 
 def class_order(labels: Sequence[str]) -> tuple[str, ...]:

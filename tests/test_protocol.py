@@ -15,6 +15,7 @@ from ecgfeat.protocol import (
     class_order,
     define_task,
     group_numbers,
+    keep_rows,
     partitions,
     stratified_subset,
 )
@@ -365,3 +366,38 @@ def test_validation_that_takes_all_rows_of_a_class_is_refused() -> None:
         "--val-fraction 0.3 leaves no training rows of 'b': their groups, which hold other classes "
         "too, are all kept out. Give a smaller fraction or another --seed."
     }
+
+
+# Rows that can't be used
+
+
+def test_rows_without_features_leave_everyone_else_where_they_were():
+    labels = list("abababababab")
+    task = define_task(labels)
+    plan = lay_down(labels, cv=3)
+    kept = np.arange(12) != 5
+    number = {row: index for index, row in enumerate(np.flatnonzero(kept).tolist())}
+    for before, after in zip(plan, keep_rows(plan, task, kept)):
+        for name in ("train", "validation", "test"):
+            expected = [number[row] for row in getattr(before, name).tolist() if row != 5]
+            assert getattr(after, name).tolist() == expected
+
+
+def test_a_class_none_of_whose_training_rows_can_be_used_is_named():
+    labels = list("ababab")
+    plan = lay_down(labels, splits="rrrree")
+    kept = np.array([False, True, False, True, True, True])
+    with pytest.raises(DataError) as caught:
+        keep_rows(plan, define_task(labels), kept)
+    assert str(caught.value) == (
+        "none of the training images of 'a' could be used when the features were extracted. The "
+        "list beside the cache, ending in -quarantine.csv, says why."
+    )
+
+
+def test_test_rows_none_of_which_can_be_used_are_an_error():
+    labels = list("ababab")
+    plan = lay_down(labels, splits="rrrree")
+    kept = np.array([True, True, True, True, False, False])
+    with pytest.raises(DataError, match="none of the test images could be used"):
+        keep_rows(plan, define_task(labels), kept)

@@ -14,7 +14,7 @@ from ecgfeat.feature_cache.inspection import (
     list_caches,
     verify_cache,
 )
-from ecgfeat.feature_cache.reader import FeatureCache, Quarantined, open_cache
+from ecgfeat.feature_cache.reader import FeatureCache, Listing, Quarantined, open_cache
 from ecgfeat.feature_cache.writer import CacheWriter, existing_header, open_writer
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "CacheWriter",
     "FeatureCache",
     "Header",
+    "Listing",
     "Quarantined",
     "cache_info",
     "existing_header",

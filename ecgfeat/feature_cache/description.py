@@ -90,6 +90,8 @@ def columns(
         "quarantine/path": _texts(manifest.paths, left_out),
         "quarantine/label": _texts(manifest.labels, left_out),
         "quarantine/split": _texts(manifest.splits, left_out),
+        "quarantine/group": _texts(manifest.groups, left_out),
+        "quarantine/before": np.searchsorted(rows, left_out).astype(np.int64),
         "quarantine/reason": encode_texts([_short(reasons[row]) for row in left_out], "the reason"),
         "quarantine/n_bytes": _numbers(manifest.n_bytes, left_out),
         "quarantine/mtime_ns": _numbers(manifest.mtime_ns, left_out),

@@ -28,7 +28,7 @@ from ecgfeat.feature_cache.parsing import Layout, Stored, read_layout
 from ecgfeat.feature_cache.schema import Attributes, column_name, decode_texts
 from ecgfeat.protocol import group_numbers
 
-__all__ = ["FeatureCache", "Quarantined", "open_cache", "part_paths", "parts_folder"]
+__all__ = ["FeatureCache", "Listing", "Quarantined", "open_cache", "part_paths", "parts_folder"]
 
 T = TypeVar("T")
 
@@ -45,6 +45,27 @@ class Quarantined:
     split: str
     reason: str
     n_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Listing:
+    """The images that were there, with features or without, in the data's order.
+
+    Who trains and who is tested is decided over these, so that an image without features takes
+    nobody else's place, and fine-tuning on the same data decides alike.
+
+    Attributes
+    ----------
+    paths, labels, splits, groups : tuples of str, length n
+    has_features : ndarray of shape (n,), bool
+        False for a quarantined image. The others are the cache's rows, in order.
+    """
+
+    paths: tuple[str, ...]
+    labels: tuple[str, ...]
+    splits: tuple[str, ...]
+    groups: tuple[str, ...]
+    has_features: NDArray[np.bool_]
 
 
 def open_cache(path: Path | str, *, verify: bool = True) -> FeatureCache:
@@ -169,6 +190,20 @@ class FeatureCache:
         texts = (self._texts(f"quarantine/{name}") for name in ("path", "label", "split", "reason"))
         n_bytes = self.column("quarantine/n_bytes").tolist()
         return tuple(Quarantined(*row) for row in zip(*texts, n_bytes))
+
+    @cached_property
+    def listing(self) -> Listing:
+        """The rows and, where they would stand among them, the quarantined images."""
+        before = self.column("quarantine/before")
+        columns = []
+        for name in ("path", "label", "split", "group"):
+            rows = np.array(self._texts(name), dtype=object)
+            columns.append(np.insert(rows, before, self._texts(f"quarantine/{name}")))
+        has_features = np.insert(np.ones(len(self), dtype=bool), before, False)
+        paths, labels, splits, groups = (tuple(column.tolist()) for column in columns)
+        return Listing(
+            paths=paths, labels=labels, splits=splits, groups=groups, has_features=has_features
+        )
 
     def features(
         self, taps: Sequence[str] | str, rows: NDArray[np.int64] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,7 +25,7 @@ from ecgfeat.heads.linear import fit_linear
 from ecgfeat.heads.logistic import fit_logistic
 from ecgfeat.predictions import Predictions, join
 from ecgfeat.preprocessing import Preprocessing
-from ecgfeat.protocol import Partition, Task, define_task, partitions
+from ecgfeat.protocol import Partition, Task, define_task, keep_rows, partitions
 from ecgfeat.runs import Cost, EpochRecord, Result, Run, count_rows, create_run, write_run
 from ecgfeat.runtime import Progress, Report, machine, peak_memory_mib, silent, versions
 
@@ -70,10 +70,13 @@ def fit_heads(
     StorageError
         When the disk refuses the runs' files.
     """
-    task = define_task(cache.labels, evaluation.positive)
+    listing = cache.listing
+    listed = define_task(listing.labels, evaluation.positive)
     plan = partitions(
-        task, ids=cache.paths, splits=cache.splits, groups=cache.groups, settings=evaluation
+        listed, ids=listing.paths, splits=listing.splits, groups=listing.groups, settings=evaluation
     )
+    plan = keep_rows(plan, listed, listing.has_features)
+    task = replace(listed, targets=listed.targets[listing.has_features])
     X = cache.features(head.taps)
     job = _Job(cache, X, task, plan, head, evaluation, report)
     return [_run(job, kind, out_dir) for kind in KINDS if kind in kinds]
@@ -126,7 +129,8 @@ class _Job:
             tested.append(self._test(part, fitted[-1].tensors))
         wall_s = time.perf_counter() - started
         is_cv = bool(self.evaluation.cv)
-        n_test = len(self.cache.paths) if is_cv else self.cache.splits.count("test")
+        listing = self.cache.listing
+        n_test = len(listing.paths) if is_cv else listing.splits.count("test")
         return Result(
             kind=kind,
             data_name=self.cache.data_name,

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from ecgfeat.cli import app
 from ecgfeat.feature_cache import open_cache
+from ecgfeat.runs import open_run
 
 FAST = ["--weights", "random", "--size", "64", "--precision", "fp32"]
 
@@ -85,6 +86,25 @@ def test_cross_validation_predicts_every_row_once(study):
     )
     assert said["runs"][0]["n_test"] == 40
     assert said["runs"][0]["split"] == "cv"
+
+
+@pytest.mark.parametrize("options", [["--cv", "3"], ["--test-subset", "8"]], ids=["cv", "subset"])
+def test_images_that_can_not_be_decoded_leave_both_ways_on_the_same_rows(
+    tiny_pages, tmp_path, options
+):
+    pages = tiny_pages(n_train=24, n_test=12, size_px=(64, 64))
+    for broken in ("train/a/004.png", "test/b/003.png", "test/a/000.png"):
+        (pages / broken).write_bytes(b"no picture")
+    cache = tmp_path / "pages.h5"
+    invoke("extract", pages, *FAST, "--cache", cache)
+    same = [*options, "--out", tmp_path / "runs"]
+    invoke("fit-head", cache, *same)
+    invoke("finetune", pages, *FAST, "--epochs", "1", *same)
+    runs = list((tmp_path / "runs").iterdir())
+    compared = json.loads(invoke("compare", *runs, "--figure", tmp_path / "figure.png", "--json"))
+    assert compared["n_rows"] == {"--cv": 33, "--test-subset": 7}[options[0]]
+    one, other = (open_run(run).predictions for run in runs)
+    assert dict(zip(one.ids, one.folds.tolist())) == dict(zip(other.ids, other.folds.tolist()))
 
 
 def test_cache_list_info_verify_and_export(study):

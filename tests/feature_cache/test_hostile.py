@@ -75,9 +75,9 @@ def forge(path: Path, spoil: Spoil = lambda file: None) -> Path:
         for name in ("label", "split"):
             file[f"missing/{name}"] = texts()
         file["missing/count"] = np.zeros(0, "<i8")
-        for name in ("path", "label", "split", "reason"):
+        for name in ("path", "label", "split", "group", "reason"):
             file[f"quarantine/{name}"] = texts()
-        for name in ("n_bytes", "mtime_ns"):
+        for name in ("before", "n_bytes", "mtime_ns"):
             file[f"quarantine/{name}"] = np.zeros(0, "<i8")
         file.create_group("versions").attrs["numpy"] = text("2.0")
         spoil(file)

@@ -231,7 +231,7 @@ def test_plain_h5py_reads_a_cache_by_its_specification(cache, manifest):
 
 def test_a_version_1_file_of_old_is_read_for_ever():
     cache = open_cache(CACHE_V1)
-    assert cache.digest == "e181bc39141e7ca7c347fbc629528cd74d74c71e17faa453625bf30d27d1c715"
+    assert cache.digest == "147fa16cae0da70ac5d67d8120107ae662637c02f37343f381c07ea7fd40510f"
     assert len(cache) == 11
     assert cache.header.arch == "resnet18"
     assert cache.header.size == "448x320"
@@ -247,6 +247,8 @@ def test_a_version_1_file_of_old_is_read_for_ever():
     assert [(item.path, item.reason) for item in cache.quarantined] == [
         ("train/broken.png", "cut off: the file ends early")
     ]
+    assert cache.listing.paths == (*cache.paths, "train/broken.png")
+    assert cache.listing.has_features.tolist() == [True] * 11 + [False]
     expected = np.arange(11)[:, None] + np.arange(8) / 8
     np.testing.assert_array_equal(cache.features("layer4"), expected)
     X, y, groups = cache.arrays("test", ["layer3", "layer4"])
