@@ -1,0 +1,184 @@
+"""What a run kept of its model, read back and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfeat.config import TAPS, NetworkSettings, PageSettings
+from ecgfeat.errors import ConfigError, WeightsError
+from ecgfeat.preprocessing import Preprocessing
+from ecgfeat.runs import Run
+from ecgfeat.runs.files import damaged
+from ecgfeat.runtime import Compute
+
+if TYPE_CHECKING:
+    from ecgfeat.backbones import Backbone
+
+__all__ = ["Model", "read_model"]
+
+Tensors = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Model:
+    """A backbone to be loaded, and the head on it.
+
+    Attributes
+    ----------
+    run : Run
+    classes : tuple of str
+    network : NetworkSettings
+        The backbone; a fine-tuning's weights are in its own folder.
+    weights_digest : str
+        Of the backbone's weights; empty where they are the run's own.
+    taps : tuple of str
+        Layers whose pools, joined, are the features.
+    head : mapping of str to ndarray
+        As `ecgfeat.heads.head_probabilities` takes them.
+    preprocessing : Preprocessing
+    precision, decoder : str
+        What the run's own features were computed in and decoded by.
+    """
+
+    run: Run
+    classes: tuple[str, ...]
+    network: NetworkSettings
+    weights_digest: str
+    taps: tuple[str, ...]
+    head: Tensors
+    preprocessing: Preprocessing
+    precision: str
+    decoder: str
+
+    def load_backbone(self, weights: str | None, compute: Compute) -> Backbone:
+        """Load the backbone, from `weights` if they have moved.
+
+        Raises
+        ------
+        ConfigError
+            When a fine-tuning is given other weights than its own.
+        WeightsError
+            When the weights can't be had, or aren't those that the head was trained on.
+        RunError
+            When the head doesn't fit the backbone.
+        DeviceError
+        """
+        from ecgfeat.backbones import Backbone, load_weights
+
+        if weights and not self.weights_digest:
+            raise ConfigError(
+                f"{self.run.path} is a fine-tuning and keeps its own weights: leave out --weights"
+            )
+        found = load_weights(replace(self.network, weights=weights or self.network.weights))
+        if self.weights_digest and found.digest != self.weights_digest:
+            raise WeightsError(
+                f"{self.run.path} was trained on features of {self.network.weights} (digest "
+                f"{self.weights_digest[:12]}), but {found.name} has the digest "
+                f"{found.digest[:12]}. Give the run's own weights with --weights PATH."
+            )
+        backbone = Backbone(found, self.preprocessing, compute)
+        self._refuse_misfit(sum(backbone.taps[tap] for tap in self.taps))
+        return backbone
+
+    def _refuse_misfit(self, width: int) -> None:
+        n_classes = len(self.classes)
+        n_logits = 1 if n_classes == 2 else n_classes
+        linear = {"weight": (n_classes, width), "bias": (n_classes,)}
+        logistic = {
+            "mean": (width,),
+            "scale": (width,),
+            "coef": (n_logits, width),
+            "intercept": (n_logits,),
+        }
+        shapes = {name: tensor.shape for name, tensor in self.head.items()}
+        if shapes not in (linear, logistic):
+            raise damaged(
+                self.run.path / "model.safetensors",
+                f"it holds no head for {n_classes} classes and {width} features",
+            )
+
+    def probabilities(self, features: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float64]:
+        """Probabilities by class, shape (b, n_classes), of a backbone's features."""
+        from ecgfeat.heads import head_probabilities
+
+        X = np.concatenate([features[tap] for tap in self.taps], axis=1)
+        return head_probabilities(self.head, X)
+
+
+def read_model(run: Run) -> Model:
+    """Read a run's model card and tensors.
+
+    Raises
+    ------
+    RunError
+        When the run keeps no model, or it is damaged.
+    StorageError
+        When it can't be read.
+    """
+    card, tensors = run.model_card, run.model()
+    try:
+        return (
+            _finetuned(run, card, tensors)
+            if run.kind == "finetune"
+            else _headed(run, card, tensors)
+        )
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise damaged(run.path / "model.json", f"a field is missing or wrong ({error})") from error
+
+
+def _finetuned(run: Run, card: Mapping[str, Any], tensors: Tensors) -> Model:
+    return Model(
+        run=run,
+        network=NetworkSettings(arch=card["backbone"]["arch"], weights=str(run.path)),
+        weights_digest="",
+        taps=("layer4",),
+        head={"weight": tensors["fc.weight"], "bias": tensors["fc.bias"]},
+        **_shared_fields(card),
+    )
+
+
+def _headed(run: Run, card: Mapping[str, Any], tensors: Tensors) -> Model:
+    backbone = card["backbone"]
+    taps = tuple(card["taps"])
+    if not set(taps) <= set(TAPS):
+        raise ValueError(f"taps {', '.join(map(repr, taps))}")
+    return Model(
+        run=run,
+        network=NetworkSettings(arch=backbone["arch"], weights=backbone["weights"]),
+        weights_digest=str(backbone["weights_digest"]),
+        taps=taps,
+        head=tensors,
+        **_shared_fields(card),
+    )
+
+
+def _shared_fields(card: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "classes": tuple(card["classes"]),
+        "preprocessing": _preprocessing(card["preprocessing"]),
+        "precision": str(card["precision"]),
+        "decoder": str(card["decoder"]),
+    }
+
+
+def _preprocessing(found: Mapping[str, Any]) -> Preprocessing:
+    # By way of the settings, whose ranges a stranger's run must keep to as well.
+    page = PageSettings(
+        crop_mode=found["crop_mode"], size=f"{found['width_px']}x{found['height_px']}"
+    )
+    preprocessing = replace(
+        Preprocessing.from_settings(page), mean=_rgb(found["mean"]), std=_rgb(found["std"])
+    )
+    if preprocessing.resampling != found["resampling"]:
+        raise ValueError(f"resampling {found['resampling']!r}")
+    return preprocessing
+
+
+def _rgb(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return float(red), float(green), float(blue)

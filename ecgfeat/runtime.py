@@ -1,0 +1,298 @@
+"""What a job runs on: device, precision, threads and versions; and how it reports.
+
+Standard library only; torch is imported inside the functions that need it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ecgfeat.config import ComputeSettings
+from ecgfeat.errors import DeviceError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "Compute",
+    "Progress",
+    "Report",
+    "machine",
+    "n_cpus",
+    "peak_memory_mib",
+    "resolve_compute",
+    "silent",
+    "supported_precisions",
+    "versions",
+]
+
+MAX_THREADS = 16
+"""Decoding threads taken by default at most: beyond that the forward pass is what one waits for."""
+CLEARLY_FASTER = 1.3
+"""Speed over float32 from which a lower precision is worth its rounding."""
+PACKAGES = (
+    "ecgfeat",
+    "torch",
+    "torchvision",
+    "numpy",
+    "h5py",
+    "scikit-learn",
+    "pillow",
+    "simplejpeg",
+    "safetensors",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One report of a running job.
+
+    Attributes
+    ----------
+    stage : str
+        What is being done: ``"extracting"``, ``"fitting"``, ``"training"``, ``"testing"``.
+    done, total : int
+        In `unit`; `total` is 0 where it isn't a count.
+    unit : str
+    message : str
+        A log line for people; empty for a mere tick.
+    """
+
+    stage: str
+    done: int
+    total: int
+    unit: str = "images"
+    message: str = ""
+
+
+Report = Callable[[Progress], None]
+"""Called in the job's own thread, between batches; may raise `Interrupted` to stop it there."""
+
+
+def silent(progress: Progress) -> None:
+    """The report that says nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Where and how exactly the network is computed, with nothing left open.
+
+    Attributes
+    ----------
+    device : {"cpu", "cuda", "mps"}
+    precision : {"fp32", "bf16", "fp16"}
+    threads : int
+        Threads that decode images.
+    channels_last : bool
+        Memory layout of images and weights.
+    reason : str
+        Why this precision, in words for people.
+    """
+
+    device: str
+    precision: str
+    threads: int
+    channels_last: bool
+    reason: str
+
+
+def resolve_compute(settings: ComputeSettings, *, purpose: Literal["extract", "train"]) -> Compute:
+    """Turn ``auto`` into what this machine has.
+
+    Parameters
+    ----------
+    settings : ComputeSettings
+    purpose : {"extract", "train"}
+        Training on MPS stays in float32, whose loss needs no scaling.
+
+    Raises
+    ------
+    DeviceError
+        When the device or the precision asked for isn't there; the message names what is.
+    """
+    device = _resolve_device(settings.device)
+    if settings.precision == "auto":
+        precision, reason = _choose_precision(device, purpose)
+    else:
+        precision, reason = settings.precision, "asked for"
+        if precision not in supported_precisions(device):
+            raise DeviceError(
+                f"--precision {precision} isn't sound on {device} here; it has "
+                f"{', '.join(supported_precisions(device))}. Ask for one of these, or for auto."
+            )
+    return Compute(
+        device=device,
+        precision=precision,
+        threads=settings.threads or min(n_cpus(), MAX_THREADS),
+        # On MPS, channels_last convolutions have given wrong results.
+        channels_last=device != "mps",
+        reason=reason,
+    )
+
+
+def _resolve_device(asked: str) -> str:
+    available = _available_devices()
+    if asked == "auto":
+        return available[0]
+    if asked not in available:
+        raise DeviceError(
+            f"--device {asked} is asked for, but torch finds only {', '.join(available)} here. "
+            f"Take --device {available[0]} or auto; for {asked}, check its driver and that "
+            "torch was built for it."
+        )
+    return asked
+
+
+def _available_devices() -> tuple[str, ...]:
+    """Devices that torch can use here, the fastest first."""
+    import torch
+
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return (*(name for name, there in found.items() if there), "cpu")
+
+
+def supported_precisions(device: str) -> tuple[str, ...]:
+    """Precisions that `device` computes soundly, float32 first."""
+    import torch
+
+    if device == "cpu":
+        return ("fp32", "bf16")
+    # Devices before Ampere (compute capability 8) merely emulate bfloat16.
+    if device == "cuda" and torch.cuda.get_device_capability()[0] < 8:
+        return ("fp32", "fp16")
+    return ("fp32", "bf16", "fp16")
+
+
+def _choose_precision(device: str, purpose: str) -> tuple[str, str]:
+    if device == "cuda":
+        native = "bf16" in supported_precisions(device)
+        return ("bf16", "native on this GPU") if native else ("fp16", "this GPU has no bfloat16")
+    if device == "mps" and purpose == "train":
+        return "fp32", "training on MPS is done in float32"
+    speedup = _bfloat16_speedup(device)
+    if speedup >= CLEARLY_FASTER:
+        return "bf16", f"bfloat16 {speedup:.1f}x as fast as float32 here"
+    return "fp32", f"bfloat16 only {speedup:.1f}x as fast as float32 here"
+
+
+def _bfloat16_speedup(device: str, budget_s: float = 0.25) -> float:
+    """How many times as fast as float32 the device computes bfloat16 convolutions.
+
+    Two of a ResNet's convolutions are timed in turn, until `budget_s` is spent; the shortest
+    time of each counts, since whatever else the machine does can only lengthen them. Zero where
+    the device refuses bfloat16.
+    """
+    import torch
+
+    layers = [_probe_layer(64, 28, device), _probe_layer(256, 14, device)]
+    best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
+    try:
+        for dtype in best:
+            _time_layers(layers, dtype)
+        end = time.perf_counter() + budget_s
+        while True:
+            for dtype in best:
+                best[dtype] = min(best[dtype], _time_layers(layers, dtype))
+            if time.perf_counter() >= end:
+                break
+    except (RuntimeError, TypeError):
+        return 0.0
+    return best[torch.float32] / best[torch.bfloat16]
+
+
+def _probe_layer(channels: int, side_px: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    layout = torch.contiguous_format if device == "mps" else torch.channels_last
+    images = torch.ones(4, channels, side_px, side_px, device=device)
+    kernel = torch.ones(channels, channels, 3, 3, device=device)
+    return images.to(memory_format=layout), kernel.to(memory_format=layout)
+
+
+def _time_layers(layers: list[tuple[torch.Tensor, torch.Tensor]], dtype: torch.dtype) -> float:
+    """Seconds for one pass over `layers`, the casts apart."""
+    import torch
+
+    cast = [(images.to(dtype), kernel.to(dtype)) for images, kernel in layers]
+    with torch.inference_mode():
+        _finish(layers[0][0].device)
+        start = time.perf_counter()
+        for images, kernel in cast:
+            torch.nn.functional.conv2d(images, kernel, padding=1)
+        _finish(layers[0][0].device)
+        return time.perf_counter() - start
+
+
+def _finish(device: torch.device) -> None:
+    import torch
+
+    if device.type == "mps":
+        torch.mps.synchronize()
+
+
+def peak_memory_mib() -> float:
+    """Largest resident memory of this process so far, in MiB (Linux and macOS)."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024
+    return peak * unit / 2**20
+
+
+def n_cpus() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that can change a number; none is imported."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine(device: str = "cpu") -> dict[str, object]:
+    """What the machine is, for a run's record; neither its name nor its user's.
+
+    Parameters
+    ----------
+    device : {"cpu", "cuda", "mps"}
+        The device the job ran on.
+    """
+    return {
+        "platform": platform.platform(),
+        "processor": _processor_name(),
+        "n_cpus": n_cpus(),
+        "device": _device_name(device),
+    }
+
+
+def _processor_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _device_name(device: str) -> str:
+    if device != "cuda":
+        return device
+    import torch
+
+    return torch.cuda.get_device_name()
