@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["demo"]
 
 _PAGES = SynthSettings(train=600, test=200, difficulty="easy")
-_TRAINING = FinetuneSettings(epochs=3)
 _EXAMPLES = """
 ecgfeat demo
 ecgfeat demo my-demo
@@ -79,7 +78,7 @@ def demo(
                 network=network,
                 page=PageSettings(),
                 compute=ComputeSettings(),
-                training=_TRAINING,
+                training=FinetuneSettings(),
                 evaluation=EvaluationSettings(),
                 out_dir=out / "runs",
                 report=report,

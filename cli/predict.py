@@ -48,8 +48,9 @@ def predict(
         result = predict(
             open_run(run), images, compute=compute, weights=weights or None, report=report
         )
+    positive = f", positive: {result.classes[1]}" if len(result.classes) == 2 else ""
     table = output.table(
-        f"{len(result.paths)} images",
+        f"{len(result.paths)} images{positive}",
         {"image": "left", "class": "left", **dict.fromkeys(result.classes, "right")},
     )
     for path, name, row in zip(result.paths, result.predicted, result.probabilities.tolist()):

@@ -103,11 +103,17 @@ class Comparison:
     @property
     def title(self) -> str:
         """What is compared, in words."""
-        return f"{len(self.runs)} runs on {self.data}, same test rows: {self.test_rows}"
+        title = f"{len(self.runs)} runs on {self.data}, same test rows: {self.test_rows}"
+        return f"{title}, positive: {self.positive}" if self.positive else title
+
+    @property
+    def positive(self) -> str | None:
+        """The positive class of a binary task, else None."""
+        return self.classes[1] if len(self.classes) == 2 else None
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain values, ready for ``json.dumps``."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "positive": self.positive}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

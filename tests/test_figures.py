@@ -157,7 +157,7 @@ class TestComparisonPlot:
     ) -> None:
         runs = [run_of("first", 0.666), run_of("second", 0.735, wall_s=5230.0)]
         comparison_plot(runs, tmp_path / "comparison.png", "2 runs")
-        accuracy, _, _, time, memory = drawn[0].axes
+        accuracy, _, _, _, time, memory = drawn[0].axes
         interval, dot = accuracy.lines[2:]
         assert interval.get_xdata() == pytest.approx([0.715, 0.765])
         assert dot.get_xdata() == pytest.approx([0.735])
