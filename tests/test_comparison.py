@@ -91,7 +91,7 @@ class TestCompare:
             ("a", "c"),
             ("b", "c"),
         ]
-        assert comparison.title == "3 runs on pages, same test rows: all 40"
+        assert comparison.title == "3 runs on pages, same test rows: all 40, positive: mi"
         assert comparison.runs[0].cost == COST
 
     def test_scores_are_those_the_runs_were_kept_with(self) -> None:
