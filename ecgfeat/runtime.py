@@ -187,13 +187,16 @@ def _bfloat16_speedup(device: str, budget_s: float = 0.25) -> float:
     """How many times as fast as float32 the device computes bfloat16 convolutions.
 
     Two of a ResNet's convolutions are timed in turn, until `budget_s` is spent; the shortest
-    time of each counts, since whatever else the machine does can only lengthen them. Zero where
-    the device refuses bfloat16.
+    time of each counts, since whatever else the machine does can only lengthen them. On the CPU
+    it is one thread's own time, so that a busy machine gives the same answer. Zero where the
+    device refuses bfloat16.
     """
     import torch
 
     layers = [_probe_layer(64, 28, device), _probe_layer(256, 14, device)]
     best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
         for dtype in best:
             _time_layers(layers, dtype)
@@ -205,6 +208,8 @@ def _bfloat16_speedup(device: str, budget_s: float = 0.25) -> float:
                 break
     except (RuntimeError, TypeError):
         return 0.0
+    finally:
+        torch.set_num_threads(n_threads)
     return best[torch.float32] / best[torch.bfloat16]
 
 
@@ -221,14 +226,16 @@ def _time_layers(layers: list[tuple[torch.Tensor, torch.Tensor]], dtype: torch.d
     """Seconds for one pass over `layers`, the casts apart."""
     import torch
 
+    device = layers[0][0].device
+    clock = time.thread_time if device.type == "cpu" else time.perf_counter
     cast = [(images.to(dtype), kernel.to(dtype)) for images, kernel in layers]
     with torch.inference_mode():
-        _finish(layers[0][0].device)
-        start = time.perf_counter()
+        _finish(device)
+        start = clock()
         for images, kernel in cast:
             torch.nn.functional.conv2d(images, kernel, padding=1)
-        _finish(layers[0][0].device)
-        return time.perf_counter() - start
+        _finish(device)
+        return clock() - start
 
 
 def _finish(device: torch.device) -> None:
