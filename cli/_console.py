@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -207,28 +207,46 @@ def _stop_requests(output: Output) -> Iterator[list[int]]:
     """While inside, note SIGINT and SIGTERM in the list given instead of stopping at once."""
     requests: list[int] = []
 
-    def note(number: int, _: FrameType | None) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         if requests:
-            raise Interrupted(number)
+            _stop_at_once(number, frame)
         requests.append(number)
-        output.log("stopping after this step, keeping what is done (again to stop at once)")
+        # A signal may come while stderr is being written, which can't be entered twice.
+        with contextlib.suppress(RuntimeError):
+            output.log("stopping after this step, keeping what is done (again to stop at once)")
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handling(note):
         yield requests
+
+
+class _Stopped(KeyboardInterrupt):
+    """A signal came; as with KeyboardInterrupt, no ``except Exception`` on the way swallows it."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__()
+        self.signal_number = signal_number
+
+
+def _stop_at_once(number: int, _: FrameType | None) -> None:
+    raise _Stopped(number)
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let `handler` have SIGINT and SIGTERM while inside."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, handler) for number in signals}
+    try:
+        yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, former in previous.items():
+            signal.signal(number, former)
 
 
 def _log_notes(output: Output, error: BaseException) -> None:
     """What the job had to add: what is kept, and how to go on."""
     for note in getattr(error, "__notes__", ()):
         output.log(note)
-
-
-def _terminate(number: int, _: FrameType | None) -> None:
-    raise Interrupted(number)
 
 
 @contextlib.contextmanager
@@ -240,9 +258,9 @@ def failing_cleanly(output: Output, *, debug: bool) -> Iterator[None]:
     typer.Exit
         With 2 for an option's, 1 for any other error, 130 or 143 after SIGINT or SIGTERM.
     """
-    signal.signal(signal.SIGTERM, _terminate)
     try:
-        yield
+        with _handling(_stop_at_once):
+            yield
     except (typer.Exit, typer.Abort):
         raise
     except BrokenPipeError:
@@ -252,7 +270,7 @@ def failing_cleanly(output: Output, *, debug: bool) -> Iterator[None]:
     except (Interrupted, KeyboardInterrupt) as error:
         if debug:
             raise
-        number = error.signal_number if isinstance(error, Interrupted) else signal.SIGINT
+        number = getattr(error, "signal_number", signal.SIGINT)
         output.log("interrupted")
         _log_notes(output, error)
         raise typer.Exit(128 + number) from None

@@ -20,17 +20,21 @@ from ecgfeat.config import Settings, option_name
 
 from ._console import Output, failing_cleanly
 
-__all__ = ["CACHE", "DATA", "OUT", "command"]
+__all__ = ["CACHE", "CACHE_FILE", "DATA", "OUT", "command"]
 
 DATA = Annotated[
     Path,
     typer.Argument(
+        metavar="DATA",
         help="Folder (train/CLASS/…, test/CLASS/…, or CLASS/…) or CSV (path,label[,split,group]).",
         show_default=False,
     ),
 ]
 CACHE = Annotated[
     Path, typer.Option("--cache", help="Folder for caches, or one file ending in .h5.")
+]
+CACHE_FILE = Annotated[
+    Path, typer.Argument(metavar="CACHE", help="A cache made by extract.", show_default=False)
 ]
 OUT = Annotated[Path, typer.Option("--out", help="Parent folder of the run's folder.")]
 

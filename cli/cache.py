@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ecgfeat.config import comma_separated
 from ecgfeat.errors import CacheDamagedError, CacheError, EcgfeatError
 
 from ._app import app
 from ._console import Output
-from ._options import command
+from ._options import CACHE_FILE, command
 
 if TYPE_CHECKING:
     from ecgfeat.feature_cache import CacheInfo
@@ -22,12 +23,12 @@ __all__ = ["export", "info", "list_", "verify"]
 caches = typer.Typer(no_args_is_help=True, help="Look into caches: list, info, verify, export.")
 app.add_typer(caches, name="cache")
 
-CacheFile = Annotated[Path, typer.Argument(help="A cache made by extract.", show_default=False)]
-
 
 @command(caches, "list", examples="ecgfeat cache list\necgfeat cache list /data/caches")
 def list_(
-    folder: Annotated[Path, typer.Argument(help="Folder of caches.")] = Path("cache"),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of caches.")] = Path(
+        "cache"
+    ),
     *,
     output: Output,
 ) -> None:
@@ -60,7 +61,7 @@ def list_(
 
 
 @command(caches, "info", examples="ecgfeat cache info cache/pages-resnet18-1a2b3c4d.h5")
-def info(cache: CacheFile, *, output: Output) -> None:
+def info(cache: CACHE_FILE, *, output: Output) -> None:
     """Show what is in a cache and how it was computed."""
     from ecgfeat.feature_cache import cache_info
 
@@ -96,7 +97,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 @command(caches, "verify", examples="ecgfeat cache verify cache/pages-resnet18-1a2b3c4d.h5")
-def verify(cache: CacheFile, *, output: Output) -> None:
+def verify(cache: CACHE_FILE, *, output: Output) -> None:
     """Check every byte of a cache against its digest; exit code 1 when it is damaged."""
     from ecgfeat.feature_cache import verify_cache
 
@@ -111,8 +112,8 @@ def verify(cache: CacheFile, *, output: Output) -> None:
     caches, "export", examples="ecgfeat cache export cache/pages-resnet18-1a2b3c4d.h5 pages.npz"
 )
 def export(
-    cache: CacheFile,
-    npz: Annotated[Path, typer.Argument(help="File to write.", show_default=False)],
+    cache: CACHE_FILE,
+    npz: Annotated[Path, typer.Argument(metavar="NPZ", help="File to write.", show_default=False)],
     *,
     layers: Annotated[
         str, typer.Option("--layers", metavar="A[,B]", help="Layers to export; all by default.")
@@ -122,7 +123,6 @@ def export(
     """Write a cache's features, labels and splits to a NumPy .npz file."""
     from ecgfeat.feature_cache import export_cache
 
-    taps = [name.strip() for name in layers.split(",") if name.strip()]
-    export_cache(cache, npz, taps)
+    export_cache(cache, npz, comma_separated(layers))
     output.say(f"exported: {npz}")
     output.result({"path": str(npz)})

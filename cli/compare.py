@@ -22,9 +22,9 @@ ecgfeat compare runs/* --figure comparison.png
 
 @command(app, "compare", examples=_EXAMPLES)
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Two or more run folders.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Two or more runs' folders.")],
     *,
-    figure: Annotated[Path, typer.Option("--figure", help="Where to draw the comparison.")] = Path(
+    figure: Annotated[Path, typer.Option("--figure", help="PNG to draw the comparison in.")] = Path(
         "comparison.png"
     ),
     output: Output,

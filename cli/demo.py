@@ -7,16 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ecgfeat.config import (
-    ComputeSettings,
-    DataSettings,
-    EvaluationSettings,
-    FinetuneSettings,
-    HeadSettings,
-    NetworkSettings,
-    PageSettings,
-    SynthSettings,
-)
+from ecgfeat.config import NetworkSettings, SynthSettings
 
 from ._app import app
 from ._console import Output
@@ -30,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["demo"]
 
+# Few and easy enough that two cores see a result within minutes.
 _PAGES = SynthSettings(train=600, test=200, difficulty="easy")
 _EXAMPLES = """
 ecgfeat demo
@@ -40,7 +32,8 @@ ecgfeat demo my-demo
 @command(app, "demo", examples=_EXAMPLES)
 def demo(
     out: Annotated[
-        Path, typer.Argument(help="Folder for the pages, the cache and the runs.")
+        Path,
+        typer.Argument(metavar="OUT", help="Folder for the pages, the cache and the runs."),
     ] = Path("demo"),
     *,
     output: Output,
@@ -59,31 +52,18 @@ def demo(
         if not listing.exists():
             output.log("1/5 synth: drawing pages")
             synthesize(out / "pages", _PAGES, report=report)
-        manifest = read_manifest(listing, DataSettings())
+        manifest = read_manifest(listing)
         output.log("2/5 extract: every page through the frozen network")
         extraction, network = _extract(manifest, out / "cache", output, report)
         output.log("3/5 fit-head: the linear head and logistic regression")
         runs = fit_heads(
             open_cache(extraction.cache),
             kinds=("linear", "logreg"),
-            head=HeadSettings(),
-            evaluation=EvaluationSettings(),
             out_dir=out / "runs",
             report=report,
         )
         output.log("4/5 finetune: the whole network")
-        runs.append(
-            finetune(
-                manifest,
-                network=network,
-                page=PageSettings(),
-                compute=ComputeSettings(),
-                training=FinetuneSettings(),
-                evaluation=EvaluationSettings(),
-                out_dir=out / "runs",
-                report=report,
-            )
-        )
+        runs.append(finetune(manifest, network=network, out_dir=out / "runs", report=report))
     output.log("5/5 compare")
     comparison = compare(runs)
     figure = out / "comparison.png"
@@ -106,7 +86,7 @@ def _extract(
     try:
         return extract(manifest, cache=cache, network=network, report=report), network
     except WeightsError as error:
-        output.log(f"{error}")
+        output.log(str(error))
         output.log(
             "The demo goes on with RANDOM weights: its figures show how things work, not how "
             "well a pretrained network does."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -19,10 +19,7 @@ from ._app import app
 from ._console import Output
 from ._options import CACHE, DATA, command
 
-if TYPE_CHECKING:
-    from ecgfeat.extraction import Extraction
-
-__all__ = ["extract", "show_extraction"]
+__all__ = ["extract"]
 
 _EXAMPLES = """
 ecgfeat extract pages/
@@ -81,11 +78,6 @@ def extract(
             shard=shard,
             report=report,
         )
-    show_extraction(output, extraction)
-    output.result(extraction.as_json())
-
-
-def show_extraction(output: Output, extraction: Extraction) -> None:
-    """The closing summary of an extraction."""
     for line in extraction.summary():
         output.say(line)
+    output.result(extraction.as_json())

@@ -34,13 +34,14 @@ ecgfeat finetune --resume runs/20260131-120000-finetune-pages
 def finetune(
     data: Annotated[
         Path | None,
-        typer.Argument(help="Folder or CSV, as for extract.", show_default=False),
+        typer.Argument(metavar="DATA", help="Folder or CSV, as for extract.", show_default=False),
     ] = None,
     *,
     resume: Annotated[
         Path | None,
         typer.Option(
             "--resume",
+            metavar="RUN",
             help="Go on with an interrupted run: its folder. The run keeps its own data and "
             "settings.",
             show_default=False,

@@ -12,7 +12,7 @@ from ecgfeat.config import EvaluationSettings, HeadKind, HeadSettings
 
 from ._app import app
 from ._console import Output
-from ._options import OUT, command
+from ._options import CACHE_FILE, OUT, command
 from ._results import runs_as_json, show_runs
 
 __all__ = ["fit_head"]
@@ -41,7 +41,7 @@ _KINDS: dict[Head, tuple[HeadKind, ...]] = {
 
 @command(app, "fit-head", examples=_EXAMPLES)
 def fit_head(
-    cache: Annotated[Path, typer.Argument(help="A cache made by extract.", show_default=False)],
+    cache: CACHE_FILE,
     *,
     head: Annotated[
         Head,

@@ -24,15 +24,17 @@ ecgfeat predict runs/20260131-120000-linear-pages new/ --json
 
 @command(app, "predict", examples=_EXAMPLES)
 def predict(
-    run: Annotated[Path, typer.Argument(help="A run's folder.", show_default=False)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
     images: Annotated[
-        list[Path], typer.Argument(help="Images, or folders of images.", show_default=False)
+        list[Path],
+        typer.Argument(metavar="IMAGE", help="Images, or folders of images.", show_default=False),
     ],
     *,
     weights: Annotated[
         str,
         typer.Option(
             "--weights",
+            metavar="PATH",
             help="Where the backbone's weights are now, if not where the run found them.",
             show_default=False,
         ),
@@ -40,7 +42,7 @@ def predict(
     compute: ComputeSettings,
     output: Output,
 ) -> None:
-    """Class and probability for new images, from any run."""
+    """Tell the class and probability of new images by any run."""
     from ecgfeat.inference import predict
     from ecgfeat.runs import open_run
 
@@ -48,7 +50,7 @@ def predict(
         result = predict(
             open_run(run), images, compute=compute, weights=weights or None, report=report
         )
-    positive = f", positive: {result.classes[1]}" if len(result.classes) == 2 else ""
+    positive = f", positive: {result.positive}" if result.positive else ""
     table = output.table(
         f"{len(result.paths)} images{positive}",
         {"image": "left", "class": "left", **dict.fromkeys(result.classes, "right")},

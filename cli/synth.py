@@ -24,7 +24,9 @@ ecgfeat synth pages/ --train 65600 --test 18136 --difficulty hard --seed 7
 
 @command(app, "synth", examples=_EXAMPLES)
 def synth(
-    out: Annotated[Path, typer.Argument(help="A new or empty folder.", show_default=False)],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A new or empty folder.", show_default=False)
+    ],
     *,
     settings: SynthSettings,
     output: Output,

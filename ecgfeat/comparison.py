@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from ecgfeat.errors import RunError
 from ecgfeat.metrics import Resampled, Score, in_id_order, resample
-from ecgfeat.predictions import Predictions
+from ecgfeat.predictions import Predictions, positive_class
 from ecgfeat.runs import KIND_NAMES, Cost, Run
 
 __all__ = ["ComparedRun", "Comparison", "Pair", "compare", "mcnemar_p_value"]
@@ -109,7 +110,7 @@ class Comparison:
     @property
     def positive(self) -> str | None:
         """The positive class of a binary task, else None."""
-        return self.classes[1] if len(self.classes) == 2 else None
+        return positive_class(self.classes)
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain values, ready for ``json.dumps``."""
@@ -143,11 +144,23 @@ def compare(runs: Sequence[Run]) -> Comparison:
     runs : sequence of Run
         At least two, of different names. The order of their rows does not matter.
 
+    Returns
+    -------
+    Comparison
+
     Raises
     ------
     RunError
         When there is only one run, a name comes twice, or the runs' classes, test rows, targets
         or groups differ; the message says how.
+    StorageError
+        When a run's predictions can't be read.
+
+    Examples
+    --------
+    >>> comparison = compare([open_run(path) for path in paths])  # doctest: +SKIP
+    >>> comparison.pairs[0].differences["accuracy"].value  # doctest: +SKIP
+    0.0686
     """
     if len(runs) < 2:
         raise RunError(f"a comparison needs at least two runs; found {len(runs)}")
@@ -237,7 +250,7 @@ def mcnemar_p_value(
 
 
 def _refuse_equal_names(runs: Sequence[Run]) -> None:
-    paths: dict[str, Any] = {}
+    paths: dict[str, Path] = {}
     for run in runs:
         if run.name in paths:
             raise RunError(

@@ -1,7 +1,8 @@
 """Every setting of ecgfeat, once: its default, its range and the reason for both.
 
 The program's options are made from these dataclasses (name, default, range and help), the
-library takes them as they are, and a run's ``config.json`` stores them. Standard library only.
+library takes them as they are, and a run's ``config.json`` stores them. Upper limits that give no
+reason of their own only catch slips of the keyboard. Standard library only.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ ARCHITECTURES = (
     "wide_resnet50_2",
     "wide_resnet101_2",
 )
+"""torchvision's ResNet family, by its names: those that it has ImageNet weights for."""
 TAPS = ("layer1", "layer2", "layer3", "layer4")
+"""A ResNet's layers, whose average pools are the features."""
 
 CropMode = Literal["center", "border", "squash"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -71,6 +74,11 @@ def setting(
         default=default,
         metadata={"help": help, "choices": choices, "metavar": metavar, "limits": limits},
     )
+
+
+def comma_separated(text: str) -> tuple[str, ...]:
+    """The words of a comma-separated option, without the empty ones."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def option_name(name: str) -> str:
@@ -142,6 +150,22 @@ def as_json(settings: Settings) -> dict[str, Any]:
     }
 
 
+class _Sized:
+    """What has a `size` in pixels, ``W`` or ``WxH``."""
+
+    size: str
+
+    @property
+    def width_px(self) -> int:
+        """Its width in pixels."""
+        return int(self.size.split("x")[0])
+
+    @property
+    def height_px(self) -> int:
+        """Its height in pixels."""
+        return int(self.size.split("x")[-1])
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSettings(Settings):
     """The data.
@@ -164,7 +188,7 @@ class DataSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PageSettings(Settings):
+class PageSettings(_Sized, Settings):
     """From page to network input."""
 
     crop_mode: CropMode = setting(
@@ -187,16 +211,6 @@ class PageSettings(Settings):
                 f"--size must be from 32 to 4096 pixels a side (a ResNet shrinks its input "
                 f"32-fold); found {self.size!r}"
             )
-
-    @property
-    def width_px(self) -> int:
-        """Width of the network input in pixels."""
-        return int(self.size.split("x")[0])
-
-    @property
-    def height_px(self) -> int:
-        """Height of the network input in pixels."""
-        return int(self.size.split("x")[-1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,12 +243,15 @@ class ComputeSettings(Settings):
     )
     precision: Precision = setting(
         "auto",
-        "auto takes bfloat16 (CUDA without it: float16) where the device computes it faster and "
-        "a self-check agrees with float32; fp32 equals a plain torchvision script.",
+        "auto takes bfloat16 (CUDA without it: float16) where it is clearly faster, else fp32; in "
+        "predict, the run's. Features below fp32 must first agree with it in a self-check.",
         choices=get_args(Precision),
     )
     threads: int = setting(
-        0, "Threads that decode images; 0 takes one per core, 16 at most.", minimum=0, maximum=256
+        0,
+        "Threads that decode images; 0 takes one per core, 16 at most.",
+        minimum=0,
+        maximum=256,
     )
 
 
@@ -289,7 +306,10 @@ class EvaluationSettings(Settings):
         below=1,
     )
     seed: int = setting(
-        0, "Seed of weights, order, folds and validation rows.", minimum=0, maximum=2**31 - 1
+        0,
+        "Seed of new weights, order of the rows, folds and validation rows.",
+        minimum=0,
+        maximum=2**31 - 1,  # what numpy, torch and scikit-learn all take
     )
 
     def __post_init__(self) -> None:
@@ -306,7 +326,7 @@ class EvaluationSettings(Settings):
 class HeadSettings(Settings):
     """The head.
 
-    The linear head's defaults are the study's.
+    The linear head's epochs and learning rate are the study's.
     """
 
     layers: str = setting(
@@ -323,7 +343,7 @@ class HeadSettings(Settings):
     @property
     def taps(self) -> tuple[str, ...]:
         """The layers' names, in the order given."""
-        return tuple(part.strip() for part in self.layers.split(",") if part.strip())
+        return comma_separated(self.layers)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -337,7 +357,7 @@ class HeadSettings(Settings):
 class FinetuneSettings(Settings):
     """Training.
 
-    The whole network's; the defaults are the study's.
+    The whole network's; epochs and learning rate are the study's.
     """
 
     epochs: int = setting(5, "Passes over the training images.", minimum=1)
@@ -347,12 +367,13 @@ class FinetuneSettings(Settings):
         above=0,
         maximum=10,
     )
+    # One image has no batch statistics.
     batch_size: int = setting(64, "Images per step.", minimum=2, maximum=4096)
     weight_decay: float = setting(0.0, "Adam's L2 penalty.", minimum=0, maximum=100)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SynthSettings(Settings):
+class SynthSettings(_Sized, Settings):
     """The pages."""
 
     train: int = setting(800, "Training pages, half of them per class.", minimum=2)
@@ -360,7 +381,7 @@ class SynthSettings(Settings):
     seed: int = setting(0, "Same seed, same pages, byte for byte.", minimum=0)
     difficulty: Difficulty = setting(
         "medium",
-        "How far the classes' physiology is apart, and how strong the nuisances are.",
+        "How slight the pathology is, and how much pages differ otherwise.",
         choices=get_args(Difficulty),
     )
     size: str = setting("400x300", "Page in pixels, WxH.", metavar="WxH")
@@ -375,13 +396,3 @@ class SynthSettings(Settings):
                 f"--size must be WxH in pixels, each from 100 to 9999, such as 400x300; "
                 f"found {self.size!r}"
             )
-
-    @property
-    def width_px(self) -> int:
-        """Width of a page in pixels."""
-        return int(self.size.split("x")[0])
-
-    @property
-    def height_px(self) -> int:
-        """Height of a page in pixels."""
-        return int(self.size.split("x")[1])

@@ -57,7 +57,19 @@ class DataError(EcgfeatError):
 
 
 class ImageError(DataError):
-    """One image can't be decoded; the message is the reason a person reads in quarantine.csv."""
+    """One image can't be decoded.
+
+    Parameters
+    ----------
+    reason : str
+        What a person reads in quarantine.csv.
+    passing : bool, default False
+        Whether the file's bytes couldn't be had, so that another try may succeed.
+    """
+
+    def __init__(self, reason: str, *, passing: bool = False) -> None:
+        self.passing = passing
+        super().__init__(reason)
 
 
 class WeightsError(EcgfeatError):

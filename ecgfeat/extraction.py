@@ -8,7 +8,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -175,7 +175,10 @@ def extract(
     resolved = resolve_compute(_as_begun(compute, path), purpose="extract")
     backbone = load_backbone(network, preprocessing, resolved)
     header = _header(backbone, preprocessing)
-    with open_writer(path, header, manifest, rehash=rehash, shard=share, report=report) as writer:
+    with (
+        _saying_how_to_go_on(),
+        open_writer(path, header, manifest, rehash=rehash, shard=share, report=report) as writer,
+    ):
         n_computed, computing_s = _compute_pending(writer, manifest, backbone, work, report)
         finished = None if share else writer.finish()
     extraction = Extraction(
@@ -199,6 +202,15 @@ def extract(
         write_missing(manifest, extraction.missing_csv)
         _write_quarantine(finished.quarantined, extraction.quarantine_csv)
     return extraction
+
+
+@contextlib.contextmanager
+def _saying_how_to_go_on() -> Iterator[None]:
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as stop:
+        stop.add_note("what was computed is kept: run the same command again to go on from there")
+        raise
 
 
 def _write_quarantine(quarantined: Sequence[Quarantined], path: Path) -> None:
@@ -310,11 +322,8 @@ def _compute_pending(
                 part.commit()
             try:
                 report(Progress(stage="extracting", done=n_reused + n_seen, total=len(manifest)))
-            except Interrupted as stop:
+            except Interrupted:
                 part.commit()
-                stop.add_note(
-                    "what was computed is kept: run the same command again to go on from there"
-                )
                 raise
     return part.n_computed, time.monotonic() - started
 

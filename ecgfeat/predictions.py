@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ecgfeat.errors import DataError
 
-__all__ = ["Predictions", "join"]
+__all__ = ["Predictions", "join", "positive_class"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,6 +62,44 @@ class Predictions:
                 "Try a lower --lr."
             )
 
+    @classmethod
+    def of_rows(
+        cls,
+        rows: NDArray[np.int64],
+        probabilities: NDArray[np.float64],
+        *,
+        ids: Sequence[str],
+        groups: Sequence[str],
+        classes: tuple[str, ...],
+        targets: NDArray[np.int64],
+        split: str,
+        fold: int,
+    ) -> Predictions:
+        """What one training's model said of some rows of the data.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (m,), int64
+            Row numbers of what was predicted.
+        probabilities : ndarray of shape (m, n_classes), float64
+        ids, groups : sequences of str, length n
+            Of all rows of the data, as are `targets`.
+        classes : tuple of str
+        targets : ndarray of shape (n,), int64
+        split : str
+        fold : int
+        """
+        numbers = rows.tolist()
+        return cls(
+            ids=tuple(ids[row] for row in numbers),
+            classes=classes,
+            targets=targets[rows],
+            probabilities=probabilities,
+            groups=tuple(groups[row] for row in numbers),
+            split=split,
+            folds=np.full(len(rows), fold, dtype=np.int64),
+        )
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -74,7 +112,12 @@ class Predictions:
     @property
     def positive(self) -> str | None:
         """The positive class of a binary task, else None."""
-        return self.classes[1] if len(self.classes) == 2 else None
+        return positive_class(self.classes)
+
+
+def positive_class(classes: Sequence[str]) -> str | None:
+    """The positive class of a binary task, which is the second of the two, else None."""
+    return classes[1] if len(classes) == 2 else None
 
 
 def join(parts: Sequence[Predictions]) -> Predictions:

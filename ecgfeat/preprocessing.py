@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import cast
 
 from ecgfeat.config import CropMode, PageSettings
 
-__all__ = ["Geometry", "Preprocessing"]
+__all__ = ["RESAMPLING", "Geometry", "Preprocessing"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of the RGB channels in [0, 1] over ImageNet (torchvision's classification preset)."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Standard deviation of the same."""
+RESAMPLING = "pillow-bilinear"
+"""The one resize there is: Pillow's bilinear filter with antialiasing on 8-bit RGB, which is what
+torchvision's transform does to a Pillow image."""
 RESIZE_OVER_CROP = 256 / 224
 """The ImageNet preset resizes to 256 pixels and keeps 224 (He et al. 2016, section 3.4)."""
 
@@ -49,8 +54,7 @@ class Preprocessing:
     width_px, height_px : int
         Size of the network's input.
     resampling : str
-        The one resize used: Pillow's bilinear filter with antialiasing on 8-bit RGB, which is
-        what torchvision's transform does to a Pillow image.
+        `RESAMPLING`; part of the specification so that another one can be told from it.
     mean, std : tuple of 3 floats
         Subtracted from and divided into the pixels after scaling them to [0, 1].
     """
@@ -58,7 +62,7 @@ class Preprocessing:
     crop_mode: CropMode
     width_px: int
     height_px: int
-    resampling: str = "pillow-bilinear"
+    resampling: str = RESAMPLING
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -69,6 +73,35 @@ class Preprocessing:
             crop_mode=settings.crop_mode,
             width_px=settings.width_px,
             height_px=settings.height_px,
+        )
+
+    @classmethod
+    def from_fields(
+        cls,
+        *,
+        crop_mode: str,
+        size: str,
+        resampling: str,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> Preprocessing:
+        """The specification that a cache or a run has written down.
+
+        Raises
+        ------
+        ConfigError
+            When it is out of the page options' ranges: a stranger may have written it.
+        ValueError
+            When mean or std aren't three numbers.
+        """
+        page = PageSettings(crop_mode=cast(CropMode, crop_mode), size=size)
+        return cls(
+            crop_mode=page.crop_mode,
+            width_px=page.width_px,
+            height_px=page.height_px,
+            resampling=resampling,
+            mean=_rgb(mean),
+            std=_rgb(std),
         )
 
     @property
@@ -112,3 +145,8 @@ class Preprocessing:
         left = round((resized_px[0] - self.width_px) / 2.0)
         top = round((resized_px[1] - self.height_px) / 2.0)
         return left, top
+
+
+def _rgb(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return float(red), float(green), float(blue)

@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 from ecgfeat.config import EvaluationSettings
 from ecgfeat.errors import ConfigError, DataError
 
-__all__ = ["Partition", "Task", "class_order", "define_task", "keep_rows", "partitions"]
+__all__ = [
+    "Partition",
+    "Task",
+    "class_order",
+    "define_task",
+    "group_numbers",
+    "hash_place",
+    "keep_rows",
+    "n_kept_out",
+    "partitions",
+]
 
 Rows = NDArray[np.int64]
 
@@ -36,11 +46,6 @@ class Task:
 
     classes: tuple[str, ...]
     targets: NDArray[np.int64]
-
-    @property
-    def positive(self) -> str | None:
-        """The positive class of a binary task, else None."""
-        return self.classes[1] if len(self.classes) == 2 else None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -288,7 +293,7 @@ def stratified_subset(
             f"--test-subset {n_rows} asks for more rows than the {len(rows)} test rows there are"
         )
     queues = [
-        sorted(rows[targets[rows] == index].tolist(), key=lambda row: _hash(ids[row]))
+        sorted(rows[targets[rows] == index].tolist(), key=lambda row: hash_place(ids[row]))
         for index in np.unique(targets[rows])
     ]
     shares = _largest_remainder([len(queue) for queue in queues], n_rows)
@@ -318,9 +323,8 @@ def _keep_out(
     out: list[int] = []
     for index in range(len(task.classes)):
         members = np.flatnonzero(task.targets[first_rows] == index).tolist()
-        members.sort(key=lambda member: _hash(f"{settings.seed}/{names[first_rows[member]]}"))
-        n_out = max(1, round(settings.val_fraction * len(members)))
-        out += members[: max(0, min(n_out, len(members) - 1))]
+        members.sort(key=lambda member: hash_place(f"{settings.seed}/{names[first_rows[member]]}"))
+        out += members[: n_kept_out(settings.val_fraction, len(members))]
     is_out = np.isin(units[part.train], distinct[out])
     train = part.train[~is_out]
     lost = sorted(set(task.targets[part.train].tolist()) - set(task.targets[train].tolist()))
@@ -333,7 +337,13 @@ def _keep_out(
     return replace(part, train=train, validation=part.train[is_out])
 
 
-def _hash(text: str) -> bytes:
+def n_kept_out(fraction: float, n: int) -> int:
+    """How many of `n` a fraction keeps out: at least one, and never all."""
+    return max(0, min(max(1, round(fraction * n)), n - 1))
+
+
+def hash_place(text: str) -> bytes:
+    """A text's place in an order that looks random and depends on nothing but the text."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 

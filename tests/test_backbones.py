@@ -28,6 +28,7 @@ from ecgfeat.backbones import extractor as extractor_module
 from ecgfeat.backbones.state_dicts import read_state_dict
 from ecgfeat.config import ARCHITECTURES, TAPS, NetworkSettings, PageSettings
 from ecgfeat.errors import DeviceError, StorageError, WeightsError
+from ecgfeat.images import decode, prepare
 from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.runtime import Compute
 
@@ -144,12 +145,10 @@ def test_float32_features_of_the_others_equal_plain_torchvision(arch, tmp_path):
     test_float32_features_equal_plain_torchvision(arch, tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("data", ["ludb-pages", "mendeley-sheets"])
 def test_float32_layer4_equals_a_torchvision_script_on_real_images(
     data, shared_data, shared_weights
 ):
-    images_module = pytest.importorskip("ecgfeat.images")
     tensors = torch.load(shared_weights, weights_only=True)
     transform = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
     preprocessing = Preprocessing.from_settings(PageSettings(crop_mode="center", size="224"))
@@ -158,7 +157,7 @@ def test_float32_layer4_equals_a_torchvision_script_on_real_images(
     assert len(sources) >= 60
     for start in range(0, len(sources), 8):
         batch = sources[start : start + 8]
-        ours = [images_module.prepare(images_module.decode(path), preprocessing) for path in batch]
+        ours = [prepare(decode(path), preprocessing) for path in batch]
         plain = [transform(Image.open(path).convert("RGB")) for path in batch]
         expected = torchvision_features("resnet18", tensors, torch.stack(plain))
         assert_close_to(backbone.features(np.stack(ours)), expected)

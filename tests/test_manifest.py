@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ecgfeat.config import DataSettings
 from ecgfeat.errors import ConfigError, DataError, StorageError
 from ecgfeat.manifest import Manifest, MissingImage, read_manifest, write_missing
-from ecgfeat.manifest.listing import Listing, list_csv
+from ecgfeat.manifest.listing import ListedRows, list_csv
 from ecgfeat.manifest.splitting import split_by_hash
 
 
@@ -478,9 +478,9 @@ def test_any_text_comes_back_from_a_csv(
 # The split by hash
 
 
-def a_listing(rows: list[tuple[str, str]]) -> Listing:
+def a_listing(rows: list[tuple[str, str]]) -> ListedRows:
     """From (label, group) pairs."""
-    return Listing(
+    return ListedRows(
         source=Path("/data.csv"),
         root=Path("/"),
         paths=[f"{index}.png" for index in range(len(rows))],
@@ -531,7 +531,7 @@ def test_the_split_does_not_depend_on_the_order_of_rows(
     listing = a_listing(rows)
     order = list(range(len(rows)))
     shuffling.shuffle(order)
-    shuffled = Listing(
+    shuffled = ListedRows(
         source=listing.source,
         root=listing.root,
         paths=[listing.paths[i] for i in order],

@@ -75,17 +75,15 @@ def test_classes_are_ordered_by_value_or_else_by_name(
 def test_two_classes_make_a_binary_task_whose_positive_is_the_last() -> None:
     task = define_task(["1", "0", "1"])
     assert task.classes == ("0", "1")
-    assert task.positive == "1"
     assert task.targets.tolist() == [1, 0, 1]
     assert task.targets.dtype == np.int64
-    assert define_task(["normal", "mi"]).positive == "normal"
+    assert define_task(["normal", "mi"]).classes == ("mi", "normal")
 
 
-def test_more_classes_have_no_positive() -> None:
+def test_more_classes_are_numbered_in_their_order() -> None:
     task = define_task(list("cabc"))
     assert task.classes == ("a", "b", "c")
     assert task.targets.tolist() == [2, 0, 1, 2]
-    assert task.positive is None
 
 
 @pytest.mark.parametrize(
@@ -105,7 +103,6 @@ def test_named_classes_are_set_against_the_rest(
 ) -> None:
     task = define_task(list(labels), positive)
     assert task.classes == classes
-    assert task.positive == classes[1]
     assert task.targets.tolist() == targets
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ecgfeat.backbones.kernels import memory_format, repeatable_kernels
 from ecgfeat.backbones.networks import build_network, feature_width
 from ecgfeat.backbones.weights import Weights, load_weights
 from ecgfeat.config import TAPS, NetworkSettings
@@ -136,12 +136,14 @@ class _Engine:
         self.compute = compute
         self._device = torch.device(compute.device)
         self._dtype = DTYPES[compute.precision]
-        self._layout = torch.channels_last if compute.channels_last else torch.contiguous_format
+        self._layout = memory_format(compute)
         laid_out = copy.deepcopy(trunk).to(self._device, self._dtype)
         self._trunk = laid_out.to(memory_format=self._layout)
 
     def features(self, pixels: NDArray[np.uint8]) -> Features:
-        with torch.inference_mode(), self._kernels():
+        # float32 is not to be TF32 in disguise, which rounds to 10 bits.
+        kernels = repeatable_kernels(self.compute, allow_tf32=self.compute.precision != "fp32")
+        with torch.inference_mode(), kernels:
             pools = self._trunk(self._images(pixels))
             return {name: pool.cpu().numpy() for name, pool in pools.items()}
 
@@ -151,15 +153,6 @@ class _Engine:
         page = torch.ones_like(centred[..., :1])
         images = torch.cat([centred, page], dim=3).permute(0, 3, 1, 2)
         return images.to(self._dtype, memory_format=self._layout)
-
-    def _kernels(self) -> contextlib.AbstractContextManager[None]:
-        """On CUDA, repeatable kernels, and float32 that isn't TF32 in disguise."""
-        if self.compute.device != "cuda":
-            return contextlib.nullcontext()
-        context: contextlib.AbstractContextManager[None] = torch.backends.cudnn.flags(
-            enabled=True, deterministic=True, allow_tf32=self.compute.precision != "fp32"
-        )
-        return context
 
 
 def _tap_widths(arch: str) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from ecgfeat.manifest import Manifest
 __all__ = ["attributes", "check_texts", "columns"]
 
 MAX_REASON_BYTES = 500
+NO_TIME = -(2**63)
+"""Time of change of a file that couldn't be read: none has it, so the next writer tries again."""
 
 
 def check_texts(manifest: Manifest) -> None:
@@ -61,6 +63,7 @@ def columns(
     rows: NDArray[np.int64],
     digests: NDArray[np.uint8],
     reasons: Mapping[int, str],
+    passing: Set[int],
 ) -> dict[str, NDArray[Any]]:
     """Every data set but the features.
 
@@ -72,6 +75,8 @@ def columns(
     digests : ndarray of shape (n, 16), uint8
     reasons : mapping of int to str
         Why other rows are left out.
+    passing : set of int
+        Those of them that the next writer is to try again.
     """
     kept, left_out = rows.tolist(), sorted(reasons)
     missing = manifest.missing_counts()
@@ -94,7 +99,10 @@ def columns(
         "quarantine/before": np.searchsorted(rows, left_out).astype(np.int64),
         "quarantine/reason": encode_texts([_short(reasons[row]) for row in left_out], "the reason"),
         "quarantine/n_bytes": _numbers(manifest.n_bytes, left_out),
-        "quarantine/mtime_ns": _numbers(manifest.mtime_ns, left_out),
+        "quarantine/mtime_ns": np.array(
+            [NO_TIME if row in passing else manifest.mtime_ns[row] for row in left_out],
+            dtype=np.int64,
+        ),
     }
     for name, values in manifest.metadata.items():
         found[f"metadata/{link_name(name)}"] = _texts(values, kept)

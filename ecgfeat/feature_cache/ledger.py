@@ -30,11 +30,14 @@ class Ledger:
     sources : list of FeatureCache
     reasons : dict of int to str
         Why rows are quarantined.
+    passing : set of int
+        Those of them that are left out by this writer only; the next one tries them again.
     """
 
     def __init__(self, manifest: Manifest, hashed: Mapping[int, bytes]) -> None:
         self.sources: list[FeatureCache] = []
         self.reasons: dict[int, str] = {}
+        self.passing: set[int] = set()
         self._row_of = {name: row for row, name in enumerate(manifest.paths)}
         self._size_and_time = list(zip(manifest.n_bytes, manifest.mtime_ns))
         self._hashed = dict(hashed)
@@ -70,6 +73,12 @@ class Ledger:
                 self._source[row] = _QUARANTINED
                 self.reasons[row] = item.reason
 
+    def leave_out(self, row: int, reason: str) -> None:
+        """Quarantine a row for now, though no source knows it."""
+        self._source[row] = _QUARANTINED
+        self.reasons[row] = reason
+        self.passing.add(row)
+
     def _is_unchanged(self, row: int, size_and_time: list[int], digest: bytes | None) -> bool:
         if row in self._hashed:
             return self._hashed[row] == digest
@@ -81,9 +90,12 @@ class Ledger:
             self._hashed.pop(row, None)
 
     def is_copy_of(self, cache: FeatureCache) -> bool:
-        """Whether the rows kept are the rows of `cache`, the only source, in their order."""
-        return self.sources == [cache] and np.array_equal(
-            self._source_row[self.kept], np.arange(len(cache))
+        """Whether the rows kept are the rows of `cache`, the first source, in their order."""
+        rows = self.kept
+        return (
+            self.sources[0] is cache
+            and not self._source[rows].any()
+            and np.array_equal(self._source_row[rows], np.arange(len(cache)))
         )
 
     def digests(self) -> NDArray[np.uint8]:

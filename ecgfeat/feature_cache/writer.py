@@ -47,6 +47,10 @@ class Failure(Protocol):
     def reason(self) -> str:
         """Why, for people."""
 
+    @property
+    def passing(self) -> bool:
+        """Whether the next writer is to try it again, though the file be unchanged."""
+
 
 @contextlib.contextmanager
 def open_writer(
@@ -184,11 +188,12 @@ class CacheWriter:
             When the disk refuses; what was committed before is safe.
         """
         reasons = {failure.row: failure.reason for failure in failures}
+        passing = {failure.row for failure in failures if failure.passing}
         if not len(rows) and not reasons:
             return
         features = {tap: np.asarray(values, np.float32) for tap, values in features.items()}
         self._check_part(rows, features, digests, reasons)
-        contents = _in_memory(columns(self._manifest, rows, digests, reasons))
+        contents = _in_memory(columns(self._manifest, rows, digests, reasons, passing))
         for tap in sorted(self._header.taps):
             contents[f"features/{tap}"] = DataSet.of(features[tap])
         self._n_parts += 1
@@ -199,6 +204,8 @@ class CacheWriter:
         self._clock += elapsed_s
         self._ledger.forget_hashes([*rows.tolist(), *reasons])
         self._ledger.adopt(open_cache(part))
+        for row in passing:
+            self._ledger.leave_out(row, reasons[row])
 
     def finish(self) -> FeatureCache:
         """Put everything together in the manifest's order, as one file, and remove the parts.
@@ -222,7 +229,9 @@ class CacheWriter:
                 f"none of the {self.n_rows} images can be used; the first, "
                 f"{self._manifest.paths[row]}: {reason}"
             )
-        described = columns(self._manifest, rows, self._ledger.digests(), reasons)
+        described = columns(
+            self._manifest, rows, self._ledger.digests(), reasons, self._ledger.passing
+        )
         if not self._is_written(described):
             self._assemble(described)
         for part in part_paths(self._path):

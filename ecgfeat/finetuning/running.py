@@ -219,18 +219,18 @@ class Running:
                 "none of the test images can be decoded. The reasons are in "
                 f"{self._write_quarantine()}."
             )
-        parts = []
-        for part, fold in zip(job.plan, tested):
-            rows = fold.rows.tolist()
-            parts.append(
-                Predictions(
-                    ids=tuple(job.manifest.paths[row] for row in rows),
+        return join(
+            [
+                Predictions.of_rows(
+                    fold.rows,
+                    fold.probabilities,
+                    ids=job.manifest.paths,
+                    groups=job.manifest.groups,
                     classes=job.task.classes,
-                    targets=job.task.targets[fold.rows],
-                    probabilities=fold.probabilities,
-                    groups=tuple(job.manifest.groups[row] for row in rows),
+                    targets=job.task.targets,
                     split=part.split,
-                    folds=np.full(len(rows), part.fold, dtype=np.int64),
+                    fold=part.fold,
                 )
-            )
-        return join(parts)
+                for part, fold in zip(job.plan, tested)
+            ]
+        )

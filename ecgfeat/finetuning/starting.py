@@ -27,8 +27,7 @@ from ecgfeat.finetuning.job import (
 from ecgfeat.finetuning.running import KIND, Running
 from ecgfeat.finetuning.training import Snapshot
 from ecgfeat.manifest import Manifest, write_missing
-from ecgfeat.runs import Run, create_run, write_config
-from ecgfeat.runs.files import check_version, damaged, parse_json, read_file
+from ecgfeat.runs import Run, create_run, damaged, is_finished, read_config, write_config
 from ecgfeat.runtime import Report, resolve_compute, silent
 
 __all__ = ["finetune", "resume_finetune"]
@@ -64,6 +63,7 @@ def finetune(
     Returns
     -------
     Run
+        Of kind ``"finetune"``, finished and tested.
 
     Raises
     ------
@@ -74,6 +74,12 @@ def finetune(
     WeightsError, ConfigError, DeviceError
         Before anything is written.
     StorageError, Interrupted
+
+    Examples
+    --------
+    >>> from ecgfeat.config import FinetuneSettings
+    >>> manifest = read_manifest("pages/manifest.csv")  # doctest: +SKIP
+    >>> run = finetune(manifest, training=FinetuneSettings(lr=1e-4))  # doctest: +SKIP
     """
     backbone = describe_backbone(load_weights(network))
     job = Job(
@@ -108,6 +114,10 @@ def resume_finetune(
     report : callable
         As in `finetune`.
 
+    Returns
+    -------
+    Run
+
     Raises
     ------
     RunError
@@ -136,14 +146,13 @@ def _unfinished_config(folder: Path) -> dict[str, Any]:
         raise RunError(
             f"{folder} is no run: it has no config.json. Give a folder that finetune made."
         )
-    config = read_file(folder, "config.json", parse_json)
-    check_version(config, folder / "config.json")
+    config = read_config(folder)
     if config.get("kind") != KIND:
         raise RunError(
             f"{folder} is a run of kind {config.get('kind')!r}, and only a fine-tuning can be "
             "resumed. Fitting a head takes seconds: run its command again."
         )
-    if (folder / "metrics.json").exists():
+    if is_finished(folder):
         raise RunError(
             f"{folder} is finished: there is nothing left to resume. To train longer or "
             "otherwise, start a new run."

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ecgfeat.backbones import memory_format, repeatable_kernels
 from ecgfeat.config import FinetuneSettings
 from ecgfeat.errors import EcgfeatError
 from ecgfeat.finetuning.streaming import Batches, Images, Tick
@@ -89,9 +90,10 @@ class Trainer:
         preprocessing: Preprocessing,
         compute: Compute,
     ) -> None:
+        self._compute = compute
         self._device = torch.device(compute.device)
         self._autocast = AUTOCAST.get(compute.precision)
-        self._layout = torch.channels_last if compute.channels_last else torch.contiguous_format
+        self._layout = memory_format(compute)
         self._mean = torch.tensor(preprocessing.mean, device=self._device)
         self._std = torch.tensor(preprocessing.std, device=self._device)
         self._settings = settings
@@ -117,7 +119,10 @@ class Trainer:
         """
         tally = Tally()
         self.network.train()
-        with self._kernels(), contextlib.closing(images.stream(batches, tick)) as stream:
+        with (
+            repeatable_kernels(self._compute),
+            contextlib.closing(images.stream(batches, tick)) as stream,
+        ):
             for batch in stream:
                 if len(batch.rows) > 1:
                     loss, n_right = self._step(batch.pixels, images.targets[batch.rows])
@@ -161,7 +166,7 @@ class Trainer:
         self.network.eval()
         with (
             torch.inference_mode(),
-            self._kernels(),
+            repeatable_kernels(self._compute),
             contextlib.closing(images.stream(batches, tick)) as stream,
         ):
             for batch in stream:
@@ -177,15 +182,6 @@ class Trainer:
         with self._autocasting():
             logits: torch.Tensor = self.network(self._normalised(pixels))
         return logits.float()
-
-    def _kernels(self) -> contextlib.AbstractContextManager[None]:
-        """On CUDA, repeatable kernels."""
-        if self._device.type != "cuda":
-            return contextlib.nullcontext()
-        context: contextlib.AbstractContextManager[None] = torch.backends.cudnn.flags(
-            enabled=True, deterministic=True
-        )
-        return context
 
     def _autocasting(self) -> contextlib.AbstractContextManager[object]:
         if self._autocast is None:

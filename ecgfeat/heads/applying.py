@@ -8,12 +8,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Tensors", "head_probabilities", "softmax"]
+__all__ = ["Tensors", "head_fits", "head_probabilities", "softmax"]
 
 CHUNK_ROWS = 4096
 """Rows taken at a time, so that only the probabilities need memory."""
 
 Tensors = Mapping[str, NDArray[Any]]
+"""A head's arrays by name, as `fit_linear` and `fit_logistic` give them."""
 Float = TypeVar("Float", np.float32, np.float64)
 
 
@@ -35,6 +36,19 @@ def head_probabilities(tensors: Tensors, X: NDArray[np.float32]) -> NDArray[np.f
             for start in range(0, len(X), CHUNK_ROWS)
         ]
     return np.concatenate(chunks)
+
+
+def head_fits(tensors: Tensors, *, n_classes: int, width: int) -> bool:
+    """Whether the arrays are a head of either kind for so many classes and features."""
+    n_logits = 1 if n_classes == 2 else n_classes
+    linear = {"weight": (n_classes, width), "bias": (n_classes,)}
+    logistic = {
+        "mean": (width,),
+        "scale": (width,),
+        "coef": (n_logits, width),
+        "intercept": (n_logits,),
+    }
+    return {name: tensor.shape for name, tensor in tensors.items()} in (linear, logistic)
 
 
 def _linear_logits(tensors: Tensors, X: NDArray[np.float32]) -> NDArray[np.float64]:

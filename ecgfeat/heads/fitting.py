@@ -7,19 +7,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfeat.config import (
-    CropMode,
-    EvaluationSettings,
-    HeadKind,
-    HeadSettings,
-    PageSettings,
-    as_json,
-)
+from ecgfeat.config import EvaluationSettings, HeadKind, HeadSettings, as_json
 from ecgfeat.heads.applying import Tensors, head_probabilities
 from ecgfeat.heads.linear import fit_linear
 from ecgfeat.heads.logistic import fit_logistic
@@ -61,6 +54,11 @@ def fit_heads(
     report : callable, optional
         Told each epoch and each fit; may raise `Interrupted`, upon which finished runs are kept.
 
+    Returns
+    -------
+    list of Run
+        One for each of `kinds`, the linear head's first.
+
     Raises
     ------
     ConfigError, DataError
@@ -69,6 +67,14 @@ def fit_heads(
         When the cache's file is damaged, holds features that are not finite, or was replaced.
     StorageError
         When the disk refuses the runs' files.
+    Interrupted
+
+    Examples
+    --------
+    >>> cache = open_cache("cache/pages-resnet18-1b4e8c2a.h5")  # doctest: +SKIP
+    >>> (run,) = fit_heads(cache, kinds=["linear"])  # doctest: +SKIP
+    >>> run.metrics["scores"]["accuracy"]["value"]  # doctest: +SKIP
+    0.6664
     """
     listing = cache.listing
     listed = define_task(listing.labels, evaluation.positive)
@@ -182,15 +188,15 @@ class _Job:
         return _Fitted(tensors=fit.tensors, solver=solver)
 
     def _test(self, part: Partition, tensors: Tensors) -> Predictions:
-        rows = part.test.tolist()
-        return Predictions(
-            ids=tuple(self.cache.paths[row] for row in rows),
+        return Predictions.of_rows(
+            part.test,
+            head_probabilities(tensors, self.X[part.test]),
+            ids=self.cache.paths,
+            groups=self.cache.groups,
             classes=self.task.classes,
-            targets=self.task.targets[part.test],
-            probabilities=head_probabilities(tensors, self.X[part.test]),
-            groups=tuple(self.cache.groups[row] for row in rows),
+            targets=self.task.targets,
             split=part.split,
-            folds=np.full(len(rows), part.fold, dtype=np.int64),
+            fold=part.fold,
         )
 
     def _cost(self, kind: HeadKind, wall_s: float, training_s: float) -> Cost:
@@ -226,11 +232,9 @@ class _Job:
 
 def _describe_features(header: Header) -> dict[str, Any]:
     """How the features were made, and so those of a new image are to be."""
-    page = PageSettings(crop_mode=cast(CropMode, header.crop_mode), size=header.size)
-    preprocessing = Preprocessing(
-        crop_mode=page.crop_mode,
-        width_px=page.width_px,
-        height_px=page.height_px,
+    preprocessing = Preprocessing.from_fields(
+        crop_mode=header.crop_mode,
+        size=header.size,
         resampling=header.resampling,
         mean=header.mean,
         std=header.std,

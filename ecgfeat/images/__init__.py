@@ -26,6 +26,10 @@ PNG's checksums are compared, a JPEG must have its end marker and decode without
 (JPEG has no checksum, so some flipped bits pass; and a rare chroma subsampling that simplejpeg
 doesn't know is decoded by Pillow, which doesn't tell of complaints.) A refusal is an
 `ecgfeat.errors.ImageError`, whose message is the reason that people read.
+
+`files` reads the bytes; `jpeg` and `png` check and decode them with the help of `pillow` and
+`exif`, and `formats` names what is neither; `decoding` is the way through these to a page, and
+`fitting` from the page to the network's input. `streaming` does all of it ahead, in threads.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ _REASONS = {
     errno.ENAMETOOLONG: "its name is too long for this system",
     errno.EIO: "the disk reported an error while reading it",
 }
+_PASSING = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def read_file(source: Path) -> bytes:
@@ -47,7 +48,8 @@ def read_file(source: Path) -> bytes:
         raise ImageError("its name is not one that this system can have") from error
     except OSError as error:
         if error.errno in _REASONS:
-            raise ImageError(_REASONS[error.errno]) from error
+            reason, passing = _REASONS[error.errno], error.errno in _PASSING
+            raise ImageError(reason, passing=passing) from error
         raise storage_error(error, "reading", source) from error
 
 

@@ -36,11 +36,14 @@ class Failure:
         For people.
     n_bytes : int
         Size of the file; 0 where there is none.
+    passing : bool, default False
+        Whether the file's bytes couldn't be had, so that another try may succeed.
     """
 
     row: int
     reason: str
     n_bytes: int
+    passing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -151,8 +154,14 @@ class _Promise:
                 future.result()
                 good.append(index)
             except ImageError as error:
-                row, n_bytes = int(self._rows[index]), size_on_disk(self._paths[index])
-                failures.append(Failure(row=row, reason=str(error), n_bytes=n_bytes))
+                failures.append(
+                    Failure(
+                        row=int(self._rows[index]),
+                        reason=str(error),
+                        n_bytes=size_on_disk(self._paths[index]),
+                        passing=error.passing,
+                    )
+                )
         # A slice where all is well: it copies nothing.
         kept = good if failures else slice(None)
         return Batch(

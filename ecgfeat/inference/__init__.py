@@ -2,6 +2,8 @@
 
 Every kind of run ends in the same two steps: a backbone's features, then a head on them. For a
 fine-tuned network the head is its last layer.
+
+`model` reads what the run kept, `predicting` takes images through it.
 """
 
 from ecgfeat.inference.predicting import FailedImage, InferenceResult, predict

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfeat.config import TAPS, NetworkSettings, PageSettings
+from ecgfeat.config import TAPS, NetworkSettings
 from ecgfeat.errors import ConfigError, WeightsError
-from ecgfeat.preprocessing import Preprocessing
-from ecgfeat.runs import Run
-from ecgfeat.runs.files import damaged
+from ecgfeat.heads import Tensors, head_fits, head_probabilities
+from ecgfeat.preprocessing import RESAMPLING, Preprocessing
+from ecgfeat.runs import Run, damaged
 from ecgfeat.runtime import Compute
 
 if TYPE_CHECKING:
     from ecgfeat.backbones import Backbone
 
 __all__ = ["Model", "read_model"]
-
-Tensors = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,30 +80,16 @@ class Model:
                 f"{found.digest[:12]}. Give the run's own weights with --weights PATH."
             )
         backbone = Backbone(found, self.preprocessing, compute)
-        self._refuse_misfit(sum(backbone.taps[tap] for tap in self.taps))
-        return backbone
-
-    def _refuse_misfit(self, width: int) -> None:
-        n_classes = len(self.classes)
-        n_logits = 1 if n_classes == 2 else n_classes
-        linear = {"weight": (n_classes, width), "bias": (n_classes,)}
-        logistic = {
-            "mean": (width,),
-            "scale": (width,),
-            "coef": (n_logits, width),
-            "intercept": (n_logits,),
-        }
-        shapes = {name: tensor.shape for name, tensor in self.head.items()}
-        if shapes not in (linear, logistic):
+        n_classes, width = len(self.classes), sum(backbone.taps[tap] for tap in self.taps)
+        if not head_fits(self.head, n_classes=n_classes, width=width):
             raise damaged(
                 self.run.path / "model.safetensors",
                 f"it holds no head for {n_classes} classes and {width} features",
             )
+        return backbone
 
     def probabilities(self, features: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float64]:
         """Probabilities by class, shape (b, n_classes), of a backbone's features."""
-        from ecgfeat.heads import head_probabilities
-
         X = np.concatenate([features[tap] for tap in self.taps], axis=1)
         return head_probabilities(self.head, X)
 
@@ -167,18 +151,12 @@ def _shared_fields(card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _preprocessing(found: Mapping[str, Any]) -> Preprocessing:
-    # By way of the settings, whose ranges a stranger's run must keep to as well.
-    page = PageSettings(
-        crop_mode=found["crop_mode"], size=f"{found['width_px']}x{found['height_px']}"
-    )
-    preprocessing = replace(
-        Preprocessing.from_settings(page), mean=_rgb(found["mean"]), std=_rgb(found["std"])
-    )
-    if preprocessing.resampling != found["resampling"]:
+    if found["resampling"] != RESAMPLING:
         raise ValueError(f"resampling {found['resampling']!r}")
-    return preprocessing
-
-
-def _rgb(values: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = values
-    return float(red), float(green), float(blue)
+    return Preprocessing.from_fields(
+        crop_mode=found["crop_mode"],
+        size=f"{found['width_px']}x{found['height_px']}",
+        resampling=RESAMPLING,
+        mean=found["mean"],
+        std=found["std"],
+    )

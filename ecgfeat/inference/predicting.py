@@ -16,6 +16,7 @@ from ecgfeat.errors import DataError, storage_error
 from ecgfeat.images import DECODER, stream
 from ecgfeat.inference.model import Model, read_model
 from ecgfeat.manifest import IMAGE_SUFFIXES
+from ecgfeat.predictions import positive_class
 from ecgfeat.runs import Run
 from ecgfeat.runtime import (
     Compute,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["FailedImage", "InferenceResult", "predict"]
 
 BATCH_SIZE = 8
-"""Images per forward pass: the CPU gains little from more."""
+"""Images per forward pass: the CPU gains little from more, and few images are the rule here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,11 @@ class InferenceResult:
     probabilities: NDArray[np.float64]
     failures: tuple[FailedImage, ...]
     compute: Compute
+
+    @property
+    def positive(self) -> str | None:
+        """The positive class of a binary task, else None."""
+        return positive_class(self.classes)
 
     @property
     def predicted(self) -> tuple[str, ...]:
@@ -124,6 +130,11 @@ def predict(
     report : callable
         Told the progress before every batch.
 
+    Returns
+    -------
+    InferenceResult
+        Probabilities of the images that could be read, and why of the others not.
+
     Raises
     ------
     RunError
@@ -133,6 +144,12 @@ def predict(
     WeightsError
         When the backbone's weights can't be had, or aren't the run's.
     ConfigError, DeviceError, StorageError, Interrupted
+
+    Examples
+    --------
+    >>> run = open_run(Path("runs/20260131-094500-linear-pages"))  # doctest: +SKIP
+    >>> predict(run, [Path("new/page1.jpg")]).predicted  # doctest: +SKIP
+    ('normal',)
     """
     model = read_model(run)
     paths = _listed(images)

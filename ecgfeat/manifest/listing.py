@@ -11,13 +11,15 @@ from pathlib import Path
 
 from ecgfeat.errors import DataError, storage_error
 
+__all__ = ["IMAGE_SUFFIXES", "ListedRows", "list_csv", "list_folder"]
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 """What counts as an image in a folder tree, in any case. A CSV may name any file."""
 SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listing:
+class ListedRows:
     """The listed rows; `splits` is None where the data name no split."""
 
     source: Path
@@ -37,7 +39,7 @@ class Listing:
         return f"{self.source}, row {self.row_numbers[index]}"
 
 
-def list_folder(root: Path) -> Listing:
+def list_folder(root: Path) -> ListedRows:
     """List the images of ``[train|test/]<class>/…/*``.
 
     Raises
@@ -63,7 +65,7 @@ def list_folder(root: Path) -> Listing:
     labels = [above[-1] for above in folders]
     _refuse_without_images(root, labels, others)
     _refuse_names_that_are_not_text(root, paths)
-    return Listing(
+    return ListedRows(
         source=root,
         root=root,
         paths=paths,
@@ -140,7 +142,7 @@ def _refuse_names_that_are_not_text(root: Path, paths: list[str]) -> None:
         ) from error
 
 
-def list_csv(source: Path, root: Path) -> Listing:
+def list_csv(source: Path, root: Path) -> ListedRows:
     """List the rows of a CSV with the columns path and label, and perhaps split and group.
 
     Raises
@@ -168,7 +170,7 @@ def list_csv(source: Path, root: Path) -> Listing:
             number = numbers[columns[name].index("")]
             raise DataError(f"{source}, row {number}: the {name} is empty.")
     splits = columns.pop("split", None)
-    return Listing(
+    return ListedRows(
         source=source,
         root=root,
         paths=_relative_paths(source, root, columns.pop("path"), numbers),

@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 from ecgfeat.config import DataSettings
 from ecgfeat.files import write_csv
-from ecgfeat.protocol import class_order
+from ecgfeat.protocol import class_order, hash_place
+
+__all__ = ["Manifest", "MissingImage", "write_missing"]
 
 
 class MissingImage(NamedTuple):
@@ -104,7 +106,7 @@ class Manifest:
             return self
         strata: dict[tuple[str, str], list[tuple[bytes, int]]] = defaultdict(list)
         for row, (path, label, split) in enumerate(zip(self.paths, self.labels, self.splits)):
-            strata[label, split].append((hashlib.sha256(path.encode()).digest(), row))
+            strata[label, split].append((hash_place(path), row))
         turns = [turn for stratum in strata.values() for turn in enumerate(sorted(stratum))]
         return self._take(sorted(row for _, (_, row) in sorted(turns)[:n_rows]))
 

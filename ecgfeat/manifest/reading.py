@@ -10,9 +10,11 @@ from pathlib import Path
 
 from ecgfeat.config import DataSettings
 from ecgfeat.errors import ConfigError, DataError, storage_error
-from ecgfeat.manifest.listing import Listing, list_csv, list_folder
+from ecgfeat.manifest.listing import ListedRows, list_csv, list_folder
 from ecgfeat.manifest.model import Manifest, MissingImage
 from ecgfeat.manifest.splitting import refuse_straddling_groups, split_by_hash
+
+__all__ = ["read_manifest"]
 
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _EXPECTED = (
@@ -32,6 +34,11 @@ def read_manifest(data: Path | str, settings: DataSettings = DataSettings()) -> 
         columns are kept as metadata. Paths are relative to the CSV, or to ``settings.root``.
     settings : DataSettings
 
+    Returns
+    -------
+    Manifest
+        The images that are there, split into train and test; and those that are missing.
+
     Raises
     ------
     DataError
@@ -40,6 +47,12 @@ def read_manifest(data: Path | str, settings: DataSettings = DataSettings()) -> 
         When a root is given for a folder.
     StorageError
         When something can't be read.
+
+    Examples
+    --------
+    >>> manifest = read_manifest("pages/manifest.csv")  # doctest: +SKIP
+    >>> len(manifest), manifest.classes  # doctest: +SKIP
+    (1000, ('normal', 'pathological'))
     """
     source = Path(os.path.abspath(data))
     listing = _list(source, settings)
@@ -59,7 +72,7 @@ def read_manifest(data: Path | str, settings: DataSettings = DataSettings()) -> 
     return _look(listing, settings, splits, split_source)
 
 
-def _list(source: Path, settings: DataSettings) -> Listing:
+def _list(source: Path, settings: DataSettings) -> ListedRows:
     if _is_folder(source):
         if settings.root is not None:
             raise ConfigError(
@@ -84,7 +97,7 @@ def _is_folder(source: Path) -> bool:
 
 
 def _look(
-    listing: Listing, settings: DataSettings, splits: list[str], split_source: str
+    listing: ListedRows, settings: DataSettings, splits: list[str], split_source: str
 ) -> Manifest:
     tree = _Tree(listing)
     there: list[int] = []
@@ -138,7 +151,7 @@ class _Tree:
     take seconds on a large data set.
     """
 
-    def __init__(self, listing: Listing) -> None:
+    def __init__(self, listing: ListedRows) -> None:
         self._listing = listing
         self._root = os.path.realpath(listing.root).rstrip("/")
         self._real = {"": self._root}  # of each folder met

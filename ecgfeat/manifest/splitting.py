@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 
 from ecgfeat.config import DataSettings
 from ecgfeat.errors import DataError
-from ecgfeat.manifest.listing import Listing
-from ecgfeat.protocol import class_order
+from ecgfeat.manifest.listing import ListedRows
+from ecgfeat.protocol import class_order, hash_place, n_kept_out
+
+__all__ = ["refuse_straddling_groups", "split_by_hash"]
 
 Unit = tuple[str, str]
 """A group, or a row that has none: rows of one unit stay together."""
 
 
-def split_by_hash(listing: Listing, settings: DataSettings) -> list[str]:
+def split_by_hash(listing: ListedRows, settings: DataSettings) -> list[str]:
     """Send the same share of each class to test, chosen by a hash of group or path.
 
     Within each class, units are put in the order of SHA-256 over ``<split_seed>/<name>``, and
@@ -27,13 +28,12 @@ def split_by_hash(listing: Listing, settings: DataSettings) -> list[str]:
         members[label].append(unit)
     test: set[Unit] = set()
     for homed in members.values():
-        homed.sort(key=lambda unit: (_hash(f"{settings.split_seed}/{unit[1]}"), unit))
-        n_test = max(1, round(settings.test_fraction * len(homed)))
-        test.update(homed[: min(n_test, len(homed) - 1)])
+        homed.sort(key=lambda unit: (hash_place(f"{settings.split_seed}/{unit[1]}"), unit))
+        test.update(homed[: n_kept_out(settings.test_fraction, len(homed))])
     return ["test" if unit in test else "train" for unit in units]
 
 
-def refuse_straddling_groups(listing: Listing, splits: list[str]) -> None:
+def refuse_straddling_groups(listing: ListedRows, splits: list[str]) -> None:
     """Raise `DataError` when a group has rows in train and in test."""
     side: dict[str, str] = {}
     for index, (group, split) in enumerate(zip(listing.groups, splits)):
@@ -45,7 +45,7 @@ def refuse_straddling_groups(listing: Listing, splits: list[str]) -> None:
             )
 
 
-def _units(listing: Listing) -> list[Unit]:
+def _units(listing: ListedRows) -> list[Unit]:
     return [
         ("group", group) if group else ("path", path)
         for group, path in zip(listing.groups, listing.paths)
@@ -60,7 +60,3 @@ def _homes(units: list[Unit], labels: list[str]) -> dict[Unit, str]:
         candidate = (-n_rows, rank[label], label)
         homes[unit] = min(homes.get(unit, candidate), candidate)
     return {unit: label for unit, (_, _, label) in homes.items()}
-
-
-def _hash(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()

@@ -2,6 +2,9 @@
 
 Every score is computed from row weights, so that the data (each weight 1) and thousands of
 bootstrap resamples (how often each row was drawn) go through the same few array operations.
+
+`scores` are the functions of row weights, `intervals` resamples them, and `tables` counts right
+and wrong answers by class.
 """
 
 from ecgfeat.metrics.intervals import (

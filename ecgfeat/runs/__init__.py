@@ -3,9 +3,13 @@
 ``docs/run-format.md`` is the specification. Every file is written aside and renamed, and
 ``metrics.json`` comes last: a folder that has it is a finished run. Nothing read back from it
 can execute code.
+
+`records` is what a job hands over, `writing` scores it, draws it and fills the folder, `reading`
+opens a finished run; `tables` are its CSVs, and `files` reads what a stranger may have changed.
 """
 
-from ecgfeat.runs.reading import Run, open_run
+from ecgfeat.runs.files import damaged
+from ecgfeat.runs.reading import Run, is_finished, open_run, read_config
 from ecgfeat.runs.records import Cost, EpochRecord, Result, count_rows
 from ecgfeat.runs.writing import KIND_NAMES, append_history, create_run, write_config, write_run
 
@@ -18,7 +22,10 @@ __all__ = [
     "append_history",
     "count_rows",
     "create_run",
+    "damaged",
+    "is_finished",
     "open_run",
+    "read_config",
     "write_config",
     "write_run",
 ]

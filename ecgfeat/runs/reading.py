@@ -15,7 +15,7 @@ from ecgfeat.runs.files import check_version, damaged, parse_json, parse_text, r
 from ecgfeat.runs.records import Cost, EpochRecord
 from ecgfeat.runs.tables import read_history, read_predictions
 
-__all__ = ["Run", "open_run"]
+__all__ = ["Run", "is_finished", "open_run", "read_config"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,20 +93,30 @@ def open_run(folder: Path) -> Run:
     folder : Path
         The run's folder, such as ``runs/20260131-094500-linear-pages``.
 
+    Returns
+    -------
+    Run
+        Its settings and scores; predictions, history and model are read when asked for.
+
     Raises
     ------
     RunError
         When the folder is no run, is unfinished, damaged, or of another format version.
     StorageError
         When it can't be read.
+
+    Examples
+    --------
+    >>> run = open_run(Path("runs/20260131-094500-linear-pages"))  # doctest: +SKIP
+    >>> run.metrics["scores"]["accuracy"]["value"]  # doctest: +SKIP
+    0.6664
     """
     try:
         path = _find(folder)
     except OSError as error:
         raise storage_error(error, "reading", folder) from error
-    config = read_file(path, "config.json", parse_json)
-    check_version(config, path / "config.json")
-    if not (path / "metrics.json").exists():
+    config = read_config(path)
+    if not is_finished(path):
         raise RunError(
             f"{path} is unfinished: metrics.json, which is written last, is not there. Run its "
             "command again (finetune can go on with --resume)."
@@ -117,6 +127,26 @@ def open_run(folder: Path) -> Run:
     except (KeyError, TypeError) as error:
         raise damaged(path, f"a field is missing or unknown ({error})") from error
     return run
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read ``config.json``, of a finished run or of one under way.
+
+    Raises
+    ------
+    RunError
+        When it is missing, damaged, or of another format version.
+    StorageError
+        When it can't be read.
+    """
+    config = read_file(folder, "config.json", parse_json)
+    check_version(config, folder / "config.json")
+    return config
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run's folder has ``metrics.json``, which is written last."""
+    return (folder / "metrics.json").exists()
 
 
 def _find(folder: Path) -> Path:

@@ -185,7 +185,7 @@ def draw_subject(rng: np.random.Generator, *, spread: float) -> Subject:
 def draw_condition(
     label: str, rng: np.random.Generator, *, severity: tuple[float, float]
 ) -> Condition:
-    """Draw one of the three conditions, evenly, for an pathological page; none for a normal one."""
+    """Draw one of the three conditions, evenly, for a pathological page; none for a normal one."""
     if label == "normal":
         return Condition()
     name = rng.choice(("st-deviation", "wide-qrs", "atrial-fibrillation"))

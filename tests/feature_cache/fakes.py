@@ -38,6 +38,7 @@ HEADER = Header(
 class Failure:
     row: int
     reason: str
+    passing: bool = False
 
 
 def make_manifest(root: Path, n_rows: int = 24) -> Manifest:

@@ -24,7 +24,17 @@ from ecgfeat.feature_cache.writer import SHARD_ROWS
 from ecgfeat.manifest import Manifest
 from ecgfeat.runtime import Progress
 
-from .fakes import HEADER, TAPS, commit, data_of, drop, fake_features, fill, make_manifest
+from .fakes import (
+    HEADER,
+    TAPS,
+    Failure,
+    commit,
+    data_of,
+    drop,
+    fake_features,
+    fill,
+    make_manifest,
+)
 
 
 @pytest.fixture
@@ -182,6 +192,27 @@ def test_a_quarantined_image_is_tried_again_only_when_it_changed(path, manifest)
     assert [item.path for item in cache.quarantined] == ["page0003.png"]
     assert [item.reason for item in cache.quarantined] == ["cut off"]
     assert len(cache) == 23
+
+
+def test_an_image_that_could_not_be_read_for_now_is_tried_again_by_the_next_writer(
+    path, manifest, tmp_path
+):
+    refused = Failure(4, "permission denied", passing=True)
+    with open_writer(path, HEADER, manifest) as writer:
+        commit(writer, manifest, [row for row in range(24) if row not in (3, 4)])
+        none = fake_features(manifest, [], TAPS)
+        failures = [Failure(3, "cut off"), refused]
+        writer.commit(np.array([], np.int64), none, np.empty((0, 16), np.uint8), failures)
+        assert writer.pending.tolist() == []
+        cache = writer.finish()
+    assert [item.reason for item in cache.quarantined] == ["cut off", "permission denied"]
+    assert pending(path, manifest) == [4]
+    content = path.read_bytes()
+    with open_writer(path, HEADER, manifest) as writer:
+        writer.commit(np.array([], np.int64), none, np.empty((0, 16), np.uint8), [refused])
+        writer.finish()
+    assert path.read_bytes() == content
+    assert data_of(fill(path, manifest)) == data_of(fill(tmp_path / "all.h5", manifest, bad=[3]))
 
 
 def test_an_image_that_is_broken_now_loses_its_features(path, manifest):

@@ -96,7 +96,7 @@ def test_a_file_that_vanishes_is_a_failure(pages: list[Path]) -> None:
     pages[5].unlink()
     (batch,) = stream(pages, [range(4, 7)], PREPROCESSING, threads=2)
     assert batch.rows.tolist() == [4, 6]
-    assert batch.failures == [Failure(row=5, reason="no such file", n_bytes=0)]
+    assert batch.failures == [Failure(row=5, reason="no such file", n_bytes=0, passing=True)]
 
 
 def test_a_strip_too_narrow_for_the_crop_is_a_failure(tmp_path: Path) -> None:
