@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -13,11 +14,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from ecgfeat.errors import ConfigError, EcgfeatError, Interrupted
+from ecgfeat.errors import ConfigError, EcgfeatError, Interrupted, storage_error
 
 if TYPE_CHECKING:
     from rich.progress import Progress as ProgressBar
@@ -43,9 +45,15 @@ class Output:
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
-        width = None if sys.stdout.isatty() else _PIPE_WIDTH
-        self._results = Console(width=width, highlight=False)
-        self._log = Console(stderr=True, highlight=False, soft_wrap=True)
+        for stream in (sys.stdout, sys.stderr):
+            # A name that the terminal's encoding lacks must not cost a finished job its results.
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        self._results = Console(highlight=False)
+        if not self._results.is_terminal:
+            self._results.width = _PIPE_WIDTH
+        self._log = Console(stderr=True, highlight=False)
+        self._log.soft_wrap = not self._log.is_terminal
 
     def log(self, line: str) -> None:
         """One line for people on stderr."""
@@ -70,9 +78,14 @@ class Output:
 
     def table(self, title: str, columns: Mapping[str, str]) -> Table:
         """An empty table; `columns` maps a heading to ``"left"`` or ``"right"``."""
-        table = Table(title=title, title_justify="left", title_style="bold")
+        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
         for heading, justify in columns.items():
-            table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+            table.add_column(
+                heading,
+                justify="right" if justify == "right" else "left",
+                overflow="fold",
+                no_wrap=justify == "right",
+            )
         return table
 
     @contextlib.contextmanager
@@ -264,9 +277,9 @@ def failing_cleanly(output: Output, *, debug: bool) -> Iterator[None]:
     except (typer.Exit, typer.Abort):
         raise
     except BrokenPipeError:
-        # Whoever read our output has gone; what was asked for is done.
+        # Whoever read our output has gone, and wants no message: end as programs in C do.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(1) from None
+        raise typer.Exit(128 + signal.SIGPIPE) from None
     except (Interrupted, KeyboardInterrupt) as error:
         if debug:
             raise
@@ -280,6 +293,12 @@ def failing_cleanly(output: Output, *, debug: bool) -> Iterator[None]:
         output.log(f"Error: {error}")
         _log_notes(output, error)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+    except OSError as error:
+        # The library names what it reads and writes; what is left is our own output.
+        if debug:
+            raise
+        output.log(f"Error: {storage_error(error, 'writing the results to', 'stdout')}")
+        raise typer.Exit(1) from None
     except Exception as error:
         if debug:
             raise

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ._console import Output
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ecgfeat.comparison import Comparison
     from ecgfeat.runs import Run
 
@@ -19,6 +21,8 @@ _SCORE_NAMES = {
     "balanced_accuracy": "balanced accuracy",
     "auroc": "AUROC",
 }
+
+_SCORE_COLUMNS = {"": "left", **dict.fromkeys(_SCORE_NAMES.values(), "left")}
 
 
 def show_runs(output: Output, runs: Sequence[Run]) -> None:
@@ -48,38 +52,54 @@ def interval(score: Mapping[str, Any] | None) -> str:
 
 
 def show_comparison(output: Output, comparison: Comparison, figure: Path) -> None:
-    """The runs side by side, every pair's difference, and where the figure is."""
+    """The runs side by side, every pair's difference, and where the figure is.
+
+    In tables of their own, so that none is wider than a terminal's usual 80 columns.
+    """
     shown = comparison.as_json()
     short = {run["name"]: f"R{index + 1}" for index, run in enumerate(shown["runs"])}
-    scores = dict.fromkeys(_SCORE_NAMES.values(), "left")
-    costs = dict.fromkeys(["features", "training", "peak memory", "batch"], "right")
-    runs = output.table(
-        comparison.title, {"": "left", "run": "left", "network": "left"} | scores | costs
+    output.say(comparison.title)
+    for name, number in short.items():
+        output.say(f"{number}  {name}")
+    output.show(*_run_tables(output, shown, short), *_pair_tables(output, shown, short))
+    output.say(f"figure: {figure}")
+
+
+def _run_tables(
+    output: Output, shown: Mapping[str, Any], short: Mapping[str, str]
+) -> tuple[Table, Table]:
+    scores = output.table("Scores, with 95 % intervals", _SCORE_COLUMNS)
+    costs = output.table(
+        "Cost",
+        {"": "left", "network": "left"}
+        | dict.fromkeys(["extraction", "training", "peak memory", "batch"], "right"),
     )
     for run in shown["runs"]:
-        cost = run["cost"]
-        runs.add_row(
-            short[run["name"]],
-            run["name"],
+        number, cost = short[run["name"]], run["cost"]
+        scores.add_row(number, *(interval(run["scores"][name]) for name in _SCORE_NAMES))
+        costs.add_row(
+            number,
             cost["arch"],
-            *(interval(run["scores"][name]) for name in _SCORE_NAMES),
             f"{cost['features_s']:.1f} s",
             f"{cost['wall_s']:.1f} s",
             f"{cost['peak_memory_mib']:.0f} MiB",
             str(cost["batch_size"]),
         )
-    pairs = output.table(
-        f"Paired differences with 95 % intervals; p: {comparison.p_value_method}",
-        {"": "left"} | scores | {"right by one only": "right", "p": "right"},
+    return scores, costs
+
+
+def _pair_tables(
+    output: Output, shown: Mapping[str, Any], short: Mapping[str, str]
+) -> tuple[Table, Table]:
+    differences = output.table("Paired differences, with 95 % intervals", _SCORE_COLUMNS)
+    tests = output.table(
+        shown["p_value_method"], {"": "left", "right by one only": "left", "p": "right"}
     )
     for pair in shown["pairs"]:
-        same = " (identical)" if pair["is_identical"] else ""
-        pairs.add_row(
-            f"{short[pair['second']]} − {short[pair['first']]}{same}",
-            *(interval(pair["differences"][name]) for name in _SCORE_NAMES),
-            f"{short[pair['second']]} {pair['n_second_only']}, "
-            f"{short[pair['first']]} {pair['n_first_only']}",
-            f"{pair['p_value']:.3g}",
-        )
-    output.show(runs, pairs)
-    output.say(f"figure: {figure}")
+        first, second = short[pair["first"]], short[pair["second"]]
+        name = f"{second} - {first}"
+        differences.add_row(name, *(interval(pair["differences"][name]) for name in _SCORE_NAMES))
+        only = f"{second} {pair['n_second_only']}, {first} {pair['n_first_only']}"
+        same = " (identical predictions)" if pair["is_identical"] else ""
+        tests.add_row(name, only + same, f"{pair['p_value']:.3g}")
+    return differences, tests

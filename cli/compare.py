@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ecgfeat.errors import ConfigError
+
 from ._app import app
 from ._console import Output
 from ._options import command
@@ -34,6 +36,8 @@ def compare(
     from ecgfeat.figures import comparison_plot
     from ecgfeat.runs import open_run
 
+    if figure.suffix.lower() != ".png":
+        raise ConfigError(f"--figure must end in .png; found {figure}")
     comparison = compare([open_run(run) for run in runs])
     shown = comparison.as_json()
     comparison_plot(shown["runs"], figure, comparison.title)

@@ -66,6 +66,12 @@ def finetune(
 
     if (data is None) == (resume is None):
         raise ConfigError("give either DATA (a new run) or --resume RUN (to go on with one)")
+    given = (training, evaluation, page, network, source, compute)
+    if resume is not None and any(settings != type(settings)() for settings in given):
+        raise ConfigError(
+            "--resume goes on with the run's own settings: leave the others out, or start a new "
+            "run with DATA"
+        )
     with output.reporting() as report:
         if resume is not None:
             run = resume_finetune(resume, report=report)

@@ -52,14 +52,18 @@ def predict(
         )
     positive = f", positive: {result.positive}" if result.positive else ""
     table = output.table(
-        f"{len(result.paths)} images{positive}",
+        f"{len(result.paths)} of {len(result.paths) + len(result.failures)} images{positive}",
         {"image": "left", "class": "left", **dict.fromkeys(result.classes, "right")},
     )
     for path, name, row in zip(result.paths, result.predicted, result.probabilities.tolist()):
         table.add_row(str(path), name, *(f"{probability:.4f}" for probability in row))
-    output.show(table)
+    if result.paths:
+        output.show(table)
     output.result(result.as_json())
     for failure in result.failures:
         output.log(f"{failure.path} is left out: {failure.reason}")
-    if not result.paths:
-        raise DataError("none of the images could be read")
+    if result.failures:
+        n_images = len(result.paths) + len(result.failures)
+        raise DataError(
+            f"{len(result.failures)} of {n_images} images could not be read: see the lines above"
+        )

@@ -42,4 +42,5 @@ def synth(
         f"classes {', '.join(summary.classes)}) in {summary.seconds:.1f} s"
     )
     output.say(f"manifest: {summary.manifest_path}")
+    output.log(f"next: ecgfeat extract {summary.manifest_path}")
     output.result({**asdict(summary), "manifest_path": str(summary.manifest_path)})

@@ -152,6 +152,9 @@ _STORAGE_MENDS = {
     errno.EROFS: "the file system is read-only: choose another folder",
     errno.EFBIG: "the file would be larger than this system allows: raise the limit (ulimit -f)",
     errno.EIO: "the device reported an I/O error: check the disk, then run the same command again",
+    errno.EEXIST: "a file is in the way: name another folder",
+    errno.ENOTDIR: "a file is where a folder should be: name another folder",
+    errno.ENOENT: "no such file or folder: check the path",
     errno.ENAMETOOLONG: "the name is too long for this file system: choose a shorter one",
     errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
 }

@@ -36,7 +36,7 @@ from ecgfeat.files import write_csv
 from ecgfeat.images import DECODER, Batch, Failure, stream
 from ecgfeat.manifest import Manifest, write_missing
 from ecgfeat.preprocessing import Preprocessing
-from ecgfeat.runtime import Progress, Report, peak_memory_mib, resolve_compute, silent
+from ecgfeat.runtime import Compute, Progress, Report, peak_memory_mib, resolve_compute, silent
 
 __all__ = ["Extraction", "extract", "shard_of"]
 
@@ -95,12 +95,12 @@ class Extraction:
 
     def summary(self) -> list[str]:
         """The same in words, one line each."""
+        rate = f"{self.images_per_s:.1f} images/s, " if self.n_computed else ""
         lines = [
             f"{self.n_images} images: {self.n_computed} computed, "
             f"{self.n_images - self.n_computed} already there",
-            f"{self.images_per_s:.1f} images/s, {self.wall_s:.1f} s in all, peak memory "
-            f"{self.peak_memory_mib:.0f} MiB, {self.device} {self.precision} "
-            f"({self.precision_reason})",
+            f"{rate}{self.wall_s:.1f} s in all, peak memory {self.peak_memory_mib:.0f} MiB, "
+            f"{self.device} {self.precision} ({self.precision_reason})",
         ]
         if self.missing:
             counts = ", ".join(f"{name} {n}" for name, n in self.missing_by_class.items())
@@ -172,7 +172,7 @@ def extract(
         manifest = replace(manifest.limited(work.limit), name=name)
     path = cache_file(cache, manifest.name, page, network, compute)
     preprocessing = Preprocessing.from_settings(page)
-    resolved = resolve_compute(_as_begun(compute, path), purpose="extract")
+    resolved = _resolve(compute, existing_header(path))
     backbone = load_backbone(network, preprocessing, resolved)
     header = _header(backbone, preprocessing)
     with (
@@ -259,22 +259,24 @@ def cache_file(
     """
     if cache.suffix == ".h5":
         return cache
+    if cache.suffix in (".hdf5", ".hdf", ".he5"):
+        raise ConfigError(f"--cache must be a folder, or a file ending in .h5; found {cache}")
     asked = {
-        **as_json(page),
-        **as_json(network),
+        "arch": network.arch,
         "weights": Path(network.weights).name,
+        "preprocessing": Preprocessing.from_settings(page).fingerprint,
         "precision": compute.precision,
     }
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
     return cache / f"{data_name}-{network.arch}-{digest[:8]}.h5"
 
 
-def _as_begun(compute: ComputeSettings, path: Path) -> ComputeSettings:
-    """`compute` with ``auto`` precision replaced by what the cache was begun with."""
-    begun = existing_header(path)
+def _resolve(compute: ComputeSettings, begun: Header | None) -> Compute:
+    """`compute` with nothing left open; ``auto`` precision is what the cache was begun with."""
     if begun is None or compute.precision != "auto":
-        return compute
-    return ComputeSettings(**{**as_json(compute), "precision": begun.precision})
+        return resolve_compute(compute, purpose="extract")
+    asked = ComputeSettings(**{**as_json(compute), "precision": begun.precision})
+    return replace(resolve_compute(asked, purpose="extract"), reason="as the cache was begun")
 
 
 def _header(backbone: Backbone, preprocessing: Preprocessing) -> Header:

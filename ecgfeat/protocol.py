@@ -143,11 +143,12 @@ def define_task(labels: Sequence[str], positive: str = "") -> Task:
         return Task(classes=present, targets=targets)
     chosen = _chosen_classes(positive, present)
     rest = [name for name in present if name not in chosen]
-    names = (rest[0] if len(rest) == 1 else "rest", "+".join(chosen))
-    if names[0] == names[1]:
-        names = (f"not {names[1]}", names[1])
+    name = "+".join(chosen)
+    others = rest[0] if len(rest) == 1 else "rest"
+    if (len(rest) > 1 and "rest" in present) or others == name:
+        others = f"not {name}"
     targets = np.fromiter((label in chosen for label in labels), np.int64, len(labels))
-    return Task(classes=names, targets=targets)
+    return Task(classes=(others, name), targets=targets)
 
 
 def _chosen_classes(positive: str, present: tuple[str, ...]) -> tuple[str, ...]:

@@ -55,6 +55,7 @@ def read_manifest(data: Path | str, settings: DataSettings = DataSettings()) -> 
     (1000, ('normal', 'pathological'))
     """
     source = Path(os.path.abspath(data))
+    _refuse_folder_of_a_csv(source)
     listing = _list(source, settings)
     if len(set(listing.labels)) < 2:
         raise DataError(
@@ -70,6 +71,13 @@ def read_manifest(data: Path | str, settings: DataSettings = DataSettings()) -> 
         )
     refuse_straddling_groups(listing, splits)
     return _look(listing, settings, splits, split_source)
+
+
+def _refuse_folder_of_a_csv(source: Path) -> None:
+    """Refuse a folder whose images are listed by the ``manifest.csv`` that lies in it."""
+    listing = source / "manifest.csv"
+    if listing.is_file() and not any((source / split).is_dir() for split in ("train", "test")):
+        raise DataError(f"{source} holds a manifest.csv, which lists its images: give {listing}.")
 
 
 def _list(source: Path, settings: DataSettings) -> ListedRows:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -234,7 +236,10 @@ def test_an_image_that_is_left_out_of_a_prediction_is_named(ecgfeat, cache, tmp_
     run = next((tmp_path / "runs").iterdir())
     (tmp_path / "note.jpg").write_text("hello")
     code, message = ecgfeat("predict", run, "note.jpg")
-    assert (code, message) == (1, "Error: none of the images could be read")
+    assert (code, message) == (
+        1,
+        "Error: 1 of 1 images could not be read: see the lines above",
+    )
 
 
 def test_finetune_wants_data_or_a_run_to_go_on_with(ecgfeat):
@@ -267,3 +272,58 @@ def test_weights_that_do_not_fit_are_named(ecgfeat, tiny_pages, tmp_path):
     code, message = ecgfeat("extract", tiny_pages(), "--weights", "net.pth")
     assert code == 1
     assert "net.pth" in message
+
+
+def test_a_folder_whose_images_are_listed_by_a_csv_in_it(ecgfeat, tmp_path):
+    assert CliRunner().invoke(app, ["synth", "drawn", "--train", "2", "--test", "2"]).exit_code == 0
+    assert ecgfeat("extract", "drawn") == (
+        1,
+        f"Error: {tmp_path}/drawn holds a manifest.csv, which lists its images: give "
+        f"{tmp_path}/drawn/manifest.csv.",
+    )
+
+
+def test_a_resumed_run_takes_no_other_settings(ecgfeat):
+    assert ecgfeat("finetune", "--resume", "run", "--lr", "0.1") == (
+        2,
+        "Error: --resume goes on with the run's own settings: leave the others out, or start a "
+        "new run with DATA",
+    )
+
+
+def test_a_file_in_the_place_of_a_folder(ecgfeat, cache):
+    code, message = ecgfeat("fit-head", cache, "--out", cache)
+    assert code == 1
+    assert message.endswith("failed: a file is in the way: name another folder")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("extract", "pages", "--cache", "x.hdf5"), "--cache must be a folder, or a file ending"),
+        (("extract", "pages", "--cache", "x.h5", "--limit", "3"), "--limit would cut a cache"),
+        (("compare", "a", "b", "--figure", "x.txt"), "--figure must end in .png; found x.txt"),
+    ],
+)
+def test_names_that_promise_another_format(ecgfeat, tiny_pages, arguments, message):
+    tiny_pages()
+    code, found = ecgfeat(*arguments)
+    assert code == 2
+    assert found.startswith(f"Error: {message}")
+
+
+def test_results_that_can_not_be_written_are_no_bug(ecgfeat, cache):
+    command = [sys.executable, "-m", "ecgfeat.cli", "cache", "info", str(cache)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: writing the results to stdout failed: the disk is full")
+
+
+def test_results_survive_a_terminal_without_their_letters(ecgfeat, cache):
+    assert ecgfeat("fit-head", cache)[0] == 0
+    command = [sys.executable, "-m", "ecgfeat.cli", "cache", "list", "."]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert done.returncode == 0
+    assert b"pages.h5" in done.stdout
