@@ -216,7 +216,8 @@ def comparison_plot(runs: Sequence[Mapping[str, Any]], path: Path, title: str) -
     _caption(
         figure,
         "Dots: scores on the test rows. Lines: their 95 % intervals. "
-        "Features are extracted once, for all heads on them.",
+        "Features are extracted once, for all heads on them. "
+        "Peak memory is the whole process's.",
     )
     _save(figure, path)
 
