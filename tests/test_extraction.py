@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import ecgfeat.extraction as extraction_module
 from ecgfeat.backbones import Backbone
 from ecgfeat.config import (
     ComputeSettings,
@@ -16,7 +15,7 @@ from ecgfeat.config import (
     PageSettings,
 )
 from ecgfeat.errors import CacheMismatchError, ConfigError, Interrupted, WeightsError
-from ecgfeat.extraction import Extraction, extract, shard_of
+from ecgfeat.extraction import Extraction, computing, extract, shard_of
 from ecgfeat.feature_cache import FeatureCache, open_cache
 from ecgfeat.manifest import Manifest, read_manifest
 from ecgfeat.runtime import Progress
@@ -44,7 +43,7 @@ def assert_equal(one: FeatureCache, other: FeatureCache) -> None:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extraction_module, "PART_ROWS", 8)
+    monkeypatch.setattr(computing, "PART_ROWS", 8)
 
 
 def stop_after(n_images: int):

@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-import ecgfeat.extraction as extraction_module
 from ecgfeat.backbones import Backbone
 from ecgfeat.cli import app
+from ecgfeat.extraction import computing, job
 from ecgfeat.feature_cache import Header, open_cache, verify_cache
 from ecgfeat.feature_cache.reader import part_paths
 from ecgfeat.images import files
@@ -38,13 +38,13 @@ GO_ON = "what was computed is kept: run the same command again to go on from the
 
 
 # Drawing a ResNet-18's weights takes longer than a dozen tiny pages.
-load_backbone = functools.cache(extraction_module.load_backbone)
+load_backbone = functools.cache(job.load_backbone)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_backbone() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extraction_module, "load_backbone", load_backbone)
+        patch.setattr(job, "load_backbone", load_backbone)
         yield
 
 
@@ -69,8 +69,8 @@ def refusal(data: Path, cache: Path, *options: object) -> str:
 
 
 SMALL_PARTS = """
-import ecgfeat.cli, ecgfeat.extraction
-ecgfeat.extraction.PART_ROWS = {}
+import ecgfeat.cli, ecgfeat.extraction.computing
+ecgfeat.extraction.computing.PART_ROWS = {}
 ecgfeat.cli.main()
 """
 
@@ -307,12 +307,12 @@ def test_features_of_other_settings_are_refused(pages, finished, field):
 
 def under(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
     """From now on, extract as another machine or another version would."""
-    plain = extraction_module._header
+    plain = job._header
 
     def header(*arguments: Any) -> Header:
         return replace(plain(*arguments), **changes)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(extraction_module, "_header", header)
+    monkeypatch.setattr(job, "_header", header)
 
 
 @pytest.mark.parametrize("field", FOUND)
@@ -326,7 +326,7 @@ def test_features_of_other_decoders_or_devices_are_refused(pages, finished, fiel
 
 
 def test_the_header_names_the_decoder_that_is_in_use(pages, finished, monkeypatch):
-    monkeypatch.setattr(extraction_module, "DECODER", "rgb 1, pillow 99")
+    monkeypatch.setattr(job, "DECODER", "rgb 1, pillow 99")
     assert "but 'rgb 1, pillow 99' is asked for" in refusal(pages, finished)
 
 
@@ -456,7 +456,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 def test_a_full_disk_ends_with_exit_code_1_and_its_cause(
     pages, whole, small_disk, monkeypatch, n_sizes
 ):
-    monkeypatch.setattr(extraction_module, "PART_ROWS", 4)
+    monkeypatch.setattr(computing, "PART_ROWS", 4)
     codes = []
     for n_kib in np.linspace(40, 260, n_sizes).astype(int).tolist():
         path = small_disk(n_kib) / "pages.h5"

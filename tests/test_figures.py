@@ -209,7 +209,9 @@ class TestFiles:
         path = tmp_path / "file" / "curve.png"
         with pytest.raises(StorageError) as caught:
             accuracy_curve(history_of(1), path, "Linear head")
-        assert str(caught.value) == f"writing {path} failed: File exists"
+        assert str(caught.value) == (
+            f"writing {path} failed: a file is in the way: name another folder"
+        )
 
     def test_a_failed_write_leaves_the_earlier_figure(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -569,7 +569,7 @@ def test_a_full_disk_is_named_and_nothing_is_left(
 
 def test_a_parent_that_is_a_file_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(StorageError, match=r"^making the folder .* failed: Not a directory$"):
+    with pytest.raises(StorageError, match=r"^making the folder .* failed: a file is where a"):
         synthesize(tmp_path / "file" / "set", TINY)
 
 

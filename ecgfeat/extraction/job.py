@@ -1,0 +1,208 @@
+"""What is asked for, what is there already, and what is made of it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ecgfeat.backbones import Backbone, load_backbone
+from ecgfeat.config import (
+    ComputeSettings,
+    ExtractionSettings,
+    NetworkSettings,
+    PageSettings,
+    as_json,
+)
+from ecgfeat.errors import ConfigError, Interrupted
+from ecgfeat.extraction.computing import compute_pending
+from ecgfeat.extraction.summary import Extraction
+from ecgfeat.feature_cache import (
+    Header,
+    Quarantined,
+    existing_header,
+    open_writer,
+)
+from ecgfeat.files import write_csv
+from ecgfeat.images import DECODER
+from ecgfeat.manifest import Manifest, write_missing
+from ecgfeat.preprocessing import Preprocessing
+from ecgfeat.runtime import Compute, Report, peak_memory_mib, resolve_compute, silent
+
+__all__ = ["extract", "shard_of"]
+
+
+def extract(
+    manifest: Manifest,
+    *,
+    cache: Path = Path("cache"),
+    page: PageSettings = PageSettings(),
+    network: NetworkSettings = NetworkSettings(),
+    work: ExtractionSettings = ExtractionSettings(),
+    compute: ComputeSettings = ComputeSettings(),
+    rehash: bool = False,
+    shard: str = "",
+    report: Report = silent,
+) -> Extraction:
+    """Compute the features of every image of `manifest` that the cache doesn't hold yet.
+
+    Parameters
+    ----------
+    manifest : Manifest
+    cache : Path
+        A folder, in which the settings name the file, or a file ending in ``.h5``.
+    page, network, work, compute : settings
+    rehash : bool
+        Compare every image's bytes with what was computed, not just size and time of change.
+    shard : str
+        ``"i/n"`` computes every n-th part only; empty takes the rank that torchrun or SLURM
+        give, if any.
+    report : callable
+        Told the progress; may raise `Interrupted`, upon which the part under way is kept.
+
+    Raises
+    ------
+    CacheMismatchError
+        When the file holds features computed another way.
+    CacheLockedError, CacheDamagedError, WeightsError, DeviceError, StorageError, Interrupted
+    """
+    started = time.monotonic()
+    share = shard_of(shard, os.environ)
+    if work.limit and cache.suffix == ".h5":
+        raise ConfigError(
+            "--limit would cut a cache of all images down to these: give --cache a folder"
+        )
+    if work.limit:
+        # Another name, so that the cache of all images isn't cut down to these.
+        name = f"{manifest.name}-limit{work.limit}"
+        manifest = replace(manifest.limited(work.limit), name=name)
+    path = cache_file(cache, manifest.name, page, network, compute)
+    preprocessing = Preprocessing.from_settings(page)
+    resolved = _resolve(compute, existing_header(path))
+    backbone = load_backbone(network, preprocessing, resolved)
+    header = _header(backbone, preprocessing)
+    with (
+        _saying_how_to_go_on(),
+        open_writer(path, header, manifest, rehash=rehash, shard=share, report=report) as writer,
+    ):
+        n_computed, computing_s = compute_pending(writer, manifest, backbone, work, report)
+        finished = None if share else writer.finish()
+    extraction = Extraction(
+        cache=path,
+        complete=finished is not None,
+        n_images=len(finished.paths) if finished else n_computed,
+        n_computed=n_computed,
+        missing=len(manifest.missing),
+        missing_by_class={
+            f"{split}/{label}": n for (label, split), n in manifest.missing_counts().items()
+        },
+        quarantined=len(finished.quarantined) if finished else 0,
+        wall_s=time.monotonic() - started,
+        images_per_s=n_computed / computing_s if computing_s else 0.0,
+        peak_memory_mib=peak_memory_mib(),
+        device=backbone.compute.device,
+        precision=backbone.compute.precision,
+        precision_reason=backbone.compute.reason,
+    )
+    if finished:
+        write_missing(manifest, extraction.missing_csv)
+        _write_quarantine(finished.quarantined, extraction.quarantine_csv)
+    return extraction
+
+
+@contextlib.contextmanager
+def _saying_how_to_go_on() -> Iterator[None]:
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as stop:
+        stop.add_note("what was computed is kept: run the same command again to go on from there")
+        raise
+
+
+def _write_quarantine(quarantined: Sequence[Quarantined], path: Path) -> None:
+    rows = [(item.path, item.reason, item.n_bytes) for item in quarantined]
+    write_csv(path, [("path", "reason", "n_bytes"), *rows])
+
+
+def shard_of(text: str, environment: Mapping[str, str]) -> tuple[int, int] | None:
+    """Which share to compute, as (index, count); None for all of it.
+
+    Parameters
+    ----------
+    text : str
+        ``"i/n"`` from the command line, or empty.
+    environment : mapping
+        ``RANK`` and ``WORLD_SIZE`` (torchrun) or, inside an ``srun`` step, ``SLURM_PROCID`` and
+        ``SLURM_STEP_NUM_TASKS`` are taken where `text` is empty.
+
+    Raises
+    ------
+    ConfigError
+        When the text isn't of that form.
+    """
+    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
+        if not text and int(environment.get(size, "1")) > 1 and rank in environment:
+            text = f"{environment[rank]}/{environment[size]}"
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise ConfigError(f"--shard must be I/N with I from 0 to N-1, such as 0/4; found {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def cache_file(
+    cache: Path,
+    data_name: str,
+    page: PageSettings,
+    network: NetworkSettings,
+    compute: ComputeSettings,
+) -> Path:
+    """The cache's file: `cache` itself if it ends in ``.h5``, else a file of that folder.
+
+    The name holds a digest of the settings as asked for, so that ``auto`` names the same file
+    wherever it is resolved; what it was resolved to stands in the header.
+    """
+    if cache.suffix == ".h5":
+        return cache
+    if cache.suffix in (".hdf5", ".hdf", ".he5"):
+        raise ConfigError(f"--cache must be a folder, or a file ending in .h5; found {cache}")
+    asked = {
+        "arch": network.arch,
+        "weights": Path(network.weights).name,
+        "preprocessing": Preprocessing.from_settings(page).fingerprint,
+        "precision": compute.precision,
+    }
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    return cache / f"{data_name}-{network.arch}-{digest[:8]}.h5"
+
+
+def _resolve(compute: ComputeSettings, begun: Header | None) -> Compute:
+    """`compute` with nothing left open; ``auto`` precision is what the cache was begun with."""
+    if begun is None or compute.precision != "auto":
+        return resolve_compute(compute, purpose="extract")
+    asked = ComputeSettings(**{**as_json(compute), "precision": begun.precision})
+    return replace(resolve_compute(asked, purpose="extract"), reason="as the cache was begun")
+
+
+def _header(backbone: Backbone, preprocessing: Preprocessing) -> Header:
+    return Header(
+        arch=backbone.arch,
+        weights=backbone.weights_name,
+        weights_digest=backbone.digest,
+        crop_mode=preprocessing.crop_mode,
+        size=preprocessing.size,
+        resampling=preprocessing.resampling,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        precision=backbone.compute.precision,
+        device=backbone.compute.device,
+        decoder=DECODER,
+        taps=backbone.taps,
+    )
