@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterable
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -99,3 +101,22 @@ def tiny_pages(tmp_path: Path) -> TinyPages:
         return write_csv(root / "manifest.csv", rows) if as_csv else root
 
     return make
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A factory of file systems with a given number of KiB."""
+    mounted: list[Path] = []
+
+    def mount(n_kib: int) -> Path:
+        folder = tmp_path / f"disk-{n_kib}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={n_kib}k", "tmpfs", str(folder)]
+        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("needs the right to mount a tmpfs")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -431,25 +431,6 @@ def test_where_every_locking_call_of_the_process_fails_it_works(
         _, log = process.communicate(timeout=120)
     assert process.returncode == 0, log
     assert data_of(open_cache(tmp_path / "pages.h5")) == whole
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """A factory of file systems with a given number of KiB."""
-    mounted: list[Path] = []
-
-    def mount(n_kib: int) -> Path:
-        folder = tmp_path / f"disk-{n_kib}"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={n_kib}k", "tmpfs", str(folder)]
-        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("needs the right to mount a tmpfs")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("n_sizes", [1, pytest.param(20, marks=pytest.mark.slow)], ids=["1", "20"])

@@ -66,11 +66,23 @@ def extract(
     report : callable
         Told the progress; may raise `Interrupted`, upon which the part under way is kept.
 
+    Returns
+    -------
+    Extraction
+        What was done, and where the cache is.
+
     Raises
     ------
+    ConfigError
+        When `shard`, or `limit` with a file, can't be.
     CacheMismatchError
         When the file holds features computed another way.
     CacheLockedError, CacheDamagedError, WeightsError, DeviceError, StorageError, Interrupted
+
+    Examples
+    --------
+    >>> done = extract(read_manifest("pages"))  # doctest: +SKIP
+    >>> X, y, groups = open_cache(done.cache).arrays("train", ["layer4"])  # doctest: +SKIP
     """
     started = time.monotonic()
     share = shard_of(shard, os.environ)

@@ -204,32 +204,13 @@ def test_a_limit_on_the_size_of_files_is_named_and_loses_nothing(tmp_path, n_lim
     assert set(outcomes) == {0, 1}
 
 
-@pytest.fixture
-def mount_small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """A factory of file systems with a given number of KiB."""
-    mounted: list[Path] = []
-
-    def mount(n_kib: int) -> Path:
-        folder = tmp_path / f"disk-{n_kib}"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={n_kib}k", "tmpfs", str(folder)]
-        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("needs the right to mount a tmpfs")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 @pytest.mark.parametrize("n_sizes", [3, pytest.param(20, marks=pytest.mark.slow)], ids=["3", "20"])
-def test_a_full_disk_is_named_and_loses_nothing(tmp_path, mount_small_disk, n_sizes):
+def test_a_full_disk_is_named_and_loses_nothing(tmp_path, small_disk, n_sizes):
     manifest = make_manifest(tmp_path / "images")
     whole = fill(tmp_path / "whole.h5", manifest)
     causes: list[str] = []
     for n_kib in np.linspace(8, 120, n_sizes).astype(int).tolist():
-        path = mount_small_disk(n_kib) / "pages.h5"
+        path = small_disk(n_kib) / "pages.h5"
         committed: set[str] = set()
         try:
             with open_writer(path, HEADER, manifest) as writer:
