@@ -16,27 +16,63 @@ if TYPE_CHECKING:
 
 __all__ = ["runs_as_json", "show_comparison", "show_runs"]
 
-_SCORE_NAMES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "auroc": "AUROC",
-}
-
-_SCORE_COLUMNS = {"": "left", **dict.fromkeys(_SCORE_NAMES.values(), "left")}
+_ALL_PAIRS = 6
+"""Up to so many runs every pair is shown; of more, only the pairs with the best run."""
 
 
 def show_runs(output: Output, runs: Sequence[Run]) -> None:
-    """Each run's report, scores, cost and folder."""
+    """Each run's report, scores, cost and folder, within a terminal's usual 80 columns."""
     for run in runs:
         output.say(run.report)
-        for name, score in run.metrics["scores"].items():
-            output.say(f"{_SCORE_NAMES.get(name, name):<18} {interval(score)}")
+        for line in (*_score_lines(run.metrics), *_origin_lines(run.metrics)):
+            output.say(line)
         cost = run.cost
         output.say(
             f"{cost.wall_s:.1f} s, {cost.images_per_s:.1f} images/s, "
             f"peak memory {cost.peak_memory_mib:.0f} MiB, {cost.device} {cost.precision}"
         )
         output.say(f"run: {run.path}\n")
+
+
+def _score_lines(shown: Mapping[str, Any]) -> list[str]:
+    """The scores with their intervals, in two columns."""
+    from ecgfeat.metrics import METRICS
+
+    cells = [
+        f"{METRICS[name].title if name in METRICS else name:<17} {interval(score):<20}"
+        for name, score in shown["scores"].items()
+    ]
+    half = (len(cells) + 1) // 2
+    lines = [f"{left}   {right}".rstrip() for left, right in zip(cells, [*cells[half:], ""][:half])]
+    if shown["positive"] is None:
+        lines.append("F1, AUROC and average precision: means over the classes")
+    return lines
+
+
+def _origin_lines(shown: Mapping[str, Any]) -> list[str]:
+    """What the answers rest on, how they were chosen, and how much the scores spread."""
+    from ecgfeat.calibration import Decision
+    from ecgfeat.metrics import METRICS
+
+    lines = []
+    if "prevalence" in shown:
+        lines.append(f"prevalence: {shown['prevalence']:g}")
+    for fold, fields in enumerate(shown.get("decisions", ())):
+        words = Decision.from_json(fields).in_words()
+        where = f"fold {fold + 1}" if len(shown["decisions"]) > 1 else "decision"
+        if words:
+            lines.append(f"{where}: {words}")
+    if "words" in shown.get("choice", {}):
+        lines.append(f"choice: {shown['choice']['words']}")
+    for key, what in (("over_folds", "folds"), ("over_seeds", "seeds")):
+        spread = shown.get(key, {})
+        found = [
+            (METRICS[name].title, spread[name]) for name in ("accuracy", "auroc") if name in spread
+        ]
+        if found and found[0][1]["std"] is not None:
+            words = ", ".join(f"{title} {v['mean']:.3f} ± {v['std']:.3f}" for title, v in found)
+            lines.append(f"over {found[0][1]['n']} {what}: {words}")
+    return lines
 
 
 def runs_as_json(runs: Sequence[Run]) -> dict[str, Any]:
@@ -52,7 +88,7 @@ def interval(score: Mapping[str, Any] | None) -> str:
 
 
 def show_comparison(output: Output, comparison: Comparison, figure: Path) -> None:
-    """The runs side by side, every pair's difference, and where the figure is.
+    """The runs side by side, the pairs' differences, and where the figure is.
 
     In tables of their own, so that none is wider than a terminal's usual 80 columns.
     """
@@ -68,7 +104,7 @@ def show_comparison(output: Output, comparison: Comparison, figure: Path) -> Non
 def _run_tables(
     output: Output, shown: Mapping[str, Any], short: Mapping[str, str]
 ) -> tuple[Table, Table]:
-    scores = output.table("Scores, with 95 % intervals", _SCORE_COLUMNS)
+    scores = output.table("Scores, with 95 % intervals", _score_columns())
     costs = output.table(
         "Cost",
         {"": "left", "network": "left"}
@@ -76,7 +112,7 @@ def _run_tables(
     )
     for run in shown["runs"]:
         number, cost = short[run["name"]], run["cost"]
-        scores.add_row(number, *(interval(run["scores"][name]) for name in _SCORE_NAMES))
+        scores.add_row(number, *_intervals(run["scores"]))
         costs.add_row(
             number,
             cost["arch"],
@@ -91,15 +127,56 @@ def _run_tables(
 def _pair_tables(
     output: Output, shown: Mapping[str, Any], short: Mapping[str, str]
 ) -> tuple[Table, Table]:
-    differences = output.table("Paired differences, with 95 % intervals", _SCORE_COLUMNS)
+    pairs, which = _pairs_to_show(shown, short)
+    differences = output.table(f"Paired differences, with 95 % intervals{which}", _score_columns())
     tests = output.table(
-        shown["p_value_method"], {"": "left", "right by one only": "left", "p": "right"}
+        f"Tests: p, and p adjusted for all pairs ({shown['adjustment']})",
+        {"": "left", "right by one only": "left", "McNemar": "right"}
+        | dict.fromkeys(["adjusted", "AUROC", "adjusted "], "right"),
     )
-    for pair in shown["pairs"]:
+    for pair in pairs:
         first, second = short[pair["first"]], short[pair["second"]]
         name = f"{second} - {first}"
-        differences.add_row(name, *(interval(pair["differences"][name]) for name in _SCORE_NAMES))
+        differences.add_row(name, *_intervals(pair["differences"]))
         only = f"{second} {pair['n_second_only']}, {first} {pair['n_first_only']}"
         same = " (identical predictions)" if pair["is_identical"] else ""
-        tests.add_row(name, only + same, f"{pair['p_value']:.3g}")
+        area = pair["auroc_test"]
+        p_values = (
+            pair["p_value"],
+            pair["p_adjusted"],
+            area and area["p_value"],
+            pair["auroc_p_adjusted"],
+        )
+        tests.add_row(name, only + same, *map(_p_in_words, p_values))
+    methods = f"Right answers: {shown['p_value_method']}."
+    if shown["positive"] is not None:
+        methods += f" AUROC: {shown['auroc_method']}."
+    tests.caption, tests.caption_justify = methods, "left"
     return differences, tests
+
+
+def _pairs_to_show(
+    shown: Mapping[str, Any], short: Mapping[str, str]
+) -> tuple[Sequence[Mapping[str, Any]], str]:
+    """The pairs that fit a screen, and which they are, for a title."""
+    if len(shown["runs"]) <= _ALL_PAIRS:
+        return shown["pairs"], ""
+    best = max(shown["runs"], key=lambda run: run["scores"]["accuracy"]["value"])["name"]
+    kept = [pair for pair in shown["pairs"] if best in (pair["first"], pair["second"])]
+    return kept, f": pairs with {short[best]}, the most accurate (--json has all)"
+
+
+def _score_columns() -> dict[str, str]:
+    from ecgfeat.metrics import MAIN, METRICS
+
+    return {"": "left", **dict.fromkeys((METRICS[name].title for name in MAIN), "left")}
+
+
+def _intervals(scores: Mapping[str, Any]) -> list[str]:
+    from ecgfeat.metrics import MAIN
+
+    return [interval(scores[name]) for name in MAIN]
+
+
+def _p_in_words(p_value: float | None) -> str:
+    return "–" if p_value is None else f"{p_value:.3g}"

@@ -50,9 +50,13 @@ def predict(
         result = predict(
             open_run(run), images, compute=compute, weights=weights or None, report=report
         )
-    positive = f", positive: {result.positive}" if result.positive else ""
+    decision = result.decision.in_words()
+    n_images = len(result.paths) + len(result.failures)
+    parts = [f"{len(result.paths)} of {n_images} images"]
+    parts += [f"positive: {result.positive}"] if result.positive else []
+    parts += [decision] if decision else []
     table = output.table(
-        f"{len(result.paths)} of {len(result.paths) + len(result.failures)} images{positive}",
+        ", ".join(parts),
         {"image": "left", "class": "left", **dict.fromkeys(result.classes, "right")},
     )
     for path, name, row in zip(result.paths, result.predicted, result.probabilities.tolist()):
@@ -63,7 +67,6 @@ def predict(
     for failure in result.failures:
         output.log(f"{failure.path} is left out: {failure.reason}")
     if result.failures:
-        n_images = len(result.paths) + len(result.failures)
         raise DataError(
             f"{len(result.failures)} of {n_images} images could not be read: see the lines above"
         )

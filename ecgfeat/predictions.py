@@ -35,6 +35,8 @@ class Predictions:
         Where the rows come from: ``"test"``, ``"test-subset"``, ``"cv"`` or ``"new"``.
     folds : ndarray of shape (n,), int64
         Fold in which each row was predicted; zeros where there was only one.
+    answers : ndarray of shape (n,), int64, optional
+        Index of the class answered, where a threshold decides; by default the most probable.
     """
 
     ids: tuple[str, ...]
@@ -44,6 +46,7 @@ class Predictions:
     groups: tuple[str, ...]
     split: str
     folds: NDArray[np.int64]
+    answers: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         n, n_classes = len(self.ids), len(self.classes)
@@ -52,6 +55,7 @@ class Predictions:
             "targets": (self.targets.shape, (n,)),
             "folds": (self.folds.shape, (n,)),
             "groups": ((len(self.groups),), (n,)),
+            "answers": ((n,) if self.answers is None else self.answers.shape, (n,)),
         }
         for name, (found, expected) in shapes.items():
             if found != expected:
@@ -105,7 +109,9 @@ class Predictions:
 
     @property
     def predicted(self) -> NDArray[np.int64]:
-        """Index of the most probable class of each row, shape (n,)."""
+        """Index of the class answered for each row, shape (n,)."""
+        if self.answers is not None:
+            return self.answers
         predicted: NDArray[np.int64] = self.probabilities.argmax(axis=1)
         return predicted
 
@@ -123,6 +129,7 @@ def positive_class(classes: Sequence[str]) -> str | None:
 def join(parts: Sequence[Predictions]) -> Predictions:
     """Put the predictions of several folds into one, in the order given."""
     first = parts[0]
+    is_decided = any(part.answers is not None for part in parts)
     return Predictions(
         ids=tuple(name for part in parts for name in part.ids),
         classes=first.classes,
@@ -131,4 +138,5 @@ def join(parts: Sequence[Predictions]) -> Predictions:
         groups=tuple(group for part in parts for group in part.groups),
         split=first.split,
         folds=np.concatenate([part.folds for part in parts]),
+        answers=np.concatenate([part.predicted for part in parts]) if is_decided else None,
     )

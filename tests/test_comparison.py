@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ecgfeat.comparison import compare, mcnemar_p_value
+from ecgfeat.calibration import Decision
+from ecgfeat.comparison import compare, holm, mcnemar_p_value
 from ecgfeat.errors import RunError
 from ecgfeat.metrics import evaluate
 from ecgfeat.predictions import Predictions
@@ -168,6 +169,57 @@ class TestCompare:
         assert comparison.test_rows == "subset of 40 of 100"
         for compared, run in zip(comparison.as_json()["runs"], runs):
             assert compared["scores"] == run.metrics["scores"]
+
+    def test_a_pairs_tests_are_mcnemars_and_delongs_adjusted_over_all_pairs(self) -> None:
+        runs = [run_of(name, predictions_of(i, signal=0.5 * i)) for i, name in enumerate("abcd")]
+        comparison = compare(runs)
+        assert comparison.auroc_method == "DeLong"
+        assert comparison.adjustment == "Holm, 6 pairs"
+        pairs = comparison.pairs
+        assert [pair.p_adjusted for pair in pairs] == holm([pair.p_value for pair in pairs])
+        raw = [pair.auroc_test.p_value for pair in pairs]
+        assert [pair.auroc_p_adjusted for pair in pairs] == holm(raw)
+        last = pairs[2]
+        assert last.auroc_test.value == pytest.approx(last.differences["auroc"].value)
+        assert last.auroc_test.low < last.auroc_test.value < last.auroc_test.high
+        found = json.loads(json.dumps(comparison.as_json(), allow_nan=False))
+        assert found["pairs"][2]["auroc_test"]["p_value"] == raw[2]
+
+    def test_groups_are_tested_by_obuchowskis_form(self) -> None:
+        groups = tuple(f"patient {row // 4}" for row in range(40))
+        runs = [
+            run_of(name, dataclasses.replace(predictions_of(seed), groups=groups))
+            for seed, name in enumerate("ab")
+        ]
+        grouped = compare(runs)
+        assert grouped.auroc_method == "DeLong, by group (Obuchowski)"
+        alone = compare([run_of("a", predictions_of(0)), run_of("b", predictions_of(1))])
+        tests = [each.pairs[0].auroc_test for each in (grouped, alone)]
+        assert tests[0].value == tests[1].value
+        assert tests[0].p_value != tests[1].p_value
+
+    def test_other_thresholds_on_the_same_probabilities_are_another_run(self) -> None:
+        predictions = predictions_of(0)
+        eager = Decision(threshold=0.2).apply(predictions)
+        (pair,) = compare([run_of("a", predictions), run_of("b", eager)]).pairs
+        assert not pair.is_identical
+        assert pair.differences["sensitivity"].value > 0 > pair.differences["specificity"].value
+        assert pair.differences["auroc"].value == 0
+        assert (pair.auroc_test.value, pair.auroc_test.p_value) == (0, 1)
+
+    def test_many_classes_have_no_delong(self) -> None:
+        three = [
+            dataclasses.replace(
+                predictions_of(seed),
+                classes=("a", "b", "c"),
+                targets=np.arange(40) % 3,
+                probabilities=np.random.default_rng(seed).dirichlet(np.ones(3), 40),
+            )
+            for seed in (0, 1)
+        ]
+        (pair,) = compare([run_of("a", three[0]), run_of("b", three[1])]).pairs
+        assert pair.auroc_test is pair.auroc_p_adjusted is None
+        assert "sensitivity" not in pair.differences
 
 
 class TestRefusals:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,19 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ecgfeat.errors import StorageError
-from ecgfeat.figures import accuracy_curve, comparison_plot, confusion_matrix_plot
+from ecgfeat.figures import (
+    accuracy_curve,
+    comparison_plot,
+    confusion_matrix_plot,
+    learning_curve_plot,
+    loss_curve,
+    precision_recall_plot,
+    reliability_plot,
+    roc_plot,
+    sweep_plot,
+)
+from ecgfeat.metrics import MACRO, curves, evaluate
+from ecgfeat.predictions import Predictions
 
 STRANGE_NAMES = ("a$b$c", "心室", "x\ny", "bad \udcff byte", "with_a_very_long_name_" * 6, "")
 
@@ -240,3 +252,154 @@ class TestFiles:
         command = [sys.executable, "-c", program, str(tmp_path / "curve.png")]
         subprocess.run(command, check=True)
         assert (tmp_path / "curve.png").exists()
+
+
+def predictions_of(classes: Sequence[str], *, n: int = 60) -> Predictions:
+    random = np.random.default_rng(0)
+    k = len(classes)
+    targets = np.arange(n) % k
+    powers = np.exp(random.normal(size=(n, k)) + 1.5 * np.eye(k)[targets])
+    return Predictions(
+        ids=tuple(map(str, range(n))),
+        classes=tuple(classes),
+        targets=targets,
+        probabilities=powers / powers.sum(axis=1, keepdims=True),
+        groups=("",) * n,
+        split="test",
+        folds=np.zeros(n, np.int64),
+    )
+
+
+def legend_of(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+
+
+class TestLossCurve:
+    def test_training_and_validation_share_the_axes(
+        self, tmp_path: Path, drawn: list[Figure]
+    ) -> None:
+        loss_curve(history_of(4, validated=True), tmp_path / "loss.png", "Linear head")
+        assert legend_of(drawn[0]) == ["Training: 0.250 at the end", "Validation: 0.250 at the end"]
+        (axes,) = drawn[0].axes
+        assert axes.get_ylabel() == "Loss (cross-entropy)"
+
+    def test_folds_that_end_early_end_the_mean(self, tmp_path: Path, drawn: list[Figure]) -> None:
+        history = [*history_of(2), *({**record, "fold": 1} for record in history_of(4))]
+        accuracy_curve(history, tmp_path / "curve.png", "Fine-tuning")
+        mean = drawn[0].axes[0].lines[-1].get_ydata()
+        assert np.isfinite(mean).tolist() == [True, True, False, False]
+        assert legend_of(drawn[0]) == ["Training: 0.560 at the end"]
+
+
+class TestCurves:
+    def test_a_binary_task_shows_curve_score_and_operating_point(
+        self, tmp_path: Path, drawn: list[Figure]
+    ) -> None:
+        predictions = predictions_of(("no-lvh", "lvh"))
+        found, scores = curves(predictions, n_bootstrap=30), evaluate(predictions, n_bootstrap=30)
+        roc_plot(found.roc, scores, tmp_path / "roc.png", "Title")
+        precision_recall_plot(found.precision_recall, scores, 0.5, tmp_path / "pr.png", "Title")
+        auroc, sensitivity = scores["auroc"], scores["sensitivity"]
+        words = f"AUROC {auroc.value:.3f} [{auroc.low:.3f}, {auroc.high:.3f}]"
+        assert legend_of(drawn[0])[0] == words
+        assert legend_of(drawn[0])[1].startswith(f"answers: sensitivity {sensitivity.value:.3f}")
+        assert legend_of(drawn[1])[0].startswith("Average precision 0.")
+        (point,) = [line for line in drawn[0].axes[0].lines if line.get_marker() == "D"]
+        assert point.get_ydata() == [sensitivity.value]
+
+    @pytest.mark.parametrize(("k", "n_lines"), [(3, 4), (6, 7), (7, 1)])
+    def test_few_classes_have_a_line_each_and_many_their_mean(
+        self, tmp_path: Path, drawn: list[Figure], k: int, n_lines: int
+    ) -> None:
+        predictions = predictions_of([*STRANGE_NAMES, "more"][:k], n=140)
+        found, scores = curves(predictions, n_bootstrap=5), evaluate(predictions, n_bootstrap=5)
+        roc_plot(found.roc, scores, tmp_path / "roc.png", "Title")
+        assert len(legend_of(drawn[0])) == n_lines - ("" in predictions.classes and k == 6)
+        assert legend_of(drawn[0])[-1].startswith(f"{MACRO}: AUROC")
+
+    def test_reliability_names_the_positive_class_and_counts_the_rows(
+        self, tmp_path: Path, drawn: list[Figure]
+    ) -> None:
+        predictions = predictions_of(("no-lvh", "lvh"))
+        found, scores = curves(predictions, n_bootstrap=30), evaluate(predictions, n_bootstrap=30)
+        reliability_plot(found.reliability, scores, "lvh", tmp_path / "r.png", "Title")
+        upper, lower = drawn[0].axes
+        assert lower.get_xlabel() == "Probability of lvh"
+        assert legend_of(drawn[0])[0].startswith("Calibration error 0.")
+        assert upper.lines[1].get_ydata().tolist() == found.reliability.true.tolist()
+
+
+def candidate(**changes: Any) -> dict[str, Any]:
+    row = {
+        "fold": 0,
+        "head": "linear",
+        "layers": "layer4",
+        "lr": 1e-3,
+        "weight_decay": 0.0,
+        "C": None,
+        "epoch": 5,
+        "auroc": 0.7,
+        "spread": None,
+        "chosen": False,
+    }
+    return {**row, **changes}
+
+
+class TestSweep:
+    def test_two_settings_span_a_map_of_the_best_over_the_others(
+        self, tmp_path: Path, drawn: list[Figure]
+    ) -> None:
+        rows = [
+            candidate(lr=lr, weight_decay=decay, layers=layers, auroc=score)
+            for lr, decay, layers, score in (
+                (1e-3, 0.0, "layer4", 0.7),
+                (1e-3, 0.0, "layer3", 0.8),
+                (1e-2, 0.0, "layer4", None),
+                (1e-3, 0.1, "layer4", 0.6),
+                (1e-2, 0.1, "layer4", 0.65),
+            )
+        ]
+        rows[1]["chosen"] = True
+        sweep_plot(rows, "auroc", tmp_path / "sweep.png", "Sweep")
+        axes = drawn[0].axes[0]
+        assert texts_of(drawn[0]) == ["0.800", "–", "0.600", "0.650"]
+        assert axes.get_xlabel() == "learning rate"
+        assert axes.get_ylabel() == "weight decay"
+        (outline,) = axes.patches
+        assert outline.get_xy() == (-0.5, -0.5)
+
+    def test_folds_are_averaged_and_a_path_over_c_is_a_line(
+        self, tmp_path: Path, drawn: list[Figure]
+    ) -> None:
+        rows = [
+            candidate(head="logreg", lr=None, C=C, fold=fold, auroc=0.6 + 0.1 * fold, spread=0.02)
+            for C in (0.1, 1.0, 10.0)
+            for fold in (0, 1)
+        ]
+        sweep_plot(rows, "auroc", tmp_path / "sweep.png", "Sweep")
+        axes = drawn[0].axes[0]
+        assert axes.lines[0].get_ydata().tolist() == pytest.approx([0.65] * 3)
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.1", "1", "10"]
+
+    def test_both_kinds_of_head_have_a_panel_and_one_candidate_is_enough(
+        self, tmp_path: Path, drawn: list[Figure]
+    ) -> None:
+        both = [candidate(), candidate(head="logreg", lr=None, C=1.0)]
+        sweep_plot(both, "auroc", tmp_path / "both.png", "Sweep")
+        sweep_plot([candidate(auroc=None)], "auroc", tmp_path / "one.png", "Sweep")
+        titles = [axes.get_title(loc="left") for axes in drawn[0].axes]
+        assert titles == ["Linear head", "Logistic regression"]
+
+
+def test_the_learning_curve_has_a_band_over_the_seeds(tmp_path: Path, drawn: list[Figure]) -> None:
+    rows = [
+        {"n_train": n, "seed": seed, "accuracy": 0.5 + n / 1000 + seed / 100, "auroc": None}
+        for n in (50, 100, 200)
+        for seed in (0, 1, 2)
+    ]
+    learning_curve_plot(rows, tmp_path / "curve.png", "Linear head")
+    (axes,) = drawn[0].axes
+    assert axes.get_title(loc="left") == "Accuracy"
+    assert axes.lines[0].get_ydata().tolist() == pytest.approx([0.56, 0.61, 0.71])
+    low, high = (f(axes.collections[0].get_paths()[0].vertices[:, 1]) for f in (min, max))
+    assert (low, high) == pytest.approx((0.55, 0.72))

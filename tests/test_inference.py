@@ -5,12 +5,14 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ecgfeat import backbones, runtime
+from ecgfeat.calibration import Decision
 from ecgfeat.config import (
     ComputeSettings,
     DataSettings,
@@ -204,6 +206,42 @@ def test_a_cross_validation_keeps_no_model(study, pages):
         predict(run, pages)
 
 
+def test_the_runs_decision_is_applied(run, pages, tmp_path):
+    plain = predict(run, pages, compute=AUTO)
+    assert plain.decision == Decision()
+    middle = float(np.sort(plain.probabilities[:, 1])[len(pages) // 2])
+    cut = Decision(method="platt", slope=2.0, offset=0.5)
+    threshold = float(cut.probabilities(np.array([[1 - middle, middle]]))[0, 1])
+    decision = replace(cut, threshold=threshold - 1e-6)
+    changed = with_card(run, tmp_path, decision=decision.as_json())
+    found = predict(changed, pages, compute=AUTO)
+    np.testing.assert_allclose(
+        found.probabilities, decision.probabilities(plain.probabilities), atol=1e-6
+    )
+    positive = np.array([name == found.positive for name in found.predicted])
+    np.testing.assert_array_equal(positive, plain.probabilities[:, 1] >= middle - 1e-6)
+    assert found.as_json()["decision"] == decision.as_json()
+    assert 0 < positive.sum() < len(pages)
+
+
+@pytest.mark.parametrize(
+    "decision",
+    [7, {"method": "temperature"}, {"method": "platt", "slope": -3.0, "offset": 0.0}],
+)
+def test_a_hostile_decision_is_refused(run, pages, tmp_path, decision):
+    changed = with_card(run, tmp_path, decision=decision)
+    with pytest.raises(RunError, match=r"model.json is damaged: .*Run its command again"):
+        predict(changed, pages, compute=AUTO)
+
+
+def test_a_threshold_for_three_classes_is_refused(study, tmp_path):
+    run = with_card(
+        run_of(study, "linear", 3), tmp_path, decision=Decision(threshold=0.4).as_json()
+    )
+    with pytest.raises(RunError, match="a decision between two classes, for 3"):
+        predict(run, [study / "absent.png"], compute=AUTO)
+
+
 def test_weights_that_have_moved_may_be_named(run, pages):
     expected = predict(run, pages, compute=AUTO).probabilities
     found = predict(run, pages, compute=AUTO, weights="random:1").probabilities
@@ -255,7 +293,7 @@ def test_progress_counts_every_image_and_may_interrupt(run, pages):
     ticks = []
     images = [pages[0]] * 10
     predict(run, images, compute=AUTO, report=ticks.append)
-    assert [(tick.done, tick.total) for tick in ticks] == [(0, 10), (8, 10), (10, 10)]
+    assert [(tick.done, tick.total) for tick in ticks] == [(0, 10), (4, 10), (8, 10), (10, 10)]
 
     def stop(progress):
         raise Interrupted

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import errno
 import json
 import os
@@ -12,14 +13,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecgfeat import metrics, runs
+from ecgfeat.calibration import Decision
 from ecgfeat.errors import RunError, StorageError
 from ecgfeat.predictions import Predictions
 from ecgfeat.protocol import Partition
-from ecgfeat.runs import Cost, EpochRecord, Result, append_history, create_run, open_run, write_run
+from ecgfeat.runs import (
+    Cost,
+    EpochRecord,
+    Result,
+    append_history,
+    create_run,
+    open_run,
+    write_run,
+    write_sweep,
+)
 from ecgfeat.runs.tables import read_history, read_predictions, write_predictions
 
 SPECIFICATION = (Path(__file__).parents[1] / "docs" / "run-format.md").read_text(encoding="utf-8")
@@ -121,10 +133,14 @@ def test_a_run_holds_the_documented_files_and_nothing_else(folder: Path) -> None
         "config.json",
         "confusion_matrix.png",
         "history.csv",
+        "loss_curve.png",
         "metrics.json",
         "model.json",
         "model.safetensors",
+        "precision_recall.png",
         "predictions.csv",
+        "reliability.png",
+        "roc.png",
     ]
 
 
@@ -146,7 +162,8 @@ def test_metrics_json_has_scores_with_intervals_and_what_they_rest_on(folder: Pa
         "high": accuracy.high,
         "method": "wilson",
     }
-    assert set(found["scores"]) == {"accuracy", "balanced_accuracy", "auroc"}
+    assert list(found["scores"]) == list(scores)
+    assert len(scores) == 12
     assert (found["n_test"], found["n_test_total"], found["test_rows"]) == (12, 12, "all 12")
     assert (found["split"], found["positive"], found["classes"]) == (
         "test",
@@ -168,7 +185,7 @@ def test_a_subset_of_the_test_rows_is_named_as_one_everywhere(
 ) -> None:
     titles = []
     monkeypatch.setattr(
-        runs.writing.figures, "confusion_matrix_plot", lambda *args: titles.append(args[-1])
+        runs.drawing.figures, "confusion_matrix_plot", lambda *args: titles.append(args[-1])
     )
     subset = some_predictions(split="test-subset")
     run = write_run(folder, some_result(predictions=subset, n_test_total=18136))
@@ -249,16 +266,168 @@ def test_predictions_csv_is_read_by_any_csv_reader(folder: Path) -> None:
     assert float(rows[1]["p_lvh"]) == result.predictions.probabilities[1, 1]
 
 
-def test_the_specification_names_everything_that_is_written(finished: Path) -> None:
-    run = open_run(finished)
-    columns = [
-        *(finished / "history.csv").read_text().splitlines()[0].split(","),
-        *(finished / "predictions.csv").read_text().splitlines()[0].split(",")[:6],
+def full_result(**changes: object) -> Result:
+    """A result that has everything a result can have."""
+    decision = Decision(method="platt", slope=0.8, offset=0.1, threshold=0.3)
+    predictions = decision.apply(some_predictions())
+    row = {"head": "linear", "lr": 1e-3, "C": None, "auroc": 0.75, "spread": None, "chosen": True}
+    return some_result(
+        predictions=predictions,
+        decisions=(decision,),
+        validation=decision.apply(some_predictions(20, split="validation")),
+        repeats=tuple(decision.apply(reseeded(seed)) for seed in (1, 2)),
+        choice={"words": "lr 0.001 by AUROC on 20 validation rows", "by": "auroc"},
+        sweep=(row, {**row, "lr": 1e-2, "auroc": None, "chosen": False}),
+        learning_curve=[
+            {"n_train": n, "seed": seed, "accuracy": 0.5 + 0.1 * seed, "auroc": None}
+            for n in (10, 20)
+            for seed in (0, 1)
+        ],
+        prevalence=0.02,
+        **changes,
+    )
+
+
+def reseeded(seed: int) -> Predictions:
+    predictions = some_predictions()
+    positive = np.random.default_rng(100 + seed).random(len(predictions))
+    return replace(predictions, probabilities=np.column_stack([1 - positive, positive]))
+
+
+def test_everything_a_result_can_have_is_kept_and_read_back(folder: Path) -> None:
+    result = full_result()
+    run = write_run(folder, result)
+    files = {path.name for path in folder.iterdir()}
+    assert {"sweep.csv", "sweep.png", "learning_curve.csv", "learning_curve.png"} <= files
+    assert run.decision == result.decisions[0]
+    assert run.metrics["decisions"] == [result.decisions[0].as_json()]
+    assert run.metrics["choice"] == result.choice
+    assert run.metrics["prevalence"] == 0.02
+    assert run.metrics["scores"]["ppv_at_prevalence"]["method"] == "mover-r"
+    assert result.validation is not None
+    assert run.validation.split == "validation"
+    for found, kept in ((run.predictions, result.predictions), (run.validation, result.validation)):
+        np.testing.assert_array_equal(found.probabilities, kept.probabilities)
+        np.testing.assert_array_equal(found.predicted, kept.predicted)
+    # Some answers are not the most probable class, or this would prove little.
+    assert (run.predictions.predicted != run.predictions.probabilities.argmax(axis=1)).any()
+    with (folder / "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["lr"] for row in rows] == ["0.001", "0.01"]
+    assert (rows[1]["auroc"], rows[1]["C"], rows[1]["chosen"]) == ("", "", "False")
+
+
+def test_the_spread_over_seeds_counts_the_run_itself(folder: Path) -> None:
+    result = full_result()
+    spread = write_run(folder, result).metrics["over_seeds"]
+    values = [
+        float(np.mean(each.predicted == each.targets))
+        for each in (result.predictions, *result.repeats)
     ]
-    scores = run.metrics["scores"]
-    keys = {*run.metrics, *scores, *scores["accuracy"], *run.metrics["cost"], *columns}
-    files = {path.name for path in finished.iterdir()}
-    assert {name for name in keys | files if f"`{name}`" not in SPECIFICATION} == set()
+    assert spread["accuracy"] == {
+        "n": 3,
+        "mean": pytest.approx(np.mean(values)),
+        "std": pytest.approx(np.std(values, ddof=1)),
+    }
+    assert spread["auroc"]["n"] == 3
+
+
+def test_the_spread_over_folds_leaves_out_what_a_fold_leaves_undefined(folder: Path) -> None:
+    predictions = some_predictions(split="cv")
+    targets = predictions.targets.copy()
+    targets[predictions.folds == 0] = 1
+    run = write_run(
+        folder, some_result(predictions=replace(predictions, targets=targets), model={})
+    )
+    spread = run.metrics["over_folds"]
+    assert (spread["accuracy"]["n"], spread["auroc"]["n"]) == (3, 2)
+    by_fold = [
+        np.mean((predictions.predicted == targets)[predictions.folds == fold]) for fold in range(3)
+    ]
+    assert spread["accuracy"]["mean"] == pytest.approx(np.mean(by_fold))
+
+
+def test_a_cross_validated_heads_models_are_kept_by_fold(folder: Path) -> None:
+    models = [{"weight": np.full((2, 3), fold, np.float32)} for fold in range(3)]
+    decisions = [Decision(threshold=0.1 * fold) for fold in range(3)]
+    cv = some_predictions(split="cv")
+    run = write_run(
+        folder, some_result(predictions=cv, model={}, fold_models=models, decisions=decisions)
+    )
+    found = run.fold_models()
+    assert len(found) == 3
+    for fold, tensors in enumerate(found):
+        np.testing.assert_array_equal(tensors["weight"], models[fold]["weight"])
+    assert run.model_card["taps"] == ["layer4"]
+    assert "decision" not in run.model_card
+    assert [fields["threshold"] for fields in run.metrics["decisions"]] == [0.0, 0.1, 0.2]
+    for read in (run.model, lambda: run.decision):
+        with pytest.raises(RunError, match="keeps no model: it is a cross-validation"):
+            read()
+
+
+def test_fold_models_that_are_not_there_or_not_numbered_are_refused(finished: Path) -> None:
+    run = open_run(finished)
+    with pytest.raises(RunError, match="keeps no models of folds: only heads"):
+        run.fold_models()
+    for names in (["fold1/weight"], ["weight"], ["fold0/weight", "fold2/weight"]):
+        tensors = {name: np.zeros(2, np.float32) for name in names}
+        (finished / "fold_models.safetensors").write_bytes(safetensors.numpy.save(tensors))
+        with pytest.raises(RunError, match="its tensors are not numbered by fold from 0"):
+            run.fold_models()
+
+
+def test_a_run_without_a_decision_answers_the_most_probable_class(finished: Path) -> None:
+    assert open_run(finished).decision == Decision()
+
+
+def test_a_hostile_decision_is_refused(finished: Path) -> None:
+    for decision in ("none", {"method": "temperature", "slope": -1.0, "offset": 0.0}):
+        edit_json(finished / "model.json", decision=decision)
+        with pytest.raises(RunError, match=r"model.json is damaged: .*Run its command again"):
+            _ = open_run(finished).decision
+
+
+def test_a_sweep_under_way_keeps_what_is_done(folder: Path) -> None:
+    write_sweep(folder, [{"lr": 0.1, "auroc": 0.7}])
+    write_sweep(folder, [{"lr": 0.1, "auroc": 0.7}, {"lr": 0.01, "auroc": None}])
+    assert (folder / "sweep.csv").read_bytes() == b"lr,auroc\r\n0.1,0.7\r\n0.01,\r\n"
+    with pytest.raises(RunError, match="is not a run"):
+        open_run(folder)
+
+
+def test_a_run_of_the_first_writers_still_opens_and_compares() -> None:
+    old = open_run(Path(__file__).parent / "data" / "run-v1")
+    assert set(old.metrics["scores"]) == {"accuracy", "balanced_accuracy", "auroc"}
+    assert [record.lr for record in old.history] == [None, None]
+    assert old.decision == Decision()
+    assert old.model()["weight"].shape == (2, 3)
+    scores = metrics.evaluate(old.predictions)
+    for name, kept in old.metrics["scores"].items():
+        found = scores[name]
+        assert found is not None
+        assert dataclasses.asdict(found) == pytest.approx(kept, abs=1e-12)
+    assert scores["sensitivity"] is not None
+
+
+def test_the_specification_names_everything_that_is_written(folder: Path) -> None:
+    models = [{"weight": np.zeros((2, 3), np.float32)}]
+    cv = some_predictions(split="cv")
+    found: set[str] = set()
+    for name, result in (
+        ("one", full_result()),
+        ("cv", some_result(predictions=cv, model={}, fold_models=models)),
+    ):
+        (folder / name).mkdir()
+        run = write_run(folder / name, result)
+        found |= {path.name for path in run.path.iterdir()}
+        scores, card = run.metrics["scores"], run.model_card
+        found |= {*run.metrics, *scores, *scores["accuracy"], *run.metrics["cost"]}
+        found |= {*run.metrics["over_folds" if name == "cv" else "over_seeds"]["accuracy"]}
+        found |= {*card.get("decision", ())} | {*card} - {"taps"}
+        for file, n_columns in (("history.csv", None), ("predictions.csv", 6)):
+            found |= {*(run.path / file).read_text().splitlines()[0].split(",")[:n_columns]}
+    assert {name for name in found if f"`{name}`" not in SPECIFICATION} == set()
 
 
 def test_class_names_that_are_no_utf8_leave_json_valid(folder: Path) -> None:

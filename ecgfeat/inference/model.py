@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ecgfeat.calibration import Decision
 from ecgfeat.config import TAPS, NetworkSettings
 from ecgfeat.errors import ConfigError, WeightsError
 from ecgfeat.heads import Tensors, head_fits, head_probabilities
-from ecgfeat.preprocessing import RESAMPLING, Preprocessing
+from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.runs import Run, damaged
 from ecgfeat.runtime import Compute
 
@@ -41,6 +42,8 @@ class Model:
     preprocessing : Preprocessing
     precision, decoder : str
         What the run's own features were computed in and decoded by.
+    decision : Decision
+        How the head's probabilities become answers.
     """
 
     run: Run
@@ -52,6 +55,7 @@ class Model:
     preprocessing: Preprocessing
     precision: str
     decoder: str
+    decision: Decision
 
     def load_backbone(self, weights: str | None, compute: Compute) -> Backbone:
         """Load the backbone, from `weights` if they have moved.
@@ -89,9 +93,9 @@ class Model:
         return backbone
 
     def probabilities(self, features: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float64]:
-        """Probabilities by class, shape (b, n_classes), of a backbone's features."""
+        """Calibrated probabilities by class, shape (b, n_classes), of a backbone's features."""
         X = np.concatenate([features[tap] for tap in self.taps], axis=1)
-        return head_probabilities(self.head, X)
+        return self.decision.probabilities(head_probabilities(self.head, X))
 
 
 def read_model(run: Run) -> Model:
@@ -122,7 +126,7 @@ def _finetuned(run: Run, card: Mapping[str, Any], tensors: Tensors) -> Model:
         weights_digest="",
         taps=("layer4",),
         head={"weight": tensors["fc.weight"], "bias": tensors["fc.bias"]},
-        **_shared_fields(card),
+        **_shared_fields(run, card),
     )
 
 
@@ -137,13 +141,16 @@ def _headed(run: Run, card: Mapping[str, Any], tensors: Tensors) -> Model:
         weights_digest=str(backbone["weights_digest"]),
         taps=taps,
         head=tensors,
-        **_shared_fields(card),
+        **_shared_fields(run, card),
     )
 
 
-def _shared_fields(card: Mapping[str, Any]) -> dict[str, Any]:
+def _shared_fields(run: Run, card: Mapping[str, Any]) -> dict[str, Any]:
+    classes = tuple(card["classes"])
+    run.decision.refuse_other(len(classes))
     return {
-        "classes": tuple(card["classes"]),
+        "classes": classes,
+        "decision": run.decision,
         "preprocessing": _preprocessing(card["preprocessing"]),
         "precision": str(card["precision"]),
         "decoder": str(card["decoder"]),
@@ -151,12 +158,10 @@ def _shared_fields(card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _preprocessing(found: Mapping[str, Any]) -> Preprocessing:
-    if found["resampling"] != RESAMPLING:
-        raise ValueError(f"resampling {found['resampling']!r}")
     return Preprocessing.from_fields(
         crop_mode=found["crop_mode"],
         size=f"{found['width_px']}x{found['height_px']}",
-        resampling=RESAMPLING,
+        resampling=found["resampling"],
         mean=found["mean"],
         std=found["std"],
     )

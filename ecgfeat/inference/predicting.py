@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ecgfeat.calibration import Decision
 from ecgfeat.config import ComputeSettings
 from ecgfeat.errors import DataError, storage_error
 from ecgfeat.images import DECODER, stream
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FailedImage", "InferenceResult", "predict"]
 
-BATCH_SIZE = 8
-"""Images per forward pass: the CPU gains little from more, and few images are the rule here."""
+BATCH_SIZE = 4
+"""Images per forward pass: the CPU gains nothing from more, and few images are the rule here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,9 @@ class InferenceResult:
     classes : tuple of str
         In a binary task the second is the positive one.
     probabilities : ndarray of shape (n, n_classes), float64
-        Each row sums to 1.
+        Calibrated, where the run is. Each row sums to 1.
+    decision : Decision
+        How the probabilities came about, and become answers.
     failures : tuple of FailedImage
         The images that are not among `paths`.
     compute : Compute
@@ -72,6 +75,7 @@ class InferenceResult:
     paths: tuple[Path, ...]
     classes: tuple[str, ...]
     probabilities: NDArray[np.float64]
+    decision: Decision
     failures: tuple[FailedImage, ...]
     compute: Compute
 
@@ -82,13 +86,17 @@ class InferenceResult:
 
     @property
     def predicted(self) -> tuple[str, ...]:
-        """The most probable class of each image, length n."""
-        return tuple(self.classes[index] for index in self.probabilities.argmax(axis=1))
+        """The answer for each image, length n: the most probable class, or by the threshold."""
+        answers = self.decision.answers(self.probabilities)
+        if answers is None:
+            answers = self.probabilities.argmax(axis=1)
+        return tuple(self.classes[index] for index in answers)
 
     def as_json(self) -> dict[str, Any]:
         """The result as plain values."""
         return {
             "classes": list(self.classes),
+            "decision": self.decision.as_json(),
             "images": [
                 {
                     "path": str(path),
@@ -213,6 +221,7 @@ def _apply(model: Model, backbone: Backbone, paths: list[Path], report: Report) 
         paths=tuple(paths[row] for row in good),
         classes=model.classes,
         probabilities=probabilities[good],
+        decision=model.decision,
         failures=tuple(
             FailedImage(path=paths[row], reason=reasons[row]) for row in sorted(reasons)
         ),

@@ -3,19 +3,16 @@
 Every score is computed from row weights, so that the data (each weight 1) and thousands of
 bootstrap resamples (how often each row was drawn) go through the same few array operations.
 
-`scores` are the functions of row weights, `intervals` resamples them, and `tables` counts right
-and wrong answers by class.
+`names` says which scores there are, `scores` and `ranking` are the functions of row weights,
+`sampling` resamples rows or groups, `intervals` sums the resamples up, `curves` does so for whole
+curves, and `tables` counts right and wrong answers by class.
 """
 
-from ecgfeat.metrics.intervals import (
-    Resampled,
-    Score,
-    bootstrap_weights,
-    evaluate,
-    in_id_order,
-    resample,
-)
-from ecgfeat.metrics.scores import METRICS, auroc
+from ecgfeat.metrics.curves import MACRO, Curve, Curves, Reliability, curves
+from ecgfeat.metrics.intervals import Resampled, Score, evaluate, resample
+from ecgfeat.metrics.names import MAIN, METRICS, Metric
+from ecgfeat.metrics.sampling import Sample, bootstrap_weights, in_id_order
+from ecgfeat.metrics.scores import auroc, score_values
 from ecgfeat.metrics.tables import (
     ClassificationTable,
     TableRow,
@@ -24,16 +21,25 @@ from ecgfeat.metrics.tables import (
 )
 
 __all__ = [
+    "MACRO",
+    "MAIN",
     "METRICS",
     "ClassificationTable",
+    "Curve",
+    "Curves",
+    "Metric",
+    "Reliability",
     "Resampled",
+    "Sample",
     "Score",
     "TableRow",
     "auroc",
     "bootstrap_weights",
     "classification_table",
     "confusion_matrix",
+    "curves",
     "evaluate",
     "in_id_order",
     "resample",
+    "score_values",
 ]

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from ecgfeat.errors import DataError
-from ecgfeat.metrics.scores import METRICS, Floats, Integers, scorers
+from ecgfeat.metrics.names import AT_PREVALENCE, METRICS, score_names
+from ecgfeat.metrics.ranking import Floats
+from ecgfeat.metrics.sampling import Z_95, Sample, bootstrap_weights, in_id_order
+from ecgfeat.metrics.scores import CALIBRATION_NOISE, scorer
 from ecgfeat.predictions import Predictions
-from ecgfeat.protocol import group_numbers
 
-__all__ = [
-    "Resampled",
-    "Sample",
-    "Score",
-    "bootstrap_weights",
-    "evaluate",
-    "in_id_order",
-    "resample",
-]
+__all__ = ["Resampled", "Score", "at_prevalence", "evaluate", "interval_of", "resample"]
 
 N_BOOTSTRAP = 2000
 """Resamples: each end of a 95 % interval then rests on 50 of them."""
-
-Z_95 = 1.959963984540054
-"""The standard normal distribution's 97.5 % point."""
-
-CHUNK_WEIGHTS = 2**18
-"""Row weights held at once (2 MiB), which stay in a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +29,8 @@ class Score:
     ----------
     value, low, high : float
     method : str
-        How the interval was found: ``"wilson"``, ``"bootstrap"`` or ``"group bootstrap"``.
+        How the interval was found: ``"wilson"``, ``"bootstrap"``, ``"group bootstrap"`` or
+        ``"mover-r"``.
     """
 
     value: float
@@ -50,20 +40,35 @@ class Score:
 
 
 def evaluate(
-    predictions: Predictions, *, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP
+    predictions: Predictions,
+    *,
+    seed: int = 0,
+    n_bootstrap: int = N_BOOTSTRAP,
+    prevalence: float = 0.0,
 ) -> dict[str, Score | None]:
     """Score predictions by each of `METRICS`, with 95 % intervals.
 
-    Balanced accuracy is the mean recall of the classes that the rows hold. AUROC is the positive
-    class's or, with more than two classes, the mean over those that the rows hold, each against
-    the rest; it is None where they hold a single class. The folds of a cross-validation are
-    scored as one set of rows, and the order of the rows changes nothing.
+    Accuracy, balanced accuracy (the mean recall of the classes that the rows hold), sensitivity,
+    specificity, PPV, NPV and F1 rate the answers; AUROC and average precision (as scikit-learn
+    defines it) the order of the probabilities; the Brier score, the expected calibration error
+    and the log loss the probabilities themselves. With two classes sensitivity, specificity, PPV,
+    NPV, F1, AUROC and average precision are the positive class's. With more, the first four are
+    left out, and the other three are means over the classes that the rows hold, each against the
+    rest. The Brier score is the mean squared difference between the positive class's probability
+    and 1 or 0; with more than two classes it is summed over the classes (Brier 1950). The
+    calibration error has 15 bins of equal width over the positive class's probability or, with
+    more classes, the most probable one's (Guo et al. 2017). The log loss takes no probability for
+    less than 2.2e-16.
 
-    Accuracy has Wilson's interval (Wilson 1927), the others the percentile bootstrap's (Efron &
-    Tibshirani 1993, chapter 13); once any group has more than one row, all have a bootstrap's
-    that draws whole groups. A resample that lost one of the classes is left out of what it
-    leaves undefined. Where resampling shows no spread at all, as with perfect scores, the
-    interval allows for what so few rows may have missed (see `Sample.interval`).
+    A score is None where the rows leave it undefined. The folds of a cross-validation are scored
+    as one set of rows, and the order of the rows changes nothing.
+
+    Shares of right answers (accuracy, sensitivity, specificity, PPV, NPV) have Wilson's interval
+    (Wilson 1927), the others the percentile bootstrap's (Efron & Tibshirani 1993, chapter 13);
+    once any group has more than one row, all have a bootstrap's that draws whole groups. A
+    resample that lost one of the classes is left out of what it leaves undefined. Where
+    resampling shows no spread at all, as with perfect scores, the interval allows for what so few
+    rows may have missed (see `interval_of`).
 
     Parameters
     ----------
@@ -72,6 +77,8 @@ def evaluate(
         Seed of the resamples.
     n_bootstrap : int
         How many resamples.
+    prevalence : float
+        With two classes and a share of positives between 0 and 1: PPV and NPV there as well.
 
     Raises
     ------
@@ -79,75 +86,7 @@ def evaluate(
         When there are no rows.
     """
     (scored,) = resample([in_id_order(predictions)], seed=seed, n_bootstrap=n_bootstrap)
-    return scored.scores()
-
-
-def in_id_order(predictions: Predictions) -> Predictions:
-    """The same predictions, rows in the order of their ids."""
-    order = sorted(range(len(predictions)), key=predictions.ids.__getitem__)
-    return replace(
-        predictions,
-        ids=tuple(predictions.ids[row] for row in order),
-        targets=predictions.targets[order],
-        probabilities=predictions.probabilities[order],
-        groups=tuple(predictions.groups[row] for row in order),
-        folds=predictions.folds[order],
-    )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Sample:
-    """The rows scored, as far as their intervals depend on them.
-
-    Attributes
-    ----------
-    units : ndarray of shape (n,), int64
-        Number of each row's group, from 0; a row without a group is its own.
-    n_units : int
-    n_units_rarest : int
-        Units that hold the rarest of the classes present.
-    """
-
-    units: Integers
-    n_units: int
-    n_units_rarest: int
-
-    @classmethod
-    def of(cls, predictions: Predictions) -> Sample:
-        """The sample that these predictions score."""
-        units = group_numbers(predictions.ids, predictions.groups)
-        targets = predictions.targets
-        holding = [len(np.unique(units[targets == index])) for index in np.unique(targets)]
-        return cls(units=units, n_units=int(units.max()) + 1, n_units_rarest=min(holding))
-
-    @property
-    def is_grouped(self) -> bool:
-        """Whether any group has more than one row."""
-        return self.n_units < len(self.units)
-
-    @property
-    def method(self) -> str:
-        """What a bootstrap of these rows is called."""
-        return "group bootstrap" if self.is_grouped else "bootstrap"
-
-    def interval(self, name: str, value: float, drawn: Floats, least: float) -> tuple[float, float]:
-        """The 95 % percentile interval, on a scale from `least` to 1.
-
-        A bootstrap can't draw what the sample lacks: for perfect predictions it gives an
-        interval of no width, be it of 4 rows or 4000. There, a share q of all rows may behave
-        otherwise unseen, where q is Wilson's upper bound for 0 out of m, z²/(m + z²), and those
-        may score anything from `least` to 1. The m is the number of independent units: of the
-        rarest class where classes count alike. A perfect score so gets Wilson's interval.
-        """
-        drawn = drawn[np.isfinite(drawn)]
-        if not len(drawn):
-            return least, 1.0
-        low, high = (float(end) for end in np.percentile(drawn, (2.5, 97.5)))
-        if high - low > 1e-12:
-            return low, high
-        m = self.n_units if name == "accuracy" else self.n_units_rarest
-        q = Z_95**2 / (m + Z_95**2)
-        return (1 - q) * value + q * least, (1 - q) * value + q
+    return scored.scores(prevalence=prevalence)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -167,35 +106,61 @@ class Resampled:
     drawn: dict[str, Floats]
     sample: Sample
 
-    def scores(self) -> dict[str, Score | None]:
-        """The scores with their intervals; None where undefined."""
-        scores = {
-            name: self._summed_up(name, self.values[name], self.drawn[name]) for name in METRICS
-        }
-        if not self.sample.is_grouped:
-            accuracy = self.values["accuracy"]
-            interval = _wilson(accuracy, self.sample.n_units)
-            scores["accuracy"] = Score(accuracy, *interval, "wilson")
-        return scores
+    def scores(self, *, prevalence: float = 0.0) -> dict[str, Score | None]:
+        """The scores with their intervals; None where undefined.
 
-    def minus(self, other: Resampled) -> dict[str, Score | None]:
-        """How much better this model is than `other`, which was scored on the same resamples."""
-        return {
-            name: self._summed_up(
-                name,
-                self.values[name] - other.values[name],
-                self.drawn[name] - other.drawn[name],
-                least=-1.0,
-            )
-            for name in METRICS
-        }
+        Parameters
+        ----------
+        prevalence : float
+            As in `evaluate`.
+        """
+        scores = {name: self._score(name, value) for name, value in self.values.items()}
+        if prevalence and "sensitivity" in scores:
+            found = at_prevalence(scores["sensitivity"], scores["specificity"], prevalence)
+            scores |= dict(zip(AT_PREVALENCE, found))
+        return {name: scores[name] for name in METRICS if name in scores}
 
-    def _summed_up(
-        self, name: str, value: float, drawn: Floats, least: float = 0.0
-    ) -> Score | None:
+    def _score(self, name: str, value: float) -> Score | None:
         if np.isnan(value):
             return None
-        return Score(value, *self.sample.interval(name, value, drawn, least), self.sample.method)
+        metric = METRICS[name]
+        n_units = self.sample.n_units_by_basis[metric.basis]
+        if metric.is_share and not self.sample.is_grouped:
+            return Score(value, *_wilson(value, n_units), "wilson")
+        low, high = interval_of(value, self.drawn[name], n_units, (0.0, metric.greatest))
+        if name == "ece" and np.ptp(self.drawn[name]) > 0:
+            low, high = self._calibration_interval(value, low)
+        return Score(value, low, high, self.sample.method)
+
+    def _calibration_interval(self, value: float, drawn_low: float) -> tuple[float, float]:
+        """The interval of the calibration error, from the lower end of what resamples gave.
+
+        Noise adds to an error that is a sum of absolute values: in the sample, and once more in
+        each resample. Percentiles of the resamples then lie above the truth, all of them where
+        the model is calibrated. So the lower end takes off as much as the noise can have added:
+        by the triangle inequality no more than the sum of the bins' own errors, of which the
+        resamples' 97.5 % point is taken. The upper end takes off the mirrored shift of the
+        resamples (the basic bootstrap, Davison & Hinkley 1997, section 5.2).
+        """
+        noise = float(np.percentile(self.drawn[CALIBRATION_NOISE], 97.5))
+        return max(0.0, value - noise), max(value, 2 * value - drawn_low)
+
+    def minus(self, other: Resampled) -> dict[str, Score | None]:
+        """How much more this model scores than `other`, on the same resamples, by name.
+
+        For a loss, less is better.
+        """
+        return {name: self._difference(name, other) for name in self.values}
+
+    def _difference(self, name: str, other: Resampled) -> Score | None:
+        value = self.values[name] - other.values[name]
+        if np.isnan(value):
+            return None
+        metric = METRICS[name]
+        n_units = min(each.sample.n_units_by_basis[metric.basis] for each in (self, other))
+        drawn = self.drawn[name] - other.drawn[name]
+        scale = (-metric.greatest, metric.greatest)
+        return Score(value, *interval_of(value, drawn, n_units, scale), self.sample.method)
 
 
 def resample(
@@ -217,48 +182,108 @@ def resample(
     """
     if not len(models[0]):
         raise DataError("there are no rows to score: the predictions are empty")
-    sample = Sample.of(models[0])
-    by_model = [list(scorers(model).values()) for model in models]
-
-    def score_all(weights: Floats) -> list[list[Floats]]:
-        return [[score(weights) for score in by_name] for by_name in by_model]
-
-    values = np.array(score_all(np.ones((len(models[0]), 1))))  # (n_models, n_scores, 1)
-    chunks = bootstrap_weights(sample.units, n_bootstrap, seed)
-    drawn = np.concatenate([score_all(weights) for weights in chunks], axis=2)
+    samples = [Sample.of(model) for model in models]
+    scorers = [scorer(model) for model in models]
+    ones = np.ones((1, len(models[0])))
+    parts: list[list[dict[str, Floats]]] = [[] for _ in models]
+    for weights in bootstrap_weights(samples[0].units, n_bootstrap, seed):
+        for part, score in zip(parts, scorers):
+            part.append(score(weights))
     return [
         Resampled(
-            values=dict(zip(METRICS, values[index, :, 0].tolist())),
-            drawn=dict(zip(METRICS, drawn[index])),
+            values={name: float(score(ones)[name][0]) for name in score_names(len(model.classes))},
+            drawn={name: np.concatenate([each[name] for each in part]) for name in part[0]},
             sample=sample,
         )
-        for index in range(len(models))
+        for model, score, part, sample in zip(models, scorers, parts, samples)
     ]
 
 
-def bootstrap_weights(units: Integers, n_bootstrap: int, seed: int) -> Iterator[Floats]:
-    """How often each row is in each of `n_bootstrap` resamples, drawn by whole units.
+def interval_of(
+    value: float, drawn: Floats, n_units: int, scale: tuple[float, float]
+) -> tuple[float, float]:
+    """The 95 % percentile interval of a score from its values on resamples.
+
+    A bootstrap can't draw what the sample lacks: for perfect predictions it gives an interval of
+    no width, be it of 4 rows or 4000. There, a share q of all rows may behave otherwise unseen,
+    where q is Wilson's upper bound for 0 out of m, z²/(m + z²), and those may score anything on
+    the scale. The m is the number of independent units that the score rests on: of the rarest
+    class where classes count alike. A perfect score so gets Wilson's interval.
 
     Parameters
     ----------
-    units : ndarray of shape (n,), int64
-        Unit of each row, numbered from 0 without gaps.
-    n_bootstrap, seed : int
-
-    Yields
-    ------
-    ndarray of shape (n, b), float64
-        The next b resamples, few enough that memory does not grow with `n_bootstrap`.
+    value : float
+    drawn : ndarray of shape (n_bootstrap,), float64
+        NaN where a resample leaves the score undefined.
+    n_units : int
+    scale : (float, float)
+        Least and greatest value that a score can have.
     """
-    n_units = int(units.max()) + 1
-    random = np.random.default_rng(seed)
-    n_at_once = max(1, CHUNK_WEIGHTS // len(units))
-    for start in range(0, n_bootstrap, n_at_once):
-        counts = np.empty((n_units, min(n_at_once, n_bootstrap - start)))
-        for column in range(counts.shape[1]):
-            chosen = random.integers(n_units, size=n_units)
-            counts[:, column] = np.bincount(chosen, minlength=n_units)
-        yield counts[units]
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
+        return scale
+    low, high = (float(end) for end in np.percentile(drawn, (2.5, 97.5)))
+    if high - low > 1e-12:
+        return low, high
+    q = Z_95**2 / (n_units + Z_95**2)
+    return (1 - q) * value + q * scale[0], (1 - q) * value + q * scale[1]
+
+
+def at_prevalence(
+    sensitivity: Score | None, specificity: Score | None, prevalence: float
+) -> tuple[Score | None, Score | None]:
+    """PPV and NPV where another share of people is positive than among the rows.
+
+    By Bayes' rule, from the likelihood ratios: PPV = π LR⁺ / (π LR⁺ + 1 - π) with LR⁺ =
+    sensitivity / (1 - specificity), and NPV = (1 - π) / (1 - π + π LR⁻) with LR⁻ =
+    (1 - sensitivity) / specificity. The ratios' intervals come of those of their parts by MOVER-R
+    (Newcombe 2016, "MOVER-R confidence intervals for ratios and products of two independently
+    estimated quantities", equations 3 and 4), so that a specificity of 1 seen on few rows does
+    not pass for a certain one.
+
+    Parameters
+    ----------
+    sensitivity, specificity : Score or None
+    prevalence : float
+        The share of positives π, between 0 and 1.
+
+    Returns
+    -------
+    Score or None, Score or None
+        PPV and NPV; None where undefined.
+    """
+    if sensitivity is None or specificity is None:
+        return None, None
+    odds = prevalence / (1 - prevalence)
+    false_alarms, misses = _rest(specificity), _rest(sensitivity)
+    ppv = None
+    if sensitivity.value or false_alarms.value:
+        value, low, high = (
+            1 - 1 / (1 + odds * end) for end in _ratio_of(sensitivity, false_alarms)
+        )
+        ppv = Score(value, low, high, "mover-r")
+    npv = None
+    if misses.value or specificity.value:
+        value, low, high = (1 / (1 + odds * end) for end in _ratio_of(misses, specificity))
+        npv = Score(value, high, low, "mover-r")
+    return ppv, npv
+
+
+def _rest(share: Score) -> Score:
+    return Score(1 - share.value, 1 - share.high, 1 - share.low, share.method)
+
+
+def _ratio_of(part: Score, whole: Score) -> tuple[float, float, float]:
+    """The ratio, and its interval by MOVER-R; infinite where the whole may be 0."""
+    a, b = part.value, whole.value
+    # What a part's end contributes, a² - (a - end)², in a form that divides by no 0.
+    low_a, high_a = part.low * (2 * a - part.low), part.high * (2 * a - part.high)
+    low_b, high_b = whole.low * (2 * b - whole.low), whole.high * (2 * b - whole.high)
+    low = 0.0
+    if low_a > 0:
+        low = low_a / (a * b + math.sqrt(max(0.0, (a * b) ** 2 - low_a * high_b)))
+    root = a * b + math.sqrt(max(0.0, (a * b) ** 2 - high_a * low_b))
+    return (a / b if b else math.inf), low, (root / low_b if low_b > 0 else math.inf)
 
 
 def _wilson(share: float, n: int) -> tuple[float, float]:

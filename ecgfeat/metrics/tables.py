@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ecgfeat.metrics.scores import Floats, Integers
+from ecgfeat.metrics.ranking import Floats, Integers
 from ecgfeat.predictions import Predictions
 
 __all__ = ["ClassificationTable", "TableRow", "classification_table", "confusion_matrix"]

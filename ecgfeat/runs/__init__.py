@@ -4,14 +4,17 @@
 ``metrics.json`` comes last: a folder that has it is a finished run. Nothing read back from it
 can execute code.
 
-`records` is what a job hands over, `writing` scores it, draws it and fills the folder, `reading`
-opens a finished run; `tables` are its CSVs, and `files` reads what a stranger may have changed.
+`records` is what a job hands over, `writing` fills the folder with it, `describing` and `drawing`
+say and show what came out, `reading` opens a finished run; `tables` are its CSVs, and `files`
+reads what a stranger may have changed.
 """
 
+from ecgfeat.runs.describing import KIND_NAMES
 from ecgfeat.runs.files import damaged
 from ecgfeat.runs.reading import Run, is_finished, open_run, read_config
 from ecgfeat.runs.records import Cost, EpochRecord, Result, count_rows
-from ecgfeat.runs.writing import KIND_NAMES, append_history, create_run, write_config, write_run
+from ecgfeat.runs.tables import write_sweep
+from ecgfeat.runs.writing import append_history, create_run, write_config, write_run
 
 __all__ = [
     "KIND_NAMES",
@@ -28,4 +31,5 @@ __all__ = [
     "read_config",
     "write_config",
     "write_run",
+    "write_sweep",
 ]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from ecgfeat.calibration import Decision
 from ecgfeat.errors import RunError, storage_error
 from ecgfeat.predictions import Predictions
 from ecgfeat.runs.files import check_version, damaged, parse_json, parse_text, read_file
@@ -60,6 +63,11 @@ class Run:
         return read_predictions(self.path)
 
     @cached_property
+    def validation(self) -> Predictions:
+        """What the model said of the rows that chose; RunError where nothing was chosen."""
+        return read_predictions(self.path, "validation_predictions.csv")
+
+    @cached_property
     def report(self) -> str:
         """``classification_report.txt``: what was tested, then precision, recall and F1."""
         return read_file(self.path, "classification_report.txt", parse_text)
@@ -67,7 +75,8 @@ class Run:
     @cached_property
     def model_card(self) -> dict[str, Any]:
         """``model.json``: what is needed to apply the model to a new image."""
-        self._refuse_without_model()
+        if not (self.path / "fold_models.safetensors").exists():
+            self._refuse_without_model()
         card = read_file(self.path, "model.json", parse_json)
         check_version(card, self.path / "model.json")
         return card
@@ -77,12 +86,48 @@ class Run:
         self._refuse_without_model()
         return read_file(self.path, "model.safetensors", _parse_tensors)
 
+    @property
+    def decision(self) -> Decision:
+        """How the model's probabilities become answers, from ``model.json``."""
+        self._refuse_without_model()
+        try:
+            return Decision.from_json(self.model_card.get("decision", _NO_DECISION))
+        except ValueError as error:
+            raise damaged(self.path / "model.json", str(error)) from error
+
+    def fold_models(self) -> list[dict[str, NDArray[Any]]]:
+        """A cross-validated head's tensors by fold, each by name."""
+        name = "fold_models.safetensors"
+        if not (self.path / name).exists():
+            raise RunError(
+                f"{self.path} keeps no models of folds: only heads that are cross-validated do. "
+                "Run fit-head with --cv, and use that run."
+            )
+        tensors = read_file(self.path, name, _parse_tensors)
+        folds = [_of_fold(tensors, fold) for fold in range(len(tensors))]
+        found = list(takewhile(bool, folds))
+        if sum(map(len, found)) != len(tensors):
+            raise damaged(self.path / name, "its tensors are not numbered by fold from 0")
+        return found
+
     def _refuse_without_model(self) -> None:
         if self.metrics["split"] == "cv":
             raise RunError(
-                f"{self.path} keeps no model: it is a cross-validation. Run its command without "
-                "--cv, and use that run."
+                f"{self.path} keeps no model: it is a cross-validation. Run its command "
+                "without --cv, and use that run."
             )
+
+
+_NO_DECISION = Decision().as_json()
+
+
+def _of_fold(tensors: Mapping[str, NDArray[Any]], fold: int) -> dict[str, NDArray[Any]]:
+    prefix = f"fold{fold}/"
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def open_run(folder: Path) -> Run:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
 
+from ecgfeat.calibration import Decision
 from ecgfeat.predictions import Predictions
 from ecgfeat.protocol import Partition
 
@@ -32,6 +33,8 @@ class EpochRecord:
         weighted by their rows.
     val_loss, val_accuracy : float or None
         The same over the validation rows after the epoch; None where there are none.
+    lr : float or None
+        The learning rate at the epoch's end; None where it never changes.
     """
 
     fold: int
@@ -40,6 +43,7 @@ class EpochRecord:
     accuracy: float
     val_loss: float | None = None
     val_accuracy: float | None = None
+    lr: float | None = None
 
     def log_line(self, way: str, n_folds: int) -> str:
         """The epoch as the study logs it: ``[way] Epoch 1 | Loss: 0.5481 | Acc: 0.652``."""
@@ -103,9 +107,25 @@ class Result:
         images can't be decoded.
     cost : Cost
     model : mapping of str to ndarray
-        Empty for a cross-validation, which keeps no model.
+        Empty for a cross-validation, which has no one model.
     model_card : dict
         Plain values for ``model.json``: what is needed to apply the model to a new image.
+    decisions : sequence of Decision
+        By fold: what made `predictions` of the models' own probabilities. Empty where nothing did.
+    validation : Predictions, optional
+        Of the rows that chose, by the models chosen, treated as the test rows; all folds'.
+    repeats : sequence of Predictions
+        Of the same test rows, by the same head with other seeds; without `predictions`.
+    choice : mapping
+        How head, epoch and threshold were chosen, as plain values; empty where nothing was.
+    sweep : sequence of mapping
+        One row per candidate, all with the same keys, as plain values.
+    learning_curve : sequence of mapping
+        One row per training: ``n_train``, ``seed``, and a value by name of score.
+    fold_models : sequence of mapping of str to ndarray
+        A cross-validated head's arrays by fold.
+    prevalence : float
+        Share of positives at which PPV and NPV are also told; 0 does without.
     """
 
     kind: str
@@ -117,6 +137,14 @@ class Result:
     cost: Cost
     model: Mapping[str, NDArray[Any]]
     model_card: dict[str, Any]
+    decisions: Sequence[Decision] = ()
+    validation: Predictions | None = None
+    repeats: Sequence[Predictions] = ()
+    choice: Mapping[str, Any] = field(default_factory=dict)
+    sweep: Sequence[Mapping[str, Any]] = ()
+    learning_curve: Sequence[Mapping[str, Any]] = ()
+    fold_models: Sequence[Mapping[str, NDArray[Any]]] = ()
+    prevalence: float = 0.0
 
 
 def count_rows(plan: Sequence[Partition]) -> list[dict[str, int]]:

@@ -1,10 +1,11 @@
-"""The tables of a run: ``history.csv`` and ``predictions.csv``."""
+"""The tables of a run: history, predictions, sweep and learning curve."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,19 +15,27 @@ from ecgfeat.predictions import Predictions
 from ecgfeat.runs.files import parse_csv, read_file
 from ecgfeat.runs.records import EpochRecord
 
-__all__ = ["read_history", "read_predictions", "write_history", "write_predictions"]
+__all__ = [
+    "read_history",
+    "read_predictions",
+    "write_history",
+    "write_predictions",
+    "write_records",
+    "write_sweep",
+]
 
-HISTORY_COLUMNS = ("fold", "epoch", "loss", "accuracy", "val_loss", "val_accuracy")
+HISTORY_COLUMNS = ("fold", "epoch", "loss", "accuracy", "val_loss", "val_accuracy", "lr")
 PREDICTION_COLUMNS = ("path", "group", "split", "fold", "target", "predicted")
 
 
 def write_history(folder: Path, history: Sequence[EpochRecord]) -> None:
     """Write ``history.csv``; a value that isn't there is an empty field."""
-    rows = (
-        ["" if value is None else value for value in dataclasses.astuple(record)]
-        for record in history
-    )
+    rows = (_fields(dataclasses.astuple(record)) for record in history)
     write_csv(folder / "history.csv", (HISTORY_COLUMNS, *rows))
+
+
+def _fields(values: Iterable[object]) -> list[object]:
+    return ["" if value is None else value for value in values]
 
 
 def read_history(folder: Path) -> tuple[EpochRecord, ...]:
@@ -36,7 +45,8 @@ def read_history(folder: Path) -> tuple[EpochRecord, ...]:
 
 def _parse_history(content: bytes) -> tuple[EpochRecord, ...]:
     header, *rows = parse_csv(content)
-    if tuple(header) != HISTORY_COLUMNS:
+    # The first writers had no learning rate to tell.
+    if tuple(header) not in (HISTORY_COLUMNS, HISTORY_COLUMNS[:-1]):
         raise ValueError(f"its columns are {','.join(header)}")
     return tuple(
         EpochRecord(
@@ -46,14 +56,41 @@ def _parse_history(content: bytes) -> tuple[EpochRecord, ...]:
             accuracy=float(accuracy),
             val_loss=float(val_loss) if val_loss else None,
             val_accuracy=float(val_accuracy) if val_accuracy else None,
+            lr=float(*lr) if any(lr) else None,
         )
-        for fold, epoch, loss, accuracy, val_loss, val_accuracy in rows
+        for fold, epoch, loss, accuracy, val_loss, val_accuracy, *lr in rows
     )
 
 
-def write_predictions(folder: Path, predictions: Predictions) -> None:
+def write_sweep(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write ``sweep.csv``, one row per candidate; also while a sweep goes on, to keep its work.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's.
+    rows : sequence of mapping
+        At least one; all have the keys of the first, which are the columns.
+
+    Raises
+    ------
+    StorageError
+        When the disk refuses.
+    """
+    write_records(folder / "sweep.csv", rows)
+
+
+def write_records(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write mappings of the same keys as a CSV; None is an empty field."""
+    columns = tuple(rows[0])
+    write_csv(path, (columns, *(_fields(row[name] for name in columns) for row in rows)))
+
+
+def write_predictions(
+    folder: Path, predictions: Predictions, name: str = "predictions.csv"
+) -> None:
     """Write ``predictions.csv``, from which `read_predictions` gets the very same floats."""
-    write_csv(folder / "predictions.csv", _prediction_rows(predictions))
+    write_csv(folder / name, _prediction_rows(predictions))
 
 
 def _prediction_rows(predictions: Predictions) -> Iterator[Sequence[object]]:
@@ -71,9 +108,9 @@ def _prediction_rows(predictions: Predictions) -> Iterator[Sequence[object]]:
         yield (path, group, predictions.split, fold, *labels, *probabilities)
 
 
-def read_predictions(folder: Path) -> Predictions:
+def read_predictions(folder: Path, name: str = "predictions.csv") -> Predictions:
     """Read ``predictions.csv``."""
-    return read_file(folder, "predictions.csv", _parse_predictions)
+    return read_file(folder, name, _parse_predictions)
 
 
 def _parse_predictions(content: bytes) -> Predictions:
@@ -83,7 +120,7 @@ def _parse_predictions(content: bytes) -> Predictions:
         raise ValueError(f"it has {len(rows)} rows of the columns {','.join(header)}")
     classes = tuple(column.removeprefix("p_") for column in header[n_fixed:])
     number = {name: index for index, name in enumerate(classes)}
-    unknown = {row[4] for row in rows} - set(number)
+    unknown = {label for row in rows for label in row[4:6]} - set(number)
     if unknown:
         raise ValueError(f"no column has the probabilities of {', '.join(sorted(unknown))}")
     try:
@@ -95,6 +132,7 @@ def _parse_predictions(content: bytes) -> Predictions:
             groups=tuple(row[1] for row in rows),
             split=rows[0][2],
             folds=np.array([row[3] for row in rows], dtype=np.int64),
+            answers=np.array([number[row[5]] for row in rows], dtype=np.int64),
         )
     except DataError as error:
         raise ValueError(str(error)) from error

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfeat import figures, metrics
+from ecgfeat import metrics
 from ecgfeat.errors import storage_error
 from ecgfeat.files import write_bytes, write_json, write_text
+from ecgfeat.runs.describing import describe_model, describe_scores, headline
+from ecgfeat.runs.drawing import draw_figures
 from ecgfeat.runs.reading import Run, open_run
 from ecgfeat.runs.records import FORMAT_VERSION, EpochRecord, Result
-from ecgfeat.runs.tables import read_history, write_history, write_predictions
+from ecgfeat.runs.tables import (
+    read_history,
+    write_history,
+    write_predictions,
+    write_records,
+    write_sweep,
+)
 
-__all__ = ["KIND_NAMES", "append_history", "create_run", "write_config", "write_run"]
-
-KIND_NAMES = {
-    "linear": "Linear head",
-    "logreg": "Logistic regression",
-    "finetune": "Fine-tuning",
-}
+__all__ = ["append_history", "create_run", "write_config", "write_run"]
 
 
 def create_run(out_dir: Path, kind: str, data_name: str) -> Path:
@@ -73,17 +74,27 @@ def write_run(folder: Path, result: Result) -> Run:
     StorageError
         When the disk refuses; the run is then unfinished, and `open_run` says so.
     """
-    scores = _describe_scores(result)
+    scores = metrics.evaluate(result.predictions, prevalence=result.prevalence)
+    described = describe_scores(result, scores)
     write_config(folder, result.kind, result.data_name, result.config)
     write_history(folder, result.history)
     write_predictions(folder, result.predictions)
+    if result.validation is not None:
+        write_predictions(folder, result.validation, "validation_predictions.csv")
+    if result.sweep:
+        write_sweep(folder, result.sweep)
+    if result.learning_curve:
+        write_records(folder / "learning_curve.csv", result.learning_curve)
     table = metrics.classification_table(result.predictions)
-    write_text(folder / "classification_report.txt", f"{_headline(result)}\n\n{table}")
-    _draw_figures(folder, result)
+    write_text(folder / "classification_report.txt", f"{headline(result)}\n\n{table}")
+    draw_figures(folder, result, scores)
     if result.model:
         write_bytes(folder / "model.safetensors", _serialised(result.model))
-        write_json(folder / "model.json", _describe_model(result))
-    write_json(folder / "metrics.json", scores)
+    if result.fold_models:
+        write_bytes(folder / "fold_models.safetensors", _serialised(_by_fold(result.fold_models)))
+    if result.model or result.fold_models:
+        write_json(folder / "model.json", describe_model(result))
+    write_json(folder / "metrics.json", described)
     return open_run(folder)
 
 
@@ -98,63 +109,12 @@ def write_config(
     return whole
 
 
-def _describe_model(result: Result) -> dict[str, Any]:
+def _by_fold(models: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
     return {
-        "format_version": FORMAT_VERSION,
-        "kind": result.kind,
-        "classes": result.predictions.classes,
-        **result.model_card,
+        f"fold{fold}/{name}": tensor
+        for fold, tensors in enumerate(models)
+        for name, tensor in tensors.items()
     }
-
-
-def _describe_scores(result: Result) -> dict[str, Any]:
-    predictions = result.predictions
-    return {
-        "n_test": len(predictions),
-        "n_test_total": result.n_test_total,
-        "test_rows": _tested_rows(result),
-        "split": predictions.split,
-        "classes": predictions.classes,
-        "positive": predictions.positive,
-        "scores": {
-            name: score and dataclasses.asdict(score)
-            for name, score in metrics.evaluate(predictions).items()
-        },
-        "confusion_matrix": metrics.confusion_matrix(predictions).tolist(),
-        "cost": dataclasses.asdict(result.cost),
-    }
-
-
-def _headline(result: Result) -> str:
-    title = f"{KIND_NAMES[result.kind]} on {result.data_name}, test rows: {_tested_rows(result)}"
-    positive = result.predictions.positive
-    return f"{title}, positive: {positive}" if positive else title
-
-
-def _tested_rows(result: Result) -> str:
-    """The test rows in words, which say so wherever they are a subset."""
-    predictions, n = result.predictions, len(result.predictions)
-    if predictions.split == "test-subset":
-        return f"subset of {n} of {result.n_test_total}"
-    words = f"all {n}" if n == result.n_test_total else f"{n} of {result.n_test_total}"
-    if predictions.split == "cv":
-        return f"{words}, in {len(np.unique(predictions.folds))} folds"
-    return words
-
-
-def _draw_figures(folder: Path, result: Result) -> None:
-    if result.history:
-        figures.accuracy_curve(
-            [dataclasses.asdict(record) for record in result.history],
-            folder / "accuracy_curve.png",
-            f"{KIND_NAMES[result.kind]} on {result.data_name}",
-        )
-    figures.confusion_matrix_plot(
-        metrics.confusion_matrix(result.predictions),
-        result.predictions.classes,
-        folder / "confusion_matrix.png",
-        _headline(result),
-    )
 
 
 def _serialised(tensors: Mapping[str, NDArray[Any]]) -> bytes:

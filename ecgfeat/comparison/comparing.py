@@ -1,24 +1,24 @@
-"""Which run is better: several runs on the same test rows, side by side."""
+"""Runs on the same test rows: their scores, and every two of them against each other."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ecgfeat.comparison.refusing import refuse_different_rows, refuse_equal_names
+from ecgfeat.comparison.significance import AreaTest, compare_areas, holm, mcnemar_p_value
 from ecgfeat.errors import RunError
 from ecgfeat.metrics import Resampled, Score, in_id_order, resample
 from ecgfeat.predictions import Predictions, positive_class
 from ecgfeat.runs import KIND_NAMES, Cost, Run
 
-__all__ = ["ComparedRun", "Comparison", "Pair", "compare", "mcnemar_p_value"]
+__all__ = ["ComparedRun", "Comparison", "Pair", "compare"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +57,13 @@ class Pair:
         Rows that only the one run got right.
     p_value : float
         See `mcnemar_p_value`.
+    auroc_test : AreaTest or None
+        See `compare_areas`; None with more than two classes, or where it is undefined.
+    p_adjusted, auroc_p_adjusted : float or None
+        The p-values of both tests, adjusted for all pairs of the comparison (see `holm`).
     is_identical : bool
-        Whether both gave every row exactly the same probabilities. The differences are then 0
-        by construction, with intervals of no width.
+        Whether both gave every row exactly the same probabilities and answer. The differences
+        are then 0 by construction, with intervals of no width.
     """
 
     first: str
@@ -68,6 +72,9 @@ class Pair:
     n_first_only: int
     n_second_only: int
     p_value: float
+    auroc_test: AreaTest | None
+    p_adjusted: float | None
+    auroc_p_adjusted: float | None
     is_identical: bool
 
 
@@ -90,6 +97,10 @@ class Comparison:
     classes : tuple of str
     p_value_method : str
         ``"McNemar, exact"`` or ``"McNemar, exact, by group"``.
+    auroc_method : str
+        ``"DeLong"`` or, with groups, ``"DeLong, by group (Obuchowski)"``.
+    adjustment : str
+        ``"Holm, N pairs"``.
     """
 
     runs: tuple[ComparedRun, ...]
@@ -100,6 +111,8 @@ class Comparison:
     n_groups: int
     classes: tuple[str, ...]
     p_value_method: str
+    auroc_method: str
+    adjustment: str
 
     @property
     def title(self) -> str:
@@ -164,24 +177,27 @@ def compare(runs: Sequence[Run]) -> Comparison:
     """
     if len(runs) < 2:
         raise RunError(f"a comparison needs at least two runs; found {len(runs)}")
-    _refuse_equal_names(runs)
+    refuse_equal_names(runs)
     models = [in_id_order(run.predictions) for run in runs]
     for run, model in zip(runs[1:], models[1:]):
-        _refuse_different_rows(runs[0].name, models[0], run.name, model)
+        refuse_different_rows(runs[0].name, models[0], run.name, model)
     entries = [
         _Entry(run=run, predictions=model, resampled=resampled)
         for run, model, resampled in zip(runs, models, resample(models))
     ]
     sample = entries[0].resampled.sample
+    pairs = _adjusted(_pairs(entries))
     return Comparison(
         runs=tuple(_compared(entry) for entry in entries),
-        pairs=tuple(_pair(first, second) for first, second in combinations(entries, 2)),
+        pairs=pairs,
         data=str(runs[0].config["data"]),
         test_rows=str(runs[0].metrics["test_rows"]),
         n_rows=len(models[0]),
         n_groups=sample.n_units,
         classes=models[0].classes,
         p_value_method="McNemar, exact" + (", by group" if sample.is_grouped else ""),
+        auroc_method="DeLong" + (", by group (Obuchowski)" if sample.is_grouped else ""),
+        adjustment=f"Holm, {len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'}",
     )
 
 
@@ -196,8 +212,36 @@ def _compared(entry: _Entry) -> ComparedRun:
     )
 
 
-def _pair(first: _Entry, second: _Entry) -> Pair:
-    is_identical = np.array_equal(first.predictions.probabilities, second.predictions.probabilities)
+def _pairs(entries: Sequence[_Entry]) -> list[Pair]:
+    predictions = entries[0].predictions
+    tests: dict[tuple[int, int], AreaTest | None] = {}
+    if predictions.positive is not None:
+        scores = [entry.predictions.probabilities[:, 1] for entry in entries]
+        units = entries[0].resampled.sample.units
+        tests = compare_areas(predictions.targets == 1, scores, units)
+    numbered = list(enumerate(entries))
+    return [
+        _pair(first, second, tests.get((i, j)))
+        for (i, first), (j, second) in combinations(numbered, 2)
+    ]
+
+
+def _adjusted(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+    adjusted = zip(
+        pairs,
+        holm([pair.p_value for pair in pairs]),
+        holm([pair.auroc_test.p_value if pair.auroc_test else None for pair in pairs]),
+    )
+    return tuple(
+        dataclasses.replace(pair, p_adjusted=p_value, auroc_p_adjusted=auroc_p_value)
+        for pair, p_value, auroc_p_value in adjusted
+    )
+
+
+def _pair(first: _Entry, second: _Entry, auroc_test: AreaTest | None) -> Pair:
+    is_identical = np.array_equal(
+        first.predictions.probabilities, second.predictions.probabilities
+    ) and np.array_equal(first.predictions.predicted, second.predictions.predicted)
     differences = second.resampled.minus(first.resampled)
     if is_identical:
         differences = {
@@ -211,93 +255,8 @@ def _pair(first: _Entry, second: _Entry) -> Pair:
         n_first_only=int(np.sum(first.right & ~second.right)),
         n_second_only=int(np.sum(second.right & ~first.right)),
         p_value=mcnemar_p_value(first.right, second.right, first.resampled.sample.units),
+        auroc_test=auroc_test,
+        p_adjusted=None,
+        auroc_p_adjusted=None,
         is_identical=is_identical,
     )
-
-
-def mcnemar_p_value(
-    first_right: NDArray[np.bool_], second_right: NDArray[np.bool_], units: NDArray[np.int64]
-) -> float:
-    """How easily chance alone makes two models' counts of right answers differ as much.
-
-    McNemar's test (1947) in its exact, two-sided form. Of the rows that only one model got
-    right, each is as likely the one's as the other's: a toss of a coin per row. Rows of one
-    group are not independent; there the coin is tossed once per group and swaps the two models
-    on all its rows (a randomization test, Fisher 1935), which for groups of one row is the same.
-
-    Parameters
-    ----------
-    first_right, second_right : ndarray of shape (n,), bool
-    units : ndarray of shape (n,), int64
-        Number of each row's group, from 0.
-
-    Returns
-    -------
-    float
-        In (0, 1]; 1 where no row is answered differently.
-    """
-    gains = np.bincount(units, weights=second_right.astype(int) - first_right).astype(np.int64)
-    at_stake = np.abs(gains[gains != 0])
-    # chance[k] is the probability that of all that is at stake k falls to the second model.
-    total = int(at_stake.sum())
-    chance = np.zeros(total + 1)
-    chance[0] = 1.0
-    for stake in at_stake.tolist():
-        chance /= 2
-        chance[stake:] += chance[:-stake].copy()
-    lead = np.abs(2 * np.arange(total + 1) - total)
-    return min(1.0, float(chance[lead >= abs(int(gains.sum()))].sum()))
-
-
-def _refuse_equal_names(runs: Sequence[Run]) -> None:
-    paths: dict[str, Path] = {}
-    for run in runs:
-        if run.name in paths:
-            raise RunError(
-                f"two of the runs are called {run.name} ({paths[run.name]} and {run.path}). Give "
-                "each run once; rename a folder where different runs share a name."
-            )
-        paths[run.name] = run.path
-
-
-def _refuse_different_rows(
-    first_name: str, first: Predictions, second_name: str, second: Predictions
-) -> None:
-    """Both in the order of their ids."""
-    who = f"{first_name} and {second_name}"
-    if first.classes != second.classes:
-        raise RunError(
-            f"{who} can't be compared, their classes differ: {', '.join(first.classes)} in the "
-            f"one, {', '.join(second.classes)} in the other. Make both runs on the same data "
-            "with the same --positive."
-        )
-    if first.ids != second.ids:
-        ours, theirs = Counter(first.ids), Counter(second.ids)
-        example = min((ours - theirs) | (theirs - ours))
-        owner = first_name if ours[example] > theirs[example] else second_name
-        raise RunError(
-            f"{who} can't be compared, their test rows differ: {_rows_in_words(first)} and "
-            f"{_rows_in_words(second)}, {(ours & theirs).total()} of them in both; {example} is "
-            f"only in {owner}. Make both runs on the same data with the same split, "
-            "--test-subset and --cv."
-        )
-    for what, one, other in (
-        ("class", _labels(first), _labels(second)),
-        ("group", first.groups, second.groups),
-    ):
-        differing = [row for row, (a, b) in enumerate(zip(one, other)) if a != b]
-        if differing:
-            row = differing[0]
-            raise RunError(
-                f"{who} can't be compared, the {what} of {len(differing)} of their {len(first)} "
-                f"test rows differs: {first.ids[row]} has {one[row]!r} in the one, "
-                f"{other[row]!r} in the other. Make both runs on the same version of the data."
-            )
-
-
-def _rows_in_words(predictions: Predictions) -> str:
-    return f"{len(predictions)} rows ({predictions.split})"
-
-
-def _labels(predictions: Predictions) -> tuple[str, ...]:
-    return tuple(predictions.classes[target] for target in predictions.targets.tolist())

@@ -1,148 +1,28 @@
-"""Scores and their intervals, against scikit-learn, SciPy and plain loops."""
+"""The scores' intervals, against SciPy, plain loops and simulation."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import tracemalloc
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import stats
-from sklearn.metrics import (
-    balanced_accuracy_score,
-    classification_report,
-    roc_auc_score,
-)
-from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from ecgfeat.errors import DataError
 from ecgfeat.metrics import (
+    MAIN,
     METRICS,
     Score,
-    auroc,
     bootstrap_weights,
-    classification_table,
-    confusion_matrix,
     evaluate,
     in_id_order,
     resample,
 )
-from ecgfeat.predictions import Predictions
+from ecgfeat.metrics.intervals import _wilson, at_prevalence
+from ecgfeat.metrics.sampling import weighted_sums
 
-
-def predictions_of(
-    targets: Sequence[int],
-    probabilities: np.ndarray,
-    *,
-    classes: Sequence[str] | None = None,
-    groups: Sequence[str] | None = None,
-) -> Predictions:
-    n, n_classes = probabilities.shape
-    return Predictions(
-        ids=tuple(f"pages/{index:05d}.png" for index in range(n)),
-        classes=tuple(classes or (f"class {index}" for index in range(n_classes))),
-        targets=np.asarray(targets, dtype=np.int64),
-        probabilities=np.asarray(probabilities, dtype=np.float64),
-        groups=tuple(groups or [""] * n),
-        split="test",
-        folds=np.zeros(n, dtype=np.int64),
-    )
-
-
-def noisy(n: int, n_classes: int = 2, *, seed: int = 0, signal: float = 1.0) -> Predictions:
-    """Predictions that are often right, of classes drawn at random."""
-    random = np.random.default_rng(seed)
-    targets = random.integers(n_classes, size=n)
-    logits = random.normal(size=(n, n_classes))
-    logits[np.arange(n), targets] += signal
-    exponentials = np.exp(logits)
-    return predictions_of(targets, exponentials / exponentials.sum(axis=1, keepdims=True))
-
-
-def binary(targets: Sequence[int], scores: Sequence[float]) -> Predictions:
-    positive = np.asarray(scores, dtype=np.float64)
-    return predictions_of(targets, np.stack([1 - positive, positive], axis=1))
-
-
-def perfect(n: int) -> Predictions:
-    targets = np.arange(n) % 2
-    return predictions_of(targets, np.eye(2)[targets])
-
-
-class TestValues:
-    @pytest.mark.parametrize("n_classes", [2, 3, 6])
-    def test_scores_equal_scikit_learns(self, n_classes: int) -> None:
-        predictions = noisy(300, n_classes)
-        targets, probabilities = predictions.targets, predictions.probabilities
-        scores = evaluate(predictions, n_bootstrap=10)
-        columns = probabilities[:, 1] if n_classes == 2 else probabilities
-        expected = {
-            "accuracy": np.mean(predictions.predicted == targets),
-            "balanced_accuracy": balanced_accuracy_score(targets, predictions.predicted),
-            "auroc": roc_auc_score(targets, columns, multi_class="ovr", average="macro"),
-        }
-        assert tuple(scores) == METRICS
-        for name, value in expected.items():
-            assert scores[name].value == pytest.approx(value, abs=1e-12), name
-
-    @settings(max_examples=60, deadline=None)
-    @given(st.data())
-    def test_auroc_with_ties_and_weights_equals_scikit_learns(self, data: st.DataObject) -> None:
-        n = data.draw(st.integers(2, 30))
-        tenths = data.draw(st.lists(st.integers(0, 10), min_size=n, max_size=n))
-        targets = data.draw(st.lists(st.integers(0, 1), min_size=n, max_size=n))
-        targets[:2] = 0, 1
-        weights = np.array(data.draw(st.lists(st.integers(1, 5), min_size=n, max_size=n))) / 2
-        predictions = binary(targets, np.array(tenths) / 10)
-        for row_weights in (None, weights):
-            found = auroc(predictions.targets, predictions.probabilities, row_weights)
-            expected = roc_auc_score(targets, tenths, sample_weight=row_weights)
-            assert found == pytest.approx(expected, abs=1e-12)
-
-    def test_weighted_auroc_of_many_classes_equals_scikit_learns(self) -> None:
-        predictions = noisy(80, 4)
-        weights = np.random.default_rng(1).uniform(0.1, 2, size=80)
-        expected = roc_auc_score(
-            predictions.targets,
-            predictions.probabilities,
-            multi_class="ovr",
-            sample_weight=weights,
-        )
-        found = auroc(predictions.targets, predictions.probabilities, weights)
-        assert found == pytest.approx(expected, abs=1e-12)
-
-    def test_auroc_of_tied_scores_counts_each_tie_half(self) -> None:
-        predictions = binary([0, 1, 1, 0], [0.5, 0.5, 0.9, 0.1])
-        assert auroc(predictions.targets, predictions.probabilities) == 3.5 / 4
-
-    def test_a_class_without_test_rows_is_left_out_of_the_means(self) -> None:
-        predictions = noisy(60, 3)
-        only_two = predictions.targets < 2
-        kept = predictions_of(predictions.targets[only_two], predictions.probabilities[only_two])
-        scores = evaluate(kept, n_bootstrap=20)
-        recalls = [np.mean(kept.predicted[kept.targets == index] == index) for index in (0, 1)]
-        areas = [
-            roc_auc_score(kept.targets == index, kept.probabilities[:, index]) for index in (0, 1)
-        ]
-        assert scores["balanced_accuracy"].value == pytest.approx(np.mean(recalls))
-        assert scores["auroc"].value == pytest.approx(np.mean(areas))
-
-    def test_auroc_is_none_where_the_rows_hold_one_class_and_json_has_no_nan(self) -> None:
-        scores = evaluate(binary([1, 1, 1], [0.9, 0.2, 0.7]), n_bootstrap=50)
-        assert scores["auroc"] is None
-        assert scores["balanced_accuracy"].value == pytest.approx(2 / 3)
-        plain = {name: score and dataclasses.asdict(score) for name, score in scores.items()}
-        assert '"auroc": null' in json.dumps(plain, allow_nan=False)
-
-    def test_no_rows_are_refused(self) -> None:
-        empty = predictions_of([], np.empty((0, 2)))
-        with pytest.raises(DataError) as caught:
-            evaluate(empty)
-        assert str(caught.value) == "there are no rows to score: the predictions are empty"
+from .samples import binary, noisy, perfect, predictions_of
 
 
 class TestIntervals:
@@ -157,20 +37,36 @@ class TestIntervals:
 
     def test_bootstrap_equals_resampling_row_by_row(self) -> None:
         predictions = noisy(40, 3, signal=0.5)
-        (weights,) = bootstrap_weights(np.arange(40), n_bootstrap=200, seed=5)
+        (weights,) = bootstrap_weights(np.arange(40), n_bootstrap=60, seed=5)
         drawn = {"balanced_accuracy": [], "auroc": []}
-        for counts in weights.T.astype(int):
+        for counts in weights.astype(int):
             rows = np.repeat(np.arange(40), counts)
             targets, probabilities = predictions.targets[rows], predictions.probabilities[rows]
             answers = predictions.predicted[rows]
             drawn["balanced_accuracy"].append(balanced_accuracy_score(targets, answers))
             drawn["auroc"].append(roc_auc_score(targets, probabilities, multi_class="ovr"))
-        scores = evaluate(predictions, seed=5, n_bootstrap=200)
+        scores = evaluate(predictions, seed=5, n_bootstrap=60)
         for name, values in drawn.items():
             found = scores[name]
             expected = np.percentile(values, [2.5, 97.5])
             assert (found.low, found.high) == pytest.approx(tuple(expected), abs=1e-12)
             assert found.method == "bootstrap"
+
+    @pytest.mark.parametrize("name", ["sensitivity", "specificity", "ppv", "npv"])
+    def test_shares_of_ungrouped_rows_have_wilsons_interval_of_their_own_rows(
+        self, name: str
+    ) -> None:
+        predictions = noisy(90, signal=0.8)
+        rows = {
+            "sensitivity": predictions.targets == 1,
+            "specificity": predictions.targets == 0,
+            "ppv": predictions.predicted == 1,
+            "npv": predictions.predicted == 0,
+        }[name]
+        n_right = int((predictions.predicted == predictions.targets)[rows].sum())
+        score = evaluate(predictions, n_bootstrap=10)[name]
+        expected = stats.binomtest(n_right, int(rows.sum())).proportion_ci(method="wilson")
+        assert (score.low, score.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
     def test_one_group_of_two_rows_makes_every_interval_a_group_bootstrap(self) -> None:
         predictions = noisy(30)
@@ -194,19 +90,26 @@ class TestIntervals:
 
     def test_group_weights_are_equal_within_groups_and_add_up_to_the_groups(self) -> None:
         units = np.array([0, 1, 1, 2, 0, 3])
-        weights = np.concatenate(list(bootstrap_weights(units, 100, seed=0)), axis=1)
-        assert weights.shape == (6, 100)
-        assert np.array_equal(weights[0], weights[4])
-        assert np.array_equal(weights[1], weights[2])
-        assert np.all(weights[[0, 1, 3, 5]].sum(axis=0) == 4)
+        weights = np.concatenate(list(bootstrap_weights(units, 100, seed=0)))
+        assert weights.shape == (100, 6)
+        assert np.array_equal(weights[:, 0], weights[:, 4])
+        assert np.array_equal(weights[:, 1], weights[:, 2])
+        assert np.all(weights[:, [0, 1, 3, 5]].sum(axis=1) == 4)
 
     def test_the_same_resamples_come_in_any_chunks(self, monkeypatch: pytest.MonkeyPatch) -> None:
         units = np.arange(20)
-        whole = np.concatenate(list(bootstrap_weights(units, 64, seed=3)), axis=1)
-        monkeypatch.setattr("ecgfeat.metrics.intervals.CHUNK_WEIGHTS", 100)
+        whole = np.concatenate(list(bootstrap_weights(units, 64, seed=3)))
+        monkeypatch.setattr("ecgfeat.metrics.sampling.CHUNK_WEIGHTS", 100)
         parts = list(bootstrap_weights(units, 64, seed=3))
         assert len(parts) == 13
-        assert np.array_equal(np.concatenate(parts, axis=1), whole)
+        assert np.array_equal(np.concatenate(parts), whole)
+
+    @pytest.mark.parametrize("shape", [(1, 1), (14, 5000), (3000, 90)])
+    def test_sums_in_blocks_are_the_whole_product(self, shape: tuple[int, int]) -> None:
+        random = np.random.default_rng(0)
+        weights = random.integers(5, size=shape).astype(float)
+        summands = random.normal(size=(shape[1], 31))
+        np.testing.assert_allclose(weighted_sums(weights, summands), weights @ summands, atol=1e-9)
 
     def test_the_order_of_the_rows_changes_nothing(self) -> None:
         predictions = noisy(60)
@@ -244,15 +147,105 @@ class TestIntervals:
         assert 180 <= hits <= 198
 
 
+class TestCalibrationError:
+    def test_a_calibrated_model_is_not_called_uncalibrated(self) -> None:
+        # Its sample's error is noise alone; the resamples' percentiles hold the noise twice.
+        n_missed = 0
+        for seed in range(60):
+            random = np.random.default_rng(seed)
+            sure = random.uniform(size=200)
+            score = evaluate(binary(random.random(200) < sure, sure), n_bootstrap=200)["ece"]
+            assert 0.03 < score.value < 0.25
+            assert score.low <= score.value <= score.high
+            n_missed += score.low > 0
+        assert n_missed <= 6
+
+    def test_an_overconfident_models_interval_holds_the_truth_and_not_zero(self) -> None:
+        hits, clear = 0, 0
+        for seed in range(60):
+            random = np.random.default_rng(seed)
+            says_yes = random.integers(2, size=400)
+            # Right in 70 of 100 rows, and 90 % sure of every one.
+            targets = np.where(random.random(400) < 0.7, says_yes, 1 - says_yes)
+            score = evaluate(binary(targets, 0.1 + 0.8 * says_yes), n_bootstrap=200)["ece"]
+            hits += score.low <= 0.2 <= score.high
+            clear += score.low > 0.05
+        assert hits >= 54
+        assert clear == 60
+
+
+class TestPrevalence:
+    def test_ppv_and_npv_follow_by_bayes_rule(self) -> None:
+        scores = evaluate(noisy(400), n_bootstrap=20, prevalence=0.02)
+        sensitivity, specificity = scores["sensitivity"].value, scores["specificity"].value
+        positive, negative = 0.02 * sensitivity, 0.98 * specificity
+        ppv, npv = scores["ppv_at_prevalence"], scores["npv_at_prevalence"]
+        assert ppv.value == pytest.approx(positive / (positive + 0.98 * (1 - specificity)))
+        assert npv.value == pytest.approx(negative / (negative + 0.02 * (1 - sensitivity)))
+        for score in (ppv, npv):
+            assert 0 < score.low < score.value < score.high < 1
+            assert score.method == "mover-r"
+
+    def test_at_the_rows_own_share_the_values_are_the_rows_own(self) -> None:
+        predictions = noisy(400)
+        own = float(predictions.targets.mean())
+        scores = evaluate(predictions, n_bootstrap=20, prevalence=own)
+        assert scores["ppv_at_prevalence"].value == pytest.approx(scores["ppv"].value)
+        assert scores["npv_at_prevalence"].value == pytest.approx(scores["npv"].value)
+
+    def test_they_are_told_only_where_asked_for(self) -> None:
+        assert "ppv_at_prevalence" not in evaluate(noisy(40), n_bootstrap=10)
+        assert "ppv_at_prevalence" not in evaluate(noisy(40, 3), n_bootstrap=10, prevalence=0.1)
+
+    def test_a_perfect_specificity_of_few_rows_leaves_ppv_in_doubt(self) -> None:
+        # Wilson's bounds for 50 of 50 are 0.929 and 1: up to 7 of 100 healthy may be alarms.
+        ppv = evaluate(perfect(100), n_bootstrap=20, prevalence=0.01)["ppv_at_prevalence"]
+        assert (ppv.value, ppv.high) == (1.0, 1.0)
+        assert ppv.low < 0.2
+
+    @pytest.mark.parametrize(("sensitivity", "specificity"), [(0.8, 0.9), (0.95, 1.0), (1.0, 0.97)])
+    def test_ninety_five_of_a_hundred_intervals_hold_the_truth(
+        self, sensitivity: float, specificity: float
+    ) -> None:
+        prevalence, n, hits = 0.1, 80, np.zeros(2)
+        true = {
+            "ppv": prevalence * sensitivity,
+            "npv": (1 - prevalence) * specificity,
+        }
+        true["ppv"] /= true["ppv"] + (1 - prevalence) * (1 - specificity)
+        true["npv"] /= true["npv"] + prevalence * (1 - sensitivity)
+        for seed in range(300):
+            random = np.random.default_rng(seed)
+            shares = []
+            for share in (sensitivity, specificity):
+                n_right = int(random.binomial(n, share))
+                ends = _wilson(n_right / n, n)
+                shares.append(Score(n_right / n, *ends, "wilson"))
+            found = at_prevalence(*shares, prevalence)
+            hits += [
+                score.low - 1e-12 <= value <= score.high + 1e-12
+                for score, value in zip(found, true.values())
+            ]
+        assert (hits >= 0.92 * 300).all()
+
+    def test_no_answer_that_is_ever_positive_leaves_ppv_undefined(self) -> None:
+        scores = evaluate(binary([0, 1] * 20, [0.2] * 40), n_bootstrap=10, prevalence=0.1)
+        assert scores["ppv"] is scores["ppv_at_prevalence"] is None
+        assert scores["npv_at_prevalence"].value == pytest.approx(0.9)
+
+
 class TestDegenerateIntervals:
     @pytest.mark.parametrize("n", [4, 40, 400])
     def test_perfect_scores_keep_the_doubt_of_few_rows(self, n: int) -> None:
         scores = evaluate(perfect(n), n_bootstrap=50)
         n_rarest = n // 2
         wilson = stats.binomtest(n_rarest, n_rarest).proportion_ci(method="wilson")
-        for name in ("balanced_accuracy", "auroc"):
+        for name in ("balanced_accuracy", "f1", "auroc", "average_precision"):
             assert scores[name].value == scores[name].high == 1.0
             assert scores[name].low == pytest.approx(wilson.low)
+        for name in ("brier", "ece", "log_loss"):
+            assert scores[name].value == scores[name].low == 0.0
+            assert scores[name].high > 1.9 / (n + 4)
 
     def test_perfect_scores_of_groups_count_the_groups(self) -> None:
         # Ten patients of ten rows each; the positives are those of three.
@@ -272,7 +265,8 @@ class TestDegenerateIntervals:
 
     def test_all_rows_in_one_group_say_next_to_nothing(self) -> None:
         predictions = dataclasses.replace(noisy(20), groups=("patient",) * 20)
-        for score in evaluate(predictions, n_bootstrap=50).values():
+        scores = evaluate(predictions, n_bootstrap=50)
+        for score in (scores[name] for name in MAIN):
             assert 0 <= score.low < score.value < score.high <= 1
             assert score.high - score.low == pytest.approx(1.96**2 / (1 + 1.96**2), abs=1e-3)
 
@@ -300,7 +294,8 @@ class TestDifferences:
     def test_resamples_are_shared_so_that_equal_models_differ_by_nothing(self) -> None:
         predictions = noisy(50)
         first, second = resample([predictions, predictions], n_bootstrap=50)
-        for name in METRICS:
+        assert set(first.values) == set(METRICS) - {"ppv_at_prevalence", "npv_at_prevalence"}
+        for name in first.values:
             assert np.array_equal(first.drawn[name], second.drawn[name])
 
     def test_a_difference_is_surer_than_the_scores_it_is_of(self) -> None:
@@ -338,52 +333,3 @@ class TestCost:
         tracemalloc.stop()
         assert peak_mib < 60
         assert isinstance(scores["auroc"], Score)
-
-
-class TestTables:
-    @pytest.mark.parametrize("n_classes", [2, 3, 6])
-    def test_confusion_matrix_equals_scikit_learns(self, n_classes: int) -> None:
-        predictions = noisy(200, n_classes)
-        expected = sklearn_confusion_matrix(predictions.targets, predictions.predicted)
-        found = confusion_matrix(predictions)
-        assert np.array_equal(found, expected)
-        assert found.dtype == np.int64
-
-    @pytest.mark.parametrize(
-        "classes",
-        [
-            ("0", "1"),
-            ("no-lvh", "lvh"),
-            ("a", "b", "c"),
-            ("Normal", "a class name much longer than the averages' names", "心室", "x", "y", "z"),
-        ],
-    )
-    def test_report_equals_scikit_learns_to_the_character(self, classes: tuple[str, ...]) -> None:
-        predictions = dataclasses.replace(noisy(250, len(classes)), classes=classes)
-        expected = classification_report(
-            predictions.targets, predictions.predicted, target_names=classes, digits=4
-        )
-        assert str(classification_table(predictions)) == expected
-
-    def test_report_of_classes_never_predicted_or_absent_says_zero(self) -> None:
-        # Class 1 is never predicted; class 2 has no rows.
-        predictions = predictions_of([0, 0, 1, 0], np.eye(3)[[0, 0, 0, 2]])
-        expected = classification_report(
-            predictions.targets,
-            predictions.predicted,
-            labels=range(3),
-            target_names=predictions.classes,
-            digits=4,
-            zero_division=0,
-        )
-        found = str(classification_table(predictions))
-        assert found == expected
-        assert "     class 1     0.0000    0.0000    0.0000         1\n" in found
-
-    def test_table_holds_the_numbers_of_its_text(self) -> None:
-        table = classification_table(binary([0, 0, 1, 1], [0.1, 0.6, 0.7, 0.8]))
-        positive = table.rows[1]
-        assert (positive.precision, positive.recall, positive.support) == (2 / 3, 1.0, 2)
-        assert positive.f1 == pytest.approx(0.8)
-        assert table.accuracy == 0.75
-        assert table.macro.support == table.weighted.support == 4

@@ -1,0 +1,28 @@
+"""The figures of runs and comparisons, as PNG files.
+
+Drawn with matplotlib's objects, without pyplot: no window system is asked for, and no state is
+shared between figures. The same numbers give the same bytes.
+
+`drawing` is what all share; `training`, `confusion`, `curves`, `sweep`, `learning` and
+`comparison` draw a kind each.
+"""
+
+from ecgfeat.figures.comparison import comparison_plot
+from ecgfeat.figures.confusion import confusion_matrix_plot
+from ecgfeat.figures.curves import precision_recall_plot, reliability_plot, roc_plot
+from ecgfeat.figures.learning import learning_curve_plot
+from ecgfeat.figures.sweep import sweep_plot
+from ecgfeat.figures.training import accuracy_curve, loss_curve, lr_range_plot
+
+__all__ = [
+    "accuracy_curve",
+    "comparison_plot",
+    "confusion_matrix_plot",
+    "learning_curve_plot",
+    "loss_curve",
+    "lr_range_plot",
+    "precision_recall_plot",
+    "reliability_plot",
+    "roc_plot",
+    "sweep_plot",
+]

@@ -1,0 +1,152 @@
+"""How training went: accuracy and loss by epoch, and the loss over learning rates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfeat.figures.drawing import (
+    BLUE,
+    GREY,
+    RULE,
+    VERMILION,
+    new_figure,
+    save,
+    show_legend,
+    write_caption,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["accuracy_curve", "loss_curve", "lr_range_plot"]
+
+
+def accuracy_curve(history: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Draw accuracy by epoch; of several folds, each as a thin line and their mean in bold.
+
+    Parameters
+    ----------
+    history : sequence of mapping
+        ``fold``, ``epoch`` (from 1), ``accuracy`` and ``val_accuracy`` (None where there are no
+        validation rows) of each epoch.
+    path : Path
+        The PNG to write.
+    title : str
+
+    Raises
+    ------
+    StorageError
+        When the disk refuses.
+    """
+    _draw_history(history, "accuracy", "Accuracy", path, title)
+
+
+def loss_curve(history: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Draw the loss by epoch, from ``loss`` and ``val_loss``, as `accuracy_curve` does."""
+    _draw_history(history, "loss", "Loss (cross-entropy)", path, title)
+
+
+def _draw_history(
+    history: Sequence[Mapping[str, Any]], key: str, label: str, path: Path, title: str
+) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = new_figure(6.4, 4.2, title)
+    training = _by_fold(history, key)
+    caption = "Training: mean over the epoch, while the weights change."
+    _draw_folds(axes, training, "Training", BLUE, "o")
+    if history[0][f"val_{key}"] is not None:
+        _draw_folds(axes, _by_fold(history, f"val_{key}"), "Validation", VERMILION, "s")
+        caption += " Validation: after the epoch."
+    if len(training) > 1:
+        caption += f" Bold: mean of {len(training)} folds."
+    write_caption(figure, caption)
+    axes.set_xlim(0.5, max(record["epoch"] for record in history) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    axes.set_xlabel("Epoch")
+    axes.set_ylabel(label)
+    axes.margins(y=0.15)
+    axes.grid(axis="y", color=RULE)
+    show_legend(axes, 2)
+    save(figure, path)
+
+
+def _by_fold(history: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.float64]:
+    """Values of shape (n_folds, n_epochs); NaN after the last epoch of a fold that ended early."""
+    folds = sorted({record["fold"] for record in history})
+    values = np.full((len(folds), max(record["epoch"] for record in history)), np.nan)
+    for record in history:
+        values[folds.index(record["fold"]), record["epoch"] - 1] = record[key]
+    return values
+
+
+def _draw_folds(
+    axes: Axes, values: NDArray[np.float64], name: str, colour: str, marker: str
+) -> None:
+    n_folds, n_epochs = values.shape
+    epochs = np.arange(1, n_epochs + 1)
+    if n_folds > 1:
+        axes.plot(epochs, values.T, color=colour, marker=".", linewidth=0.8, alpha=0.4)
+    # A mean of the folds that are left would jump where one ends.
+    mean = values.mean(axis=0)
+    ends = [fold[np.isfinite(fold)][-1] for fold in values if np.isfinite(fold).any()]
+    axes.plot(
+        epochs,
+        mean,
+        color=colour,
+        marker=marker if n_epochs <= 20 else None,
+        markersize=5,
+        linewidth=2,
+        label=f"{name}: {np.mean(ends):.3f} at the end" if ends else name,
+    )
+
+
+def lr_range_plot(
+    tried: Sequence[Mapping[str, float]], chosen: float, path: Path, title: str
+) -> None:
+    """Draw the loss over the learning rates of a range test, and the rate that was chosen.
+
+    Parameters
+    ----------
+    tried : sequence of mapping
+        ``lr``, ``loss`` and ``smoothed`` of each step.
+    chosen : float
+    path : Path
+        The PNG to write.
+    title : str
+
+    Raises
+    ------
+    StorageError
+        When the disk refuses.
+    """
+    figure, axes = new_figure(6.4, 4.2, title)
+    rates, smoothed = [step["lr"] for step in tried], [step["smoothed"] for step in tried]
+    axes.plot(rates, [step["loss"] for step in tried], color=GREY, linewidth=0.8, alpha=0.6)
+    axes.plot(rates, smoothed, color=BLUE, linewidth=2)
+    axes.axvline(chosen, color=VERMILION, linewidth=1.5)
+    axes.annotate(
+        f"{chosen:g}",
+        (chosen, 1),
+        xycoords=axes.get_xaxis_transform(),
+        xytext=(4, -4),
+        textcoords="offset points",
+        va="top",
+        color=VERMILION,
+    )
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.3 * max(smoothed))
+    axes.set_xlabel("Learning rate")
+    axes.set_ylabel("Loss")
+    axes.grid(axis="y", color=RULE)
+    write_caption(
+        figure,
+        "Thin: the loss of each mini-batch while the rate rises. Bold: smoothed. "
+        "Line: the rate chosen.",
+    )
+    save(figure, path)
