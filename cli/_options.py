@@ -79,7 +79,7 @@ def _expand(function: Command) -> Command:
         output = Output(as_json=json)
         with failing_cleanly(output, debug=debug):
             made = {
-                name: hint(**{f.name: values.pop(f.name) for f in dataclasses.fields(hint)})
+                name: hint(**{f.name: _value(values, f) for f in dataclasses.fields(hint)})
                 for name, hint in sections.items()
             }
             function(**values, **made, output=output)
@@ -114,15 +114,29 @@ def _option(item: dataclasses.Field[Any], section: type[Settings]) -> inspect.Pa
         help=item.metadata["help"],
         metavar=item.metadata["metavar"],
         rich_help_panel=panel,
-        show_default=item.default not in (None, ""),
+        show_default=item.default not in (None, "", ()),
     )
     hint = get_type_hints(section)[item.name]
+    if hint == tuple[str, ...]:
+        hint = list[str]  # Typer's type for an option that may be repeated
+    if item.metadata["words"]:
+        hint, option.parser = str, _number_or(item.metadata["words"])
     return inspect.Parameter(
         item.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=item.default,
         annotation=Annotated[hint, option],
     )
+
+
+def _number_or(words: tuple[str, ...]) -> Callable[[str], float | str]:
+    return lambda text: text if text in words else float(text)
+
+
+def _value(values: dict[str, Any], item: dataclasses.Field[Any]) -> Any:
+    """Take a setting out of what Typer gives, of the type that the settings have."""
+    value = values.pop(item.name)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _flag(name: str, help_text: str) -> inspect.Parameter:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ecgfeat.config import EvaluationSettings, HeadKind, HeadSettings
+from ecgfeat.config import EvaluationSettings, HeadKind, HeadSettings, SweepSettings
 
 from ._app import app
 from ._console import Output
@@ -21,6 +21,8 @@ _EXAMPLES = """
 ecgfeat fit-head cache/pages-resnet18-1a2b3c4d.h5
 ecgfeat fit-head cache/pages-resnet18-1a2b3c4d.h5 --head both --layers layer3,layer4
 ecgfeat fit-head cache/pages-resnet18-1a2b3c4d.h5 --head logreg --C 0.01 --cv 5
+ecgfeat fit-head cache/pages-resnet18-1a2b3c4d.h5 --head both --sweep default --folds 5
+ecgfeat fit-head cache/pages-resnet18-1a2b3c4d.h5 --grid "lr=1e-4,1e-3 weight_decay=0,1e-3"
 """
 
 
@@ -48,15 +50,16 @@ def fit_head(
         typer.Option(
             "--head",
             help="linear: one layer trained by Adam, as the study did; logreg: logistic "
-            "regression on standardised features; both: a run of each.",
+            "regression on standardised features; both: a run of each, or a choice between them.",
         ),
     ] = Head.linear,
     out: OUT = Path("runs"),
     settings: HeadSettings,
+    sweep: SweepSettings,
     evaluation: EvaluationSettings,
     output: Output,
 ) -> None:
-    """Train a head on the features of a cache; no image is opened."""
+    """Train a head on the features of a cache, or hundreds and choose one; no image is opened."""
     from ecgfeat.feature_cache import open_cache
     from ecgfeat.heads import fit_heads
 
@@ -66,6 +69,7 @@ def fit_head(
             features,
             kinds=_KINDS[head],
             head=settings,
+            sweep=sweep,
             evaluation=evaluation,
             out_dir=out,
             report=report,

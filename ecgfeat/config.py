@@ -28,7 +28,9 @@ __all__ = [
     "HeadSettings",
     "NetworkSettings",
     "PageSettings",
+    "PreviewSettings",
     "Settings",
+    "SweepSettings",
     "SynthSettings",
     "as_json",
 ]
@@ -55,6 +57,14 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Difficulty = Literal["easy", "medium", "hard"]
 ImageFormat = Literal["jpeg", "png"]
 HeadKind = Literal["linear", "logreg"]
+Strength = Literal["none", "light", "strong"]
+ClassWeights = Literal["none", "balanced"]
+ChoiceScore = Literal["log_loss", "accuracy", "balanced_accuracy", "auroc"]
+EpochChoice = Literal["last", "log_loss", "accuracy", "balanced_accuracy", "auroc"]
+Optimizer = Literal["adam", "adamw", "sgd"]
+Schedule = Literal["constant", "cosine"]
+BatchNorm = Literal["update", "freeze"]
+FreezeTo = Literal["none", "stem", "layer1", "layer2", "layer3", "layer4"]
 
 
 def setting(
@@ -66,13 +76,23 @@ def setting(
     maximum: float | None = None,
     below: float | None = None,
     choices: tuple[str, ...] = (),
+    words: tuple[str, ...] = (),
     metavar: str | None = None,
 ) -> Any:
-    """Declare one setting; `above` and `below` are exclusive bounds, the others inclusive."""
+    """Declare one setting; `above` and `below` are exclusive bounds, the others inclusive.
+
+    A number may also be one of `words`.
+    """
     limits = {"minimum": minimum, "above": above, "maximum": maximum, "below": below}
     return field(
         default=default,
-        metadata={"help": help, "choices": choices, "metavar": metavar, "limits": limits},
+        metadata={
+            "help": help,
+            "choices": choices,
+            "words": words,
+            "metavar": metavar,
+            "limits": limits,
+        },
     )
 
 
@@ -99,8 +119,9 @@ class Settings:
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
-            _check_type(item, value)
-            _check_range(item, value)
+            if value not in item.metadata["words"]:
+                _check_type(item, value)
+                _check_range(item, value)
 
 
 def _check_type(item: dataclasses.Field[Any], value: object) -> None:
@@ -110,7 +131,8 @@ def _check_type(item: dataclasses.Field[Any], value: object) -> None:
         (str, str, "text"),
     ):
         if type(item.default) is kind and not isinstance(value, accepted):
-            raise ConfigError(f"{option_name(item.name)} must be {words}; found {value!r}")
+            either = " or ".join((words, *item.metadata["words"]))
+            raise ConfigError(f"{option_name(item.name)} must be {either}; found {value!r}")
 
 
 def _check_range(item: dataclasses.Field[Any], value: object) -> None:
@@ -214,6 +236,18 @@ class PageSettings(_Sized, Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreviewSettings(Settings):
+    """The sheet."""
+
+    n: int = setting(
+        3,
+        "Images per class, chosen by a hash of their paths: always the same.",
+        minimum=1,
+        maximum=1000,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworkSettings(Settings):
     """The pretrained network."""
 
@@ -249,7 +283,7 @@ class ComputeSettings(Settings):
     )
     threads: int = setting(
         0,
-        "Threads that decode images; 0 takes one per core, 16 at most.",
+        "Threads that decode images; 0 takes one per core, 32 at most.",
         minimum=0,
         maximum=256,
     )
@@ -264,7 +298,7 @@ class ExtractionSettings(Settings):
 
     batch_size: int = setting(
         0,
-        "Images per forward pass; 0 takes 16 on the CPU (fastest there), 128 elsewhere.",
+        "Images per forward pass; 0 takes 4 on the CPU (no more are faster there), 128 elsewhere.",
         minimum=0,
         maximum=4096,
     )
@@ -301,7 +335,27 @@ class EvaluationSettings(Settings):
     )
     val_fraction: float = setting(
         0.0,
-        "Share of the training rows (whole groups) kept out to draw validation curves.",
+        "Share of the training rows (whole groups) kept out as validation rows: for curves, "
+        "calibration, operating point, and the choice in a sweep, where 0 takes 0.2.",
+        minimum=0,
+        below=1,
+    )
+    calibrate: bool = setting(
+        False,
+        "Correct the probabilities on the validation rows: by one temperature (linear heads, "
+        "fine-tuning) or by Platt's line (logistic regression).",
+    )
+    at_sensitivity: float = setting(
+        0.0,
+        "Binary tasks: answer positive from the probability on at which this share of the "
+        "validation rows' positives is found; 0 takes the more probable class.",
+        minimum=0,
+        below=1,
+    )
+    prevalence: float = setting(
+        0.0,
+        "Binary tasks: also give PPV and NPV where this share of people is positive; 0 leaves "
+        "them at the test rows' own share.",
         minimum=0,
         below=1,
     )
@@ -336,6 +390,17 @@ class HeadSettings(Settings):
     lr: float = setting(0.001, "Linear head: Adam's learning rate.", above=0, maximum=10)
     batch_size: int = setting(64, "Linear head: rows per step.", minimum=1)
     weight_decay: float = setting(0.0, "Linear head: Adam's L2 penalty.", minimum=0, maximum=100)
+    label_smoothing: float = setting(
+        0.0,
+        "Linear head: share of each target that is spread evenly over all classes.",
+        minimum=0,
+        below=1,
+    )
+    class_weights: ClassWeights = setting(
+        "none",
+        "balanced: every class counts as much in the loss as any other, however few its rows.",
+        choices=get_args(ClassWeights),
+    )
     C: float = setting(
         1.0, "Logistic regression: inverse strength of its L2 penalty.", above=0, maximum=1e9
     )
@@ -354,22 +419,178 @@ class HeadSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepSettings(Settings):
+    """The choice.
+
+    Which heads are tried, and which rows choose among them: never the test rows.
+    """
+
+    sweep: str = setting(
+        "",
+        "Try many heads and choose one: default, or a TOML file with a list for each of layers, "
+        "lr, weight_decay, label_smoothing, class_weights, C, seed.",
+        metavar="default|FILE.toml",
+    )
+    grid: tuple[str, ...] = setting(
+        (),
+        "Try these values, such as lr=1e-4,1e-3; layers are joined by +. Give it once for each "
+        "name, or all of them in quotes; it takes the place of the sweep's own values.",
+        metavar="NAME=A,B",
+    )
+    folds: int = setting(
+        0,
+        "Choose head, C and epoch by this many folds inside the training rows, and train the "
+        "chosen one on all of them; 0 chooses on the --val-fraction rows.",
+        minimum=0,
+        maximum=100,
+    )
+    # On 200 real pages it chose best (docs/guide.md): log loss blames a head for certainty that
+    # calibration mends, and accuracy on few rows is mostly ties.
+    choose_by: ChoiceScore = setting(
+        "auroc",
+        "Score on the validation rows that chooses; equal ones by log loss.",
+        choices=get_args(ChoiceScore),
+    )
+    refit: bool = setting(
+        False,
+        "Train the chosen head once more on all training rows, the validation rows among them.",
+    )
+    seeds: int = setting(
+        1,
+        "Train with this many seeds, from --seed on: choices go by the mean over them, and the "
+        "spread of the test scores is told.",
+        minimum=1,
+        maximum=1000,
+    )
+    learning_curve: bool = setting(
+        False,
+        "Also train the head on 5 to 100 % of its training rows, each with 3 seeds or --seeds, "
+        "scored on the validation rows.",
+    )
+
+    @property
+    def is_choosing(self) -> bool:
+        """Whether anything is to be chosen: heads, or the epoch alone by `folds`."""
+        return bool(self.sweep or self.grid or self.folds)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.folds == 1:
+            raise ConfigError("--folds must be 0 or at least 2; found 1")
+        if self.refit and not self.is_choosing:
+            raise ConfigError(
+                "--refit trains a chosen head once more, and nothing is chosen: also give "
+                "--sweep default, --grid or --folds"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneSettings(Settings):
     """Training.
 
-    The whole network's; epochs and learning rate are the study's.
+    The whole network's; the defaults are the study's.
     """
 
     epochs: int = setting(5, "Passes over the training images.", minimum=1)
-    lr: float = setting(
+    lr: float | Literal["auto"] = setting(
         0.001,
-        "Adam's learning rate. The study's 0.001 is high for a pretrained network; try 0.0001.",
+        "Learning rate. The study's 0.001 is high for a pretrained network; try 0.0001, or auto, "
+        "which finds one by a short test on the training images.",
         above=0,
         maximum=10,
+        words=("auto",),
+        metavar="RATE|auto",
     )
     # One image has no batch statistics.
-    batch_size: int = setting(64, "Images per step.", minimum=2, maximum=4096)
-    weight_decay: float = setting(0.0, "Adam's L2 penalty.", minimum=0, maximum=100)
+    batch_size: int = setting(
+        64, "Images per step, all processes together.", minimum=2, maximum=4096
+    )
+    optimizer: Optimizer = setting(
+        "adam",
+        "adam: the study's; adamw: weight decay apart from the gradient's scaling; sgd: momentum "
+        "0.9, needs a --lr 10 to 100 times as high.",
+        choices=get_args(Optimizer),
+    )
+    schedule: Schedule = setting(
+        "constant",
+        "constant: the study's; cosine: the rate falls to 0, so that the last epochs settle.",
+        choices=get_args(Schedule),
+    )
+    warmup: float = setting(
+        0.0,
+        "Share of all steps in which the rate rises to --lr: the first gradients of a new last "
+        "layer would throw pretrained weights about.",
+        minimum=0,
+        below=1,
+    )
+    weight_decay: float = setting(
+        0.0, "Pull of the weights to 0; with adam and sgd as an L2 penalty.", minimum=0, maximum=100
+    )
+    label_smoothing: float = setting(
+        0.0,
+        "Share of each target that is spread evenly over all classes, against overconfidence.",
+        minimum=0,
+        below=1,
+    )
+    class_weights: ClassWeights = setting(
+        "none",
+        "balanced: every class counts as much in the loss as any other, however few its images.",
+        choices=get_args(ClassWeights),
+    )
+    clip: float = setting(
+        0.0, "Longest gradient (its norm over all weights) let through; 0 lets all.", minimum=0
+    )
+    accumulate: int = setting(
+        1,
+        "Parts in which a step's images go through the network one after another: less memory, "
+        "the same gradient. Doubled where memory runs out.",
+        minimum=1,
+    )
+    batch_norm: BatchNorm = setting(
+        "update",
+        "freeze: keep the pretrained means and variances, which small batches estimate badly.",
+        choices=get_args(BatchNorm),
+    )
+    freeze_to: FreezeTo = setting(
+        "none",
+        "Leave the network's beginning up to this layer as it is: faster, and less to overfit.",
+        choices=get_args(FreezeTo),
+    )
+    choose_by: EpochChoice = setting(
+        "last",
+        "The epoch whose weights are tested and kept: the last, as in the study, or the best by "
+        "this score on the --val-fraction rows.",
+        choices=get_args(EpochChoice),
+    )
+    patience: int = setting(
+        0, "Stop after this many epochs without a better --choose-by; 0 never does.", minimum=0
+    )
+    checkpoint_minutes: float = setting(
+        5.0,
+        "Minutes of work that a kill can cost at most; 0 keeps a checkpoint after epochs only.",
+        minimum=0,
+    )
+    compile: bool = setting(
+        False, "Let torch.compile fuse the network: minutes at the start, faster steps on a GPU."
+    )
+    augment: Strength = setting(
+        "none",
+        "Change each training page a little, anew in every epoch: light as a scanner or printer "
+        "does, strong as a camera or copier does. Never mirrored: that would reverse time.",
+        choices=get_args(Strength),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 2 * self.accumulate > self.batch_size:
+            raise ConfigError(
+                f"--accumulate {self.accumulate} leaves parts of fewer than 2 images of a "
+                f"--batch-size of {self.batch_size}: give at most {self.batch_size // 2}"
+            )
+        if self.patience and self.choose_by == "last":
+            raise ConfigError(
+                "--patience waits for a better score: also give --choose-by and --val-fraction"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,12 +7,14 @@
     ├── DataError              the folder, the CSV or its rows are not what they should be
     │   └── ImageError         one image can't be decoded (quarantined, never fatal alone)
     ├── WeightsError           the backbone's weights can't be had or don't fit
-    ├── DeviceError            the device or precision asked for isn't there or isn't sound
+    ├── DeviceError            the device or precision isn't there or isn't sound, or memory lacks
     ├── CacheError             a feature cache can't be used
     │   ├── CacheFormatError   it isn't one, or another format version wrote it
     │   ├── CacheMismatchError it was computed another way (names the field, both values)
     │   ├── CacheDamagedError  its bytes are not those that were written
     │   └── CacheLockedError   another process is writing it
+    ├── TrainingError          training had to stop: memory, or another process of it
+    │   └── DivergedError      its loss is no longer finite: going on would be of no use
     ├── RunError               a run folder can't be used
     ├── StorageError           the disk refused: no space, no permission, an I/O error
     └── Interrupted            a progress callback asked the job to stop; what is done is kept
@@ -35,11 +37,13 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DeviceError",
+    "DivergedError",
     "EcgfeatError",
     "ImageError",
     "Interrupted",
     "RunError",
     "StorageError",
+    "TrainingError",
     "WeightsError",
 ]
 
@@ -77,7 +81,7 @@ class WeightsError(EcgfeatError):
 
 
 class DeviceError(EcgfeatError):
-    """The device or precision asked for isn't there, or failed its self-check."""
+    """The device or precision asked for isn't there, failed its self-check, or lacks memory."""
 
 
 class CacheError(EcgfeatError):
@@ -118,6 +122,14 @@ class CacheDamagedError(CacheError):
 
 class CacheLockedError(CacheError):
     """Another process is writing the same cache."""
+
+
+class TrainingError(EcgfeatError):
+    """Training had to stop: memory is too small, or another process of it failed."""
+
+
+class DivergedError(TrainingError):
+    """The loss or a weight is no longer finite; from the last checkpoint it would be so again."""
 
 
 class RunError(EcgfeatError):

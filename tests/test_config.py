@@ -18,6 +18,7 @@ from ecgfeat.config import (
     NetworkSettings,
     PageSettings,
     Settings,
+    SweepSettings,
     SynthSettings,
     as_json,
     option_name,
@@ -167,6 +168,20 @@ def test_layers_are_listed_once_each() -> None:
 
 def test_one_fold_is_no_cross_validation() -> None:
     assert message_of(EvaluationSettings, cv=1) == "--cv must be 0 or at least 2 folds; found 1"
+
+
+def test_one_inner_fold_chooses_nothing() -> None:
+    assert message_of(SweepSettings, folds=1) == "--folds must be 0 or at least 2; found 1"
+
+
+def test_only_a_chosen_head_is_refitted() -> None:
+    assert message_of(SweepSettings, refit=True) == (
+        "--refit trains a chosen head once more, and nothing is chosen: also give --sweep default, "
+        "--grid or --folds"
+    )
+    for choosing in ({"sweep": "default"}, {"grid": ("lr=1",)}, {"folds": 2}):
+        assert SweepSettings(refit=True, **choosing).is_choosing
+    assert not SweepSettings(seeds=3).is_choosing
 
 
 def test_a_subset_of_the_test_rows_needs_the_split() -> None:

@@ -15,9 +15,12 @@ from ecgfeat.protocol import (
     class_order,
     define_task,
     group_numbers,
+    inner_folds,
     keep_rows,
     partitions,
+    refuse_thin_validation,
     stratified_subset,
+    training_share,
 )
 
 
@@ -363,6 +366,112 @@ def test_validation_that_takes_all_rows_of_a_class_is_refused() -> None:
         "--val-fraction 0.3 leaves no training rows of 'b': their groups, which hold other classes "
         "too, are all kept out. Give a smaller fraction or another --seed."
     }
+
+
+# Folds inside the training rows
+
+
+@given(rows=grouped_rows, n_folds=st.integers(2, 4), seed=st.integers(0, 99))
+def test_inner_folds_hold_out_each_training_row_once_and_no_group_in_part(
+    rows: list[tuple[str, str]], n_folds: int, seed: int
+) -> None:
+    labels, groups = (list(column) for column in zip(*rows))
+    assume(len(set(labels)) == 2)
+    ids = [f"{row}.png" for row in range(len(rows))]
+    task = define_task(labels)
+    try:
+        (outer, _) = lay_down(labels, groups=groups, cv=2, seed=seed)
+        inner = inner_folds(outer, task, ids=ids, groups=groups, n_folds=n_folds, seed=seed)
+    except DataError:
+        assume(False)
+    assert [part.fold for part in inner] == list(range(n_folds))
+    assert sorted(row for part in inner for row in part.validation) == outer.train.tolist()
+    for part in inner:
+        check_apart(part, groups)
+        assert sorted([*part.train, *part.validation]) == outer.train.tolist()
+        assert part.test is outer.test
+        assert {labels[row] for row in part.train} == {"a", "b"}
+
+
+def test_too_few_groups_for_the_inner_folds_are_refused() -> None:
+    (part,) = lay_down("abab" + "ab", splits="rrrree")
+    with pytest.raises(DataError) as caught:
+        inner_folds(
+            part, define_task(list("ababab")), ids="123456", groups=[""] * 6, n_folds=3, seed=0
+        )
+    assert str(caught.value) == (
+        "--folds 3 needs at least 3 groups (or ungrouped rows) of every class; 'a' has 2. Give a "
+        "smaller --folds."
+    )
+
+
+# Shares of the training rows
+
+
+@given(
+    rows=grouped_rows,
+    fractions=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)),
+    seed=st.integers(0, 99),
+)
+def test_a_larger_share_of_the_training_rows_holds_every_smaller_one(
+    rows: list[tuple[str, str]], fractions: tuple[float, float], seed: int
+) -> None:
+    labels, groups = (list(column) for column in zip(*[*rows, ("a", ""), ("b", "")]))
+    assume(len({label for label, _ in rows}) == 2)
+    (part,) = lay_down(labels, splits="r" * len(rows) + "ee", groups=groups)
+    ids = [f"{row}.png" for row in range(len(labels))]
+
+    def share(fraction: float) -> set[int]:
+        drawn = training_share(
+            part, define_task(labels), ids=ids, groups=groups, fraction=fraction, seed=seed
+        )
+        assert drawn.test is part.test
+        return set(drawn.train.tolist())
+
+    small, large = (share(fraction) for fraction in sorted(fractions))
+    assert small <= large <= share(1) == set(part.train.tolist())
+    names = [groups[row] or str(row) for row in range(len(rows))]
+    assert {names[row] for row in small}.isdisjoint(
+        names[row] for row in set(part.train.tolist()) - small
+    )
+    homes: dict[str, str] = {}
+    for row, name in enumerate(names):
+        homes.setdefault(name, labels[row])
+    drawn = Counter(homes[name] for name in {names[row] for row in small})
+    for label, n_units in Counter(homes.values()).items():
+        assert drawn[label] == max(1, round(min(fractions) * n_units))
+
+
+def test_shares_follow_the_seed() -> None:
+    (part,) = lay_down("ab" * 20, splits="rrrrr" * 7 + "eeeee")
+    task, ids = define_task(list("ab" * 20)), [str(row) for row in range(40)]
+    first, again, other = (
+        training_share(part, task, ids=ids, groups=[""] * 40, fraction=0.3, seed=seed).train
+        for seed in (0, 0, 1)
+    )
+    assert first.tolist() == again.tolist() != other.tolist()
+
+
+def test_validation_rows_can_be_put_back_among_the_training_rows() -> None:
+    (apart,) = lay_down("ab" * 10, splits="rrrrr" * 3 + "eeeee", val_fraction=0.3)
+    (together,) = lay_down("ab" * 10, splits="rrrrr" * 3 + "eeeee")
+    assert as_lists([apart.whole]) == as_lists([together])
+    assert as_lists([together.whole]) == as_lists([together])
+
+
+def test_validation_rows_without_a_class_are_refused() -> None:
+    labels = "aaaab" + "ab"
+    plan = lay_down(labels, splits="rrrrree", val_fraction=0.3)
+    with pytest.raises(DataError) as caught:
+        refuse_thin_validation(plan, define_task(list(labels)))
+    assert str(caught.value) == (
+        "there would be no validation rows of 'b', so nothing could be chosen, calibrated or "
+        "decided: too few groups (or ungrouped rows) hold these classes. Add data, give another "
+        "--val-fraction, --folds or --seed, or join classes with --positive."
+    )
+    labels = "aaaabb" + "ab"
+    plan = lay_down(labels, splits="rrrrrree", val_fraction=0.3)
+    refuse_thin_validation(plan, define_task(list(labels)))
 
 
 # Rows that can't be used

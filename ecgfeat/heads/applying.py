@@ -14,7 +14,7 @@ CHUNK_ROWS = 4096
 """Rows taken at a time, so that only the probabilities need memory."""
 
 Tensors = Mapping[str, NDArray[Any]]
-"""A head's arrays by name, as `fit_linear` and `fit_logistic` give them."""
+"""A head's arrays by name, as `fit_linear_heads` and `fit_logistic` give them."""
 Float = TypeVar("Float", np.float32, np.float64)
 
 
@@ -24,7 +24,7 @@ def head_probabilities(tensors: Tensors, X: NDArray[np.float32]) -> NDArray[np.f
     Parameters
     ----------
     tensors : mapping of str to ndarray
-        As `fit_linear` or `fit_logistic` give them; which of the two shows by their names.
+        As `fit_linear_heads` or `fit_logistic` give them; which of the two shows by their names.
     X : ndarray of shape (n, width), float32
         Features as they are in the cache.
     """

@@ -1,35 +1,41 @@
-"""From a cache to finished runs: who trains, who is tested, what it cost."""
+"""From a cache to finished runs: what is asked for is checked, then done, then kept."""
 
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ecgfeat.config import EvaluationSettings, HeadKind, HeadSettings, as_json
-from ecgfeat.heads.applying import Tensors, head_probabilities
-from ecgfeat.heads.linear import fit_linear
-from ecgfeat.heads.logistic import fit_logistic
-from ecgfeat.predictions import Predictions, join
-from ecgfeat.preprocessing import Preprocessing
-from ecgfeat.protocol import Partition, Task, define_task, keep_rows, partitions
-from ecgfeat.runs import Cost, EpochRecord, Result, Run, count_rows, create_run, write_run
-from ecgfeat.runtime import Progress, Report, machine, peak_memory_mib, silent, versions
+from ecgfeat.calibration import refuse_undecidable
+from ecgfeat.config import EvaluationSettings, HeadKind, HeadSettings, SweepSettings
+from ecgfeat.errors import ConfigError
+from ecgfeat.heads.candidates import candidates, seeds_of
+from ecgfeat.heads.data import HeadData
+from ecgfeat.heads.describing import describe
+from ecgfeat.heads.grids import Grid, read_grid
+from ecgfeat.heads.job import HeadJob
+from ecgfeat.heads.outcomes import Fold, Rows
+from ecgfeat.protocol import (
+    Task,
+    define_task,
+    inner_folds,
+    keep_rows,
+    partitions,
+    refuse_thin_validation,
+)
+from ecgfeat.runs import Run, create_run, write_run, write_sweep
+from ecgfeat.runtime import Report, silent
 
 if TYPE_CHECKING:
-    from ecgfeat.feature_cache import FeatureCache, Header
+    from ecgfeat.feature_cache import FeatureCache, Listing
 
 __all__ = ["fit_heads"]
 
 KINDS: tuple[HeadKind, ...] = ("linear", "logreg")
-WAY = "Fixed Feature"
-"""What the study's log lines call it."""
+SWEEP_VAL_FRACTION = 0.2
+"""Share of the training rows that chooses, where nothing else is said."""
 
 
 def fit_heads(
@@ -37,32 +43,39 @@ def fit_heads(
     *,
     kinds: Sequence[HeadKind],
     head: HeadSettings = HeadSettings(),
+    sweep: SweepSettings = SweepSettings(),
     evaluation: EvaluationSettings = EvaluationSettings(),
     out_dir: Path = Path("runs"),
     report: Report = silent,
 ) -> list[Run]:
     """Train and test heads on a cache's features, each in a run of its own.
 
+    A sweep is one run: all its heads are trained, one is chosen on validation rows or by folds
+    inside the training rows, and that one alone is tested. With ``evaluation.cv`` the choice is
+    made anew in every fold.
+
     Parameters
     ----------
     cache : FeatureCache
     kinds : sequence of {"linear", "logreg"}
         Which heads. The linear one comes first, whatever the order here.
-    head, evaluation : settings
+    head, sweep, evaluation : settings
     out_dir : Path
         Where the runs' folders are made.
     report : callable, optional
-        Told each epoch and each fit; may raise `Interrupted`, upon which finished runs are kept.
+        Told each epoch and each fit; may raise `Interrupted`, upon which finished runs are kept,
+        and the part of a sweep that is finished.
 
     Returns
     -------
     list of Run
-        One for each of `kinds`, the linear head's first.
+        One for each of `kinds`, the linear head's first; one for a sweep.
 
     Raises
     ------
     ConfigError, DataError
-        When layers, labels, splits or groups don't allow what is asked for, or training diverged.
+        When layers, grid, labels, splits or groups don't allow what is asked for, or training
+        diverged.
     CacheError
         When the cache's file is damaged, holds features that are not finite, or was replaced.
     StorageError
@@ -75,178 +88,119 @@ def fit_heads(
     >>> (run,) = fit_heads(cache, kinds=["linear"])  # doctest: +SKIP
     >>> run.metrics["scores"]["accuracy"]["value"]  # doctest: +SKIP
     0.6664
+    >>> sweep = SweepSettings(grid=("lr=1e-4,1e-3", "weight_decay=0,1e-3"))  # doctest: +SKIP
+    >>> (run,) = fit_heads(cache, kinds=["linear"], sweep=sweep)  # doctest: +SKIP
+    >>> run.metrics["choice"]["words"]  # doctest: +SKIP
+    'Chosen among 4 heads by log loss on 13120 validation rows: …'
     """
-    listing = cache.listing
+    kinds = [kind for kind in KINDS if kind in kinds]
+    evaluation = _with_validation(sweep, evaluation)
+    _refuse_contradictions(kinds, sweep, evaluation)
+    grid = read_grid(sweep, kinds)
+    pool, seeds = candidates(kinds, head, grid), seeds_of(grid, sweep, evaluation)
+    for layers in dict.fromkeys(candidate.head.taps for candidate in pool):
+        cache.require(layers)
+    task, plan = _lay_down(cache.listing, sweep, evaluation)
+    data = HeadData(cache, task)
+    jobs = [
+        HeadJob(
+            data=data,
+            head=head,
+            pool=one_run,
+            plan=plan,
+            seeds=seeds,
+            sweep=sweep,
+            evaluation=evaluation,
+            report=report,
+        )
+        for one_run in ([pool] if sweep.is_choosing else [[candidate] for candidate in pool])
+    ]
+    return [_run(job, grid, out_dir) for job in jobs]
+
+
+def _with_validation(sweep: SweepSettings, evaluation: EvaluationSettings) -> EvaluationSettings:
+    if sweep.folds and evaluation.val_fraction:
+        raise ConfigError(
+            "--folds and --val-fraction both say which rows choose: give one of the two"
+        )
+    if sweep.is_choosing and not sweep.folds and not evaluation.val_fraction:
+        return replace(evaluation, val_fraction=SWEEP_VAL_FRACTION)
+    return evaluation
+
+
+def _refuse_contradictions(
+    kinds: Sequence[HeadKind], sweep: SweepSettings, evaluation: EvaluationSettings
+) -> None:
+    if sweep.learning_curve and evaluation.cv:
+        raise ConfigError(
+            "--learning-curve draws one curve, and --cv trains on other rows in every fold: give "
+            "one of the two"
+        )
+    if sweep.learning_curve and not (sweep.folds or evaluation.val_fraction):
+        raise ConfigError(
+            "--learning-curve is scored on validation rows, and there are none: also give "
+            "--val-fraction 0.2 or --folds 5"
+        )
+    if sweep.seeds > 1 and "linear" not in kinds and not sweep.learning_curve:
+        raise ConfigError(
+            "--seeds repeats the training of a linear head, and logistic regression has nothing "
+            "that a seed could change: leave it out, or give --head linear or both"
+        )
+
+
+def _lay_down(
+    listing: Listing, sweep: SweepSettings, evaluation: EvaluationSettings
+) -> tuple[Task, list[Fold]]:
+    """The task of the rows that have features, and who trains, chooses and is tested.
+
+    That is laid down over all rows, so that one without features takes nobody else's place.
+    """
     listed = define_task(listing.labels, evaluation.positive)
+    has_validation = bool(sweep.folds or evaluation.val_fraction)
+    refuse_undecidable(evaluation, n_classes=len(listed.classes), has_validation=has_validation)
     plan = partitions(
         listed, ids=listing.paths, splits=listing.splits, groups=listing.groups, settings=evaluation
     )
-    plan = keep_rows(plan, listed, listing.has_features)
-    task = replace(listed, targets=listed.targets[listing.has_features])
-    X = cache.features(head.taps)
-    job = _Job(cache, X, task, plan, head, evaluation, report)
-    return [_run(job, kind, out_dir) for kind in KINDS if kind in kinds]
+    kept = listing.has_features
+    is_deciding = evaluation.calibrate or evaluation.at_sensitivity
+    must_decide = bool(sweep.is_choosing or sweep.learning_curve or is_deciding)
+    folds = []
+    for part in plan:
+        (final,) = keep_rows([part], listed, kept)
+        choosing = [final] if must_decide or len(final.validation) else []
+        if sweep.folds:
+            inner = inner_folds(
+                part,
+                listed,
+                ids=listing.paths,
+                groups=listing.groups,
+                n_folds=sweep.folds,
+                seed=evaluation.seed,
+            )
+            choosing = keep_rows(inner, listed, kept)
+        folds.append(Fold(choosing=choosing, final=final.whole if sweep.refit else final))
+    task = replace(listed, targets=listed.targets[kept])
+    if must_decide:
+        refuse_thin_validation([part for fold in folds for part in fold.choosing], task)
+    return task, folds
 
 
-def _run(job: _Job, kind: HeadKind, out_dir: Path) -> Run:
-    folder = create_run(out_dir, kind, job.cache.data_name)
+def _run(job: HeadJob, grid: Grid, out_dir: Path) -> Run:
+    name = "sweep" if job.sweep.is_choosing else job.pool[0].kind
+    folder = create_run(out_dir, name, job.data.cache.data_name)
+    n_tried = 0
+
+    def keep(rows: Rows) -> None:
+        nonlocal n_tried
+        n_tried = len(rows)
+        write_sweep(folder, rows)
+
     try:
-        return write_run(folder, job.result(kind))
-    except BaseException:
+        return write_run(folder, describe(job, job.run(keep), grid))
+    except BaseException as error:
+        if n_tried:
+            error.add_note(f"{folder / 'sweep.csv'} keeps the {n_tried} heads that were tried")
         # An empty folder tells nobody anything; one with files in it stays, as unfinished.
         with contextlib.suppress(OSError):
             folder.rmdir()
         raise
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Fitted:
-    """A head after training; `solver` tells how logistic regression ended."""
-
-    tensors: Tensors
-    history: Sequence[EpochRecord] = ()
-    solver: Mapping[str, int | bool] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """What all heads of one call share."""
-
-    cache: FeatureCache
-    X: NDArray[np.float32]
-    task: Task
-    plan: list[Partition]
-    head: HeadSettings
-    evaluation: EvaluationSettings
-    report: Report
-
-    def result(self, kind: HeadKind) -> Result:
-        """Train and test a head on every partition of the plan."""
-        if kind == "logreg":
-            import sklearn.linear_model  # noqa: F401 - so that loading it isn't counted as training
-
-        fit = self._fit_linear if kind == "linear" else self._fit_logistic
-        fitted, tested, training_s = [], [], 0.0
-        started = time.perf_counter()
-        for part in self.plan:
-            began = time.perf_counter()
-            fitted.append(fit(part))
-            training_s += time.perf_counter() - began
-            tested.append(self._test(part, fitted[-1].tensors))
-        wall_s = time.perf_counter() - started
-        is_cv = bool(self.evaluation.cv)
-        listing = self.cache.listing
-        n_test = len(listing.paths) if is_cv else listing.splits.count("test")
-        return Result(
-            kind=kind,
-            data_name=self.cache.data_name,
-            config=self._config(fitted),
-            history=tuple(record for head in fitted for record in head.history),
-            predictions=join(tested),
-            n_test_total=n_test,
-            cost=self._cost(kind, wall_s, training_s),
-            model={} if is_cv else fitted[0].tensors,
-            model_card={"taps": self.head.taps, **_describe_features(self.cache.header)},
-        )
-
-    def _fit_linear(self, part: Partition) -> _Fitted:
-        history: list[EpochRecord] = []
-
-        def on_epoch(record: EpochRecord) -> None:
-            history.append(record)
-            done = part.fold * self.head.epochs + record.epoch
-            total = len(self.plan) * self.head.epochs
-            message = record.log_line(WAY, len(self.plan))
-            self.report(
-                Progress(stage="fitting", done=done, total=total, unit="epochs", message=message)
-            )
-
-        tensors = fit_linear(
-            self.X,
-            self.task.targets,
-            part,
-            n_classes=len(self.task.classes),
-            head=self.head,
-            seed=self.evaluation.seed,
-            on_epoch=on_epoch,
-        )
-        return _Fitted(tensors=tensors, history=history)
-
-    def _fit_logistic(self, part: Partition) -> _Fitted:
-        fit = fit_logistic(self.X, self.task.targets, part.train, C=self.head.C)
-        ending = (
-            f"converged after {fit.n_iterations} iterations"
-            if fit.converged
-            else f"not converged after {fit.n_iterations} iterations: its scores may still change; "
-            "a lower --C makes it converge sooner"
-        )
-        fold = f"Fold {part.fold + 1}/{len(self.plan)} | " if len(self.plan) > 1 else ""
-        message = f"[{WAY}] {fold}Logistic regression {ending}"
-        done, total = part.fold + 1, len(self.plan)
-        self.report(Progress(stage="fitting", done=done, total=total, unit="fits", message=message))
-        solver = {"n_iterations": fit.n_iterations, "converged": fit.converged}
-        return _Fitted(tensors=fit.tensors, solver=solver)
-
-    def _test(self, part: Partition, tensors: Tensors) -> Predictions:
-        return Predictions.of_rows(
-            part.test,
-            head_probabilities(tensors, self.X[part.test]),
-            ids=self.cache.paths,
-            groups=self.cache.groups,
-            classes=self.task.classes,
-            targets=self.task.targets,
-            split=part.split,
-            fold=part.fold,
-        )
-
-    def _cost(self, kind: HeadKind, wall_s: float, training_s: float) -> Cost:
-        n_trained = [len(part.train) for part in self.plan]
-        is_linear = kind == "linear"
-        n_epochs = self.head.epochs if is_linear else 1
-        return Cost(
-            wall_s=wall_s,
-            features_s=self.cache.extraction_s,
-            images_per_s=sum(n_trained) * n_epochs / training_s,
-            peak_memory_mib=peak_memory_mib(),
-            arch=self.cache.header.arch,
-            batch_size=self.head.batch_size if is_linear else max(n_trained),
-            device="cpu",
-            precision="fp32" if is_linear else "fp64",
-        )
-
-    def _config(self, fitted: Sequence[_Fitted]) -> dict[str, Any]:
-        cache = self.cache
-        solver = [head.solver for head in fitted if head.solver]
-        return {
-            "head": as_json(self.head),
-            "evaluation": as_json(self.evaluation),
-            "manifest_digest": cache.data_digest,
-            "cache": {"path": str(cache.path), "digest": cache.digest, "n_images": len(self.X)},
-            **_describe_features(cache.header),
-            "partitions": count_rows(self.plan),
-            **({"solver": solver} if solver else {}),
-            "versions": versions(),
-            "machine": machine(),
-        }
-
-
-def _describe_features(header: Header) -> dict[str, Any]:
-    """How the features were made, and so those of a new image are to be."""
-    preprocessing = Preprocessing.from_fields(
-        crop_mode=header.crop_mode,
-        size=header.size,
-        resampling=header.resampling,
-        mean=header.mean,
-        std=header.std,
-    )
-    return {
-        "backbone": {
-            "arch": header.arch,
-            "weights": header.weights,
-            "weights_digest": header.weights_digest,
-        },
-        "preprocessing": asdict(preprocessing),
-        "precision": header.precision,
-        "device": header.device,
-        "decoder": header.decoder,
-    }

@@ -1,48 +1,79 @@
 """The study's head: one linear layer, trained in mini-batches by Adam on the cross-entropy.
 
 It is ``nn.Linear`` with ``torch.optim.Adam``, to within rounding, in numpy. With 64 rows a step a
-framework spends its time around the arithmetic rather than on it, and on a busy machine its
-threads mostly wait for each other; torch would also take longer to import than this to train.
+framework spends its time around the arithmetic rather than on it; torch would also take longer to
+import than this to train. Hundreds of heads on the same rows are trained in one pass, for little
+more than the features' way through the processor.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
-from ecgfeat.config import HeadSettings
-from ecgfeat.heads.applying import softmax
+from ecgfeat.heads.batching import Block, Chunk, Floats, Integers, LinearSpec, Scores, score
 from ecgfeat.protocol import Partition
 from ecgfeat.runs import EpochRecord
+from ecgfeat.runtime import n_cpus
 
-__all__ = ["fit_linear"]
+__all__ = ["HeadEpoch", "LinearSpec", "fit_linear_heads"]
 
-CHUNK_ROWS = 4096
-"""Rows gathered at a time, about: few gathers, and no second copy of the features."""
-BETAS = (0.9, 0.999)
-EPSILON = 1e-8
-"""PyTorch's defaults, and the study's (Kingma & Ba 2015)."""
+Result = TypeVar("Result")
 
-Floats = NDArray[np.float32]
-Integers = NDArray[np.int64]
+CHUNK_BYTES = 2**21
+"""Features gathered at a time, about: few gathers, no second copy of the features, and what was
+gathered is still in the processor's cache when it is used."""
+BLOCK_HEADS = (16, 64)
+"""Fewest and most heads that one thread trains at a time. Fewer leave the threads waiting for each
+other's Python, more don't fit the processor's cache."""
 
 
-# A training that diverges ends in NaN, which `Predictions` refuses in words.
-@np.errstate(over="ignore", invalid="ignore")
-def fit_linear(
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeadEpoch:
+    """One head after one epoch.
+
+    Attributes
+    ----------
+    spec_index : int
+        Which of the specs.
+    record : EpochRecord
+        Plain cross-entropies, whatever the head was trained to lessen, so that any two heads can
+        be compared; not finite where it diverged.
+    tensors : dict of str to ndarray
+        The head as it is now: its own arrays, as `fit_linear_heads` gives them at the end.
+    val_logits : ndarray of shape (n_validation, n_classes), or None
+        Of the rows `part.validation`; None where there are none.
+    """
+
+    spec_index: int
+    record: EpochRecord
+    tensors: dict[str, Floats]
+    val_logits: Floats | None
+
+
+def fit_linear_heads(
     X: Floats,
     y: Integers,
     part: Partition,
     *,
     n_classes: int,
-    head: HeadSettings,
-    seed: int,
-    on_epoch: Callable[[EpochRecord], None],
-) -> dict[str, Floats]:
-    """Train a linear layer on the rows `part.train`, leaving global random states alone.
+    specs: Sequence[LinearSpec],
+    epochs: int,
+    batch_size: int,
+    on_epoch: Callable[[int, list[HeadEpoch]], None],
+) -> list[dict[str, Floats]]:
+    """Train linear layers on the rows `part.train`, leaving global random states alone.
+
+    Heads of the same seed start alike, take the rows in the same order, and are trained in one
+    pass; each gives what it would alone, to within rounding, even beside one that diverges.
+    Seeds are taken one after another, in the order of `specs`.
 
     Parameters
     ----------
@@ -52,123 +83,140 @@ def fit_linear(
         Index of each row's class.
     part : Partition
     n_classes : int
-    head : HeadSettings
-        `epochs`, `lr`, `batch_size` and `weight_decay` are used.
-    seed : int
-        Of the initial parameters and of the rows' order in each epoch.
+    specs : sequence of LinearSpec
+        One per head.
+    epochs, batch_size : int
+        Passes over the rows, and rows per step; the last step of an epoch may have fewer.
     on_epoch : callable
-        Told each epoch's record; what it raises ends the training.
+        Told the epoch, from 1, and the heads of one seed, in the order of `specs`; what it raises
+        ends the training.
 
     Returns
     -------
-    dict of str to ndarray
-        ``weight`` of shape (n_classes, width) and ``bias`` of shape (n_classes,), float32.
+    list of dict of str to ndarray
+        For each spec ``weight`` of shape (n_classes, width) and ``bias`` of shape (n_classes,),
+        float32, after the last epoch. A head that diverged holds NaN, without a warning.
+
+    Examples
+    --------
+    >>> specs = [LinearSpec(lr=lr) for lr in (1e-4, 1e-3, 1e-2)]
+    >>> random = np.random.default_rng(0)
+    >>> X, y = random.normal(size=(80, 3)).astype("f4"), np.arange(80) % 2
+    >>> none = np.empty(0, int)
+    >>> part = Partition(fold=0, train=np.arange(80), validation=none, test=none, split="test")
+    >>> heads = fit_linear_heads(
+    ...     X, y, part, n_classes=2, specs=specs, epochs=2, batch_size=16,
+    ...     on_epoch=lambda epoch, heads: None,
+    ... )
+    >>> [head["weight"].shape for head in heads]
+    [(2, 3), (2, 3), (2, 3)]
     """
-    generator = np.random.default_rng(seed)
-    layer = _Layer(X.shape[1], n_classes, generator)
-    adam = _Adam(layer, head)
-    for epoch in range(1, head.epochs + 1):
-        order = generator.permutation(part.train)
-        logits = _train_epoch(layer, adam, X, y, order, head.batch_size)
-        loss, accuracy = _score(logits, y[order])
-        val_loss, val_accuracy = None, None
-        if len(part.validation):
-            val_loss, val_accuracy = _score(layer.logits(X, part.validation), y[part.validation])
-        on_epoch(
-            EpochRecord(
-                fold=part.fold,
-                epoch=epoch,
-                loss=loss,
-                accuracy=accuracy,
-                val_loss=val_loss,
-                val_accuracy=val_accuracy,
-            )
-        )
-    return {"weight": layer.weight, "bias": layer.bias}
+    by_seed: dict[int, list[int]] = {}
+    for index, spec in enumerate(specs):
+        by_seed.setdefault(spec.seed, []).append(index)
+    fitted: dict[int, dict[str, Floats]] = {}
+    # The threads here are busier than those that BLAS would start within every small product.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(n_cpus()) as pool:
+        rows = _Rows(X, y, batch_size, pool)
+        for seed, indices in by_seed.items():
+            group = _Group([specs[index] for index in indices], seed, rows, part, n_classes)
+            for epoch in range(1, epochs + 1):
+                heads = group.train(epoch, indices)
+                on_epoch(epoch, heads)
+            fitted.update((head.spec_index, head.tensors) for head in heads)
+    return [fitted[index] for index in range(len(specs))]
 
 
-def _train_epoch(
-    layer: _Layer, adam: _Adam, X: Floats, y: Integers, order: Integers, batch_size: int
-) -> Floats:
-    """One pass over the rows in `order`; returns the logits each batch had before its step."""
-    logits = np.empty((len(order), len(layer.bias)), np.float32)
-    one_hot = np.eye(len(layer.bias), dtype=np.float32)
-    chunk_rows = batch_size * math.ceil(CHUNK_ROWS / batch_size)
-    for first in range(0, len(order), chunk_rows):
-        rows = order[first : first + chunk_rows]
-        features, wanted = X[rows], one_hot[y[rows]]
-        for start in range(0, len(rows), batch_size):
-            batch = slice(start, start + batch_size)
-            x = features[batch]
-            z = logits[first + start : first + start + len(x)]
-            np.matmul(x, layer.weight.T, out=z)
-            z += layer.bias
-            # The mean cross-entropy's gradient by the logits is (softmax - one-hot) / batch.
-            error = softmax(z)
-            error -= wanted[batch]
-            error /= len(x)
-            adam.step(layer.gradient(x, error))
-    return logits
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """The features, gathered while what was gathered before is used."""
+
+    X: Floats
+    y: Integers
+    batch_size: int
+    pool: ThreadPoolExecutor
+
+    def chunks(self, rows: Integers) -> Iterator[Chunk]:
+        """Whole mini-batches of `rows`, in their order; none where there are no rows."""
+        batch_bytes = self.batch_size * self.X.shape[1] * self.X.itemsize
+        n_rows = self.batch_size * max(1, CHUNK_BYTES // batch_bytes)
+        ahead: Future[Chunk] | None = None
+        for first in range(0, len(rows), n_rows):
+            following = self.pool.submit(self._gather, rows[first : first + n_rows])
+            if ahead:
+                yield ahead.result()
+            ahead = following
+        if ahead:
+            yield ahead.result()
+
+    def _gather(self, rows: Integers) -> Chunk:
+        features, targets = self.X.take(rows, axis=0), self.y[rows]
+        return Chunk(features=features, targets=targets, batch_size=self.batch_size)
 
 
-def _score(logits: Floats, targets: Integers) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    log_likelihood = shifted[np.arange(len(targets)), targets] - np.log(np.exp(shifted).sum(axis=1))
-    accuracy = (logits.argmax(axis=1) == targets).mean()
-    return -float(log_likelihood.mean()), float(accuracy)
+class _Group:
+    """The heads of one seed, in blocks."""
 
-
-class _Layer:
-    """A linear layer whose weight and bias are views of one vector, as are their gradients.
-
-    One step of Adam so updates both.
-    """
-
-    def __init__(self, width: int, n_classes: int, generator: np.random.Generator) -> None:
+    def __init__(
+        self,
+        specs: Sequence[LinearSpec],
+        seed: int,
+        rows: _Rows,
+        part: Partition,
+        n_classes: int,
+    ) -> None:
+        self._rows, self._part = rows, part
+        self._generator = np.random.default_rng(seed)
         # nn.Linear's own initialisation: uniform within 1 / sqrt(width), weight and bias alike.
-        bound = width**-0.5
-        self.parameters = generator.uniform(-bound, bound, n_classes * (width + 1)).astype("f4")
-        self.weight, self.bias = _views(self.parameters, n_classes)
-        self._gradient = np.empty_like(self.parameters)
-        self._weight_gradient, self._bias_gradient = _views(self._gradient, n_classes)
+        width = rows.X.shape[1]
+        start = self._generator.uniform(-(width**-0.5), width**-0.5, n_classes * (width + 1))
+        start = start.astype(rows.X.dtype)
+        weight, bias = start[:-n_classes].reshape(n_classes, width), start[-n_classes:]
+        counts = np.bincount(rows.y[part.train], minlength=n_classes)
+        n_heads = min(max(math.ceil(len(specs) / n_cpus()), BLOCK_HEADS[0]), BLOCK_HEADS[1])
+        self._blocks = [
+            Block(specs[first : first + n_heads], weight, bias, counts)
+            for first in range(0, len(specs), n_heads)
+        ]
 
-    def gradient(self, x: Floats, error: Floats) -> Floats:
-        """The loss's gradient by all parameters, in a vector that the next call overwrites."""
-        np.matmul(error.T, x, out=self._weight_gradient)
-        error.sum(axis=0, out=self._bias_gradient)
-        return self._gradient
+    def train(self, epoch: int, spec_indices: Sequence[int]) -> list[HeadEpoch]:
+        """Train one epoch and score the validation rows; `spec_indices` name the heads."""
+        order = self._generator.permutation(self._part.train)
+        trained = np.zeros((2, len(spec_indices)))
+        for sums in self._each(Block.train, order):
+            trained += np.hstack(sums)
+        trained /= len(order)
+        tested, logits = self._test()
+        tensors = [head for block in self._blocks for head in block.tensors()]
+        return [
+            HeadEpoch(
+                spec_index=spec_index,
+                record=EpochRecord(
+                    fold=self._part.fold,
+                    epoch=epoch,
+                    loss=float(trained[0, head]),
+                    accuracy=float(trained[1, head]),
+                    val_loss=None if tested is None else float(tested[0, head]),
+                    val_accuracy=None if tested is None else float(tested[1, head]),
+                ),
+                tensors=tensors[head],
+                val_logits=None if logits is None else logits[:, head].T.copy(),
+            )
+            for head, spec_index in enumerate(spec_indices)
+        ]
 
-    def logits(self, X: Floats, rows: Integers) -> Floats:
-        """Logits of some rows, shape (n_rows, n_classes)."""
-        starts = range(0, len(rows), CHUNK_ROWS)
-        chunks = (X[rows[start : start + CHUNK_ROWS]] for start in starts)
-        return np.concatenate([chunk @ self.weight.T + self.bias for chunk in chunks])
+    def _test(self) -> tuple[Scores, Floats] | tuple[None, None]:
+        """Means over the validation rows, and their logits (n_classes, n_heads, n_validation)."""
+        rows = self._part.validation
+        if not len(rows):
+            return None, None
+        chunks = self._each(Block.predict, rows)
+        logits = np.concatenate([np.concatenate(blocks, axis=1) for blocks in chunks], axis=2)
+        return score(logits, self._rows.y[rows]) / len(rows), logits
 
-
-def _views(vector: Floats, n_classes: int) -> tuple[Floats, Floats]:
-    return vector[:-n_classes].reshape(n_classes, -1), vector[-n_classes:]
-
-
-class _Adam:
-    """``torch.optim.Adam`` on one vector, operation by operation."""
-
-    def __init__(self, layer: _Layer, head: HeadSettings) -> None:
-        self._parameters = layer.parameters
-        self._lr, self._weight_decay = head.lr, head.weight_decay
-        self._mean = np.zeros_like(layer.parameters)
-        self._mean_square = np.zeros_like(layer.parameters)
-        self._n_steps = 0
-
-    def step(self, gradient: Floats) -> None:
-        """Update the parameters; the penalty is added to `gradient` in place."""
-        self._n_steps += 1
-        if self._weight_decay:
-            gradient += self._weight_decay * self._parameters
-        self._mean *= BETAS[0]
-        self._mean += (1 - BETAS[0]) * gradient
-        self._mean_square *= BETAS[1]
-        self._mean_square += (1 - BETAS[1]) * gradient * gradient
-        unbiased_root = np.sqrt(self._mean_square) / math.sqrt(1 - BETAS[1] ** self._n_steps)
-        step_size = self._lr / (1 - BETAS[0] ** self._n_steps)
-        self._parameters -= step_size * self._mean / (unbiased_root + EPSILON)
+    def _each(
+        self, step: Callable[[Block, Chunk], Result], rows: Integers
+    ) -> Iterator[list[Result]]:
+        """What each block makes of each chunk of `rows`."""
+        for chunk in self._rows.chunks(rows):
+            yield list(self._rows.pool.map(step, self._blocks, repeat(chunk)))

@@ -1,26 +1,26 @@
-"""Logistic regression on standardised features, by scikit-learn."""
+"""Logistic regression on standardised features: scikit-learn's, along a path of penalties."""
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from ecgfeat.heads.applying import Tensors, head_fits
+from ecgfeat.runtime import n_cpus
 
 if TYPE_CHECKING:
-    from sklearn.preprocessing import StandardScaler
+    from sklearn.pipeline import Pipeline
 
-__all__ = ["LogisticFit", "fit_logistic"]
+    from ecgfeat.heads.descent import Optimum
+    from ecgfeat.heads.likelihood import Rows
 
-CHUNK_ROWS = 4096
-"""Rows standardised at a time, so that only the result needs memory."""
-GRADIENT_TOLERANCE = 1e-6
-"""On the mean loss's gradient. On 65,600 rows of 512 features scikit-learn's own 1e-4 ends 1e-5
-above the least loss (relative), this 1e-9, in less than twice the time."""
-MAX_ITERATIONS = (1_000, 10_000)
-"""Of a first attempt, and of a second one that goes on where the first ended."""
+__all__ = ["LogisticFit", "as_pipeline", "fit_logistic", "fit_logistic_path"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,6 +29,7 @@ class LogisticFit:
 
     Attributes
     ----------
+    C : float
     tensors : dict of str to ndarray, float64
         ``mean`` and ``scale`` of shape (width,), as in ``StandardScaler``; ``coef`` of shape
         (m, width) and ``intercept`` of shape (m,), as in ``LogisticRegression``, where m is 1
@@ -37,66 +38,143 @@ class LogisticFit:
     converged : bool
     """
 
+    C: float
     tensors: dict[str, NDArray[np.float64]]
     n_iterations: int
     converged: bool
 
 
 def fit_logistic(
-    X: NDArray[np.float32], y: NDArray[np.int64], rows: NDArray[np.int64], *, C: float
+    X: NDArray[np.float32],
+    y: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    *,
+    C: float,
+    balanced: bool = False,
 ) -> LogisticFit:
-    """Fit scikit-learn's ``LogisticRegression`` to `rows`, standardised by themselves.
+    """Fit one logistic regression; see `fit_logistic_path`."""
+    (fit,) = fit_logistic_path(X, y, rows, Cs=[C], balanced=balanced)
+    return fit
+
+
+def fit_logistic_path(
+    X: NDArray[np.float32],
+    y: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    *,
+    Cs: Sequence[float],
+    balanced: bool = False,
+    on_fit: Callable[[int, LogisticFit], None] = lambda index, fit: None,
+) -> list[LogisticFit]:
+    """Fit logistic regressions to `rows`, standardised by themselves, with each of several C.
+
+    The optimum is that of scikit-learn's ``LogisticRegression`` after ``StandardScaler``. The
+    rows are shared out among all cores; besides the features, memory is needed for a few
+    matrices of shape (width, width) only.
 
     Parameters
     ----------
     X : ndarray of shape (n, width), float32
         All rows' features; one that is constant over `rows` is only centred.
     y : ndarray of shape (n,), int64
-        Index of each row's class.
+        Index of each row's class; every class has some of `rows`.
     rows : ndarray of int64
         The training rows.
-    C : float
-        Inverse strength of the L2 penalty.
-    """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
+    Cs : sequence of float
+        Inverse strengths of the L2 penalty. Fitted in ascending order, each from the one before.
+    balanced : bool
+        Weigh each class by n / (n_classes * its rows), as ``class_weight="balanced"``.
+    on_fit : callable, optional
+        Told the index into `Cs` and the fit after each; what it raises ends the path.
 
-    scaler, standardised = _standardise(X, rows)
-    model = LogisticRegression(C=C, tol=GRADIENT_TOLERANCE, warm_start=True)
-    n_iterations = 0
-    for max_iter in MAX_ITERATIONS:
-        model.set_params(max_iter=max_iter)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", ConvergenceWarning)
-            model.fit(standardised, y[rows])
-        n_iterations += int(model.n_iter_.max())
-        converged = not any(issubclass(w.category, ConvergenceWarning) for w in caught)
-        if converged:
-            break
+    Returns
+    -------
+    list of LogisticFit
+        In the order of `Cs`.
+
+    Examples
+    --------
+    >>> random = np.random.default_rng(0)
+    >>> X, y = random.normal(size=(80, 3)).astype("f4"), np.arange(80) % 2
+    >>> fits = fit_logistic_path(X, y, np.arange(80), Cs=[0.01, 1.0])
+    >>> [(fit.C, fit.converged) for fit in fits]
+    [(0.01, True), (1.0, True)]
+    """
+    # It brings scipy, which linear heads do without; before its BLAS is limited with numpy's.
+    from ecgfeat.heads.descent import Descent
+    from ecgfeat.heads.likelihood import Likelihood, Rows
+
+    fits: dict[int, LogisticFit] = {}
+    # The threads here are busier than those that BLAS would start within every small product.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(n_cpus()) as pool:
+        of_rows = Rows(X, rows, pool)
+        descent = Descent(Likelihood(of_rows, y[rows], balanced=balanced))
+        for index in np.argsort(Cs, kind="stable").tolist():
+            fits[index] = _as_fit(Cs[index], of_rows, descent.to_optimum(Cs[index]))
+            on_fit(index, fits[index])
+    return [fits[index] for index in range(len(Cs))]
+
+
+def _as_fit(C: float, rows: Rows, optimum: Optimum) -> LogisticFit:
     return LogisticFit(
+        C=C,
         tensors={
-            "mean": scaler.mean_,
-            "scale": scaler.scale_,
-            "coef": model.coef_,
-            "intercept": model.intercept_,
+            "mean": rows.mean,
+            "scale": rows.scale,
+            "coef": np.ascontiguousarray(optimum.coef[:-1].T),
+            "intercept": optimum.coef[-1],
         },
-        n_iterations=n_iterations,
-        converged=converged,
+        n_iterations=optimum.n_iterations,
+        converged=optimum.converged,
     )
 
 
-def _standardise(
-    X: NDArray[np.float32], rows: NDArray[np.int64]
-) -> tuple[StandardScaler, NDArray[np.float64]]:
+def as_pipeline(tensors: Tensors, classes: Sequence[str]) -> Pipeline:
+    """A fitted logistic regression for scikit-learn and the tools around it.
+
+    Parameters
+    ----------
+    tensors : mapping of str to ndarray
+        As `fit_logistic` gives them and a run stores them.
+    classes : sequence of str
+        In the order of the task, as the run's ``model.json`` has them.
+
+    Returns
+    -------
+    sklearn.pipeline.Pipeline
+        A ``StandardScaler`` and a ``LogisticRegression`` whose probabilities are those of
+        `head_probabilities` for features in float64; float32 features scikit-learn standardises
+        in float32. Parameters of the fit, such as C, are scikit-learn's defaults, and do nothing.
+
+    Raises
+    ------
+    ValueError
+        When the arrays are not a logistic regression for so many classes.
+
+    Examples
+    --------
+    >>> run = open_run("runs/20260105-140302-logreg-pages")  # doctest: +SKIP
+    >>> pipeline = as_pipeline(run.model(), run.model_card["classes"])  # doctest: +SKIP
+    >>> pipeline.predict_proba(features.astype(float))  # doctest: +SKIP
+    array([[0.81, 0.19], ...
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import StandardScaler
 
-    scaler = StandardScaler()
-    # float64, since in float32 lbfgs loses its way before it reaches the tolerance.
-    standardised = np.empty((len(rows), X.shape[1]))
-    for start in range(0, len(rows), CHUNK_ROWS):
-        chunk = standardised[start : start + CHUNK_ROWS]
-        chunk[:] = X[rows[start : start + CHUNK_ROWS]]
-        scaler.partial_fit(chunk)
-    standardised -= scaler.mean_
-    standardised /= scaler.scale_
-    return scaler, standardised
+    if not (
+        set(tensors) >= {"mean", "scale"}
+        and head_fits(tensors, n_classes=len(classes), width=len(tensors["mean"]))
+    ):
+        found = ", ".join(f"{name} {tensor.shape}" for name, tensor in tensors.items())
+        raise ValueError(
+            f"need the arrays of a logistic regression (mean, scale, coef, intercept) for "
+            f"{len(classes)} classes; found {found}"
+        )
+    scaler, model = StandardScaler(), LogisticRegression()
+    scaler.mean_, scaler.scale_ = tensors["mean"], tensors["scale"]
+    scaler.var_ = scaler.scale_**2
+    model.coef_, model.intercept_ = tensors["coef"], tensors["intercept"]
+    model.classes_ = np.asarray(classes)
+    scaler.n_features_in_ = model.n_features_in_ = len(scaler.mean_)
+    return Pipeline([("standardscaler", scaler), ("logisticregression", model)])

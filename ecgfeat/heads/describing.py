@@ -1,0 +1,173 @@
+"""From what came out of a run's work to what is kept of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ecgfeat.config import as_json
+from ecgfeat.heads.grids import Grid
+from ecgfeat.heads.job import HeadJob
+from ecgfeat.heads.outcomes import Choice, Outcome, Tested
+from ecgfeat.predictions import Predictions, join
+from ecgfeat.preprocessing import Preprocessing
+from ecgfeat.runs import Cost, Result, count_rows
+from ecgfeat.runtime import machine, peak_memory_mib, versions
+
+if TYPE_CHECKING:
+    from ecgfeat.feature_cache import Header
+
+__all__ = ["describe"]
+
+
+def describe(job: HeadJob, outcome: Outcome, grid: Grid) -> Result:
+    """Everything that a run's folder holds."""
+    reported = outcome.reported
+    kinds = {fold.choice.candidate.kind for fold in outcome.folds}
+    tensors = [tested.fitted.tensors for tested in reported]
+    is_cv, listing = bool(job.evaluation.cv), job.data.cache.listing
+    validation = [tested.validation for tested in reported if tested.validation]
+    return Result(
+        kind=kinds.pop() if len(kinds) == 1 else "both",
+        data_name=job.data.cache.data_name,
+        config=_config(job, reported, grid),
+        history=tuple(record for tested in reported for record in tested.fitted.history),
+        predictions=join([tested.predictions for tested in reported]),
+        n_test_total=len(listing.paths) if is_cv else listing.splits.count("test"),
+        cost=_cost(job, outcome),
+        model={} if is_cv else tensors[0],
+        fold_models=tensors if is_cv else (),
+        model_card=_model_card(job, outcome),
+        decisions=tuple(tested.decision for tested in reported if tested.decision),
+        validation=join(validation) if validation else None,
+        repeats=_repeats(outcome),
+        choice=_choice(job, outcome),
+        sweep=outcome.sweep,
+        learning_curve=outcome.learning_curve,
+        prevalence=job.evaluation.prevalence,
+    )
+
+
+def _repeats(outcome: Outcome) -> list[Predictions]:
+    """The test rows by the other seeds; a fold without seeds says the same with each."""
+    n_seeds = max(len(fold.tested) for fold in outcome.folds)
+    return [
+        join([fold.tested[min(number, len(fold.tested) - 1)].predictions for fold in outcome.folds])
+        for number in range(1, n_seeds)
+    ]
+
+
+def _cost(job: HeadJob, outcome: Outcome) -> Cost:
+    fitted = [tested.fitted for tested in outcome.reported]
+    choices = [fold.choice for fold in outcome.folds]
+    is_linear = all(choice.candidate.kind == "linear" for choice in choices)
+    n_images = sum(head.n_rows * choice.n_epochs for head, choice in zip(fitted, choices))
+    return Cost(
+        wall_s=outcome.wall_s,
+        features_s=job.data.cache.extraction_s,
+        images_per_s=n_images / sum(head.training_s for head in fitted),
+        peak_memory_mib=peak_memory_mib(),
+        arch=job.data.cache.header.arch,
+        batch_size=job.head.batch_size if is_linear else max(head.n_rows for head in fitted),
+        device="cpu",
+        precision="fp32" if is_linear else "fp64",
+    )
+
+
+def _config(job: HeadJob, reported: Sequence[Tested], grid: Grid) -> dict[str, Any]:
+    cache = job.data.cache
+    solver = [tested.fitted.solver for tested in reported if tested.fitted.solver]
+    return {
+        "head": as_json(job.head),
+        "sweep": as_json(job.sweep),
+        **({"grid": {name: list(values) for name, values in grid.items()}} if grid else {}),
+        "evaluation": as_json(job.evaluation),
+        "manifest_digest": cache.data_digest,
+        "cache": {"path": str(cache.path), "digest": cache.digest, "n_images": len(cache.paths)},
+        **_describe_features(cache.header),
+        "partitions": count_rows([fold.final for fold in job.plan]),
+        **({"solver": solver} if solver else {}),
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+
+def _choice(job: HeadJob, outcome: Outcome) -> dict[str, Any]:
+    """Which rows chose what; empty where no rows did."""
+    is_deciding = any(tested.decision for tested in outcome.reported)
+    if not (job.sweep.is_choosing or is_deciding):
+        return {}
+    by_folds = {"rows": "folds", "folds": job.sweep.folds}
+    by_part = {"rows": "validation", "val_fraction": job.evaluation.val_fraction}
+    described = {
+        "words": _choice_in_words(job, outcome),
+        **(by_folds if job.sweep.folds else by_part),
+        "n_rows": [_n_choosing(fold.choice) for fold in outcome.folds],
+    }
+    if not job.sweep.is_choosing:
+        return described
+    return {
+        **described,
+        "by": job.sweep.choose_by,
+        "n_heads": len(job.pool),
+        "seeds": list(job.seeds),
+        "refit": job.is_refitting,
+        "chosen": [
+            fold.choice.standing.row(fold.choice.fold.number, chosen=True)
+            for fold in outcome.folds
+            if fold.choice.standing
+        ],
+        "wall_s": outcome.choosing_s,
+    }
+
+
+def _choice_in_words(job: HeadJob, outcome: Outcome) -> str:
+    """One line for people."""
+    choice, is_cv = outcome.folds[0].choice, len(outcome.folds) > 1
+    n_rows = "the" if is_cv else str(_n_choosing(choice))
+    rows = (
+        f"{job.sweep.folds} folds of {n_rows} training rows"
+        if job.sweep.folds
+        else f"{n_rows} validation rows"
+    )
+    if choice.standing is None:
+        return f"Decided on {rows}"
+    among = f" among {len(job.pool)} heads" if len(job.pool) > 1 else ""
+    again = ", then trained on all training rows" if job.is_refitting else ""
+    how = f"{among} by {choice.standing.score_name} on {rows}{again}"
+    return f"Chosen in each fold{how}" if is_cv else f"Chosen{how}: {choice.standing.in_words()}"
+
+
+def _n_choosing(choice: Choice) -> int:
+    return sum(len(part.validation) for part in choice.fold.choosing)
+
+
+def _model_card(job: HeadJob, outcome: Outcome) -> dict[str, Any]:
+    by_fold = [fold.choice.candidate.head.taps for fold in outcome.folds]
+    taps: Mapping[str, Any] = (
+        {"taps": by_fold[0]} if len(set(by_fold)) == 1 else {"fold_taps": by_fold}
+    )
+    return {**taps, **_describe_features(job.data.cache.header)}
+
+
+def _describe_features(header: Header) -> dict[str, Any]:
+    """How the features were made, and so those of a new image are to be."""
+    preprocessing = Preprocessing.from_fields(
+        crop_mode=header.crop_mode,
+        size=header.size,
+        resampling=header.resampling,
+        mean=header.mean,
+        std=header.std,
+    )
+    return {
+        "backbone": {
+            "arch": header.arch,
+            "weights": header.weights,
+            "weights_digest": header.weights_digest,
+        },
+        "preprocessing": asdict(preprocessing),
+        "precision": header.precision,
+        "device": header.device,
+        "decoder": header.decoder,
+    }

@@ -1,0 +1,300 @@
+"""Laying down training, validation and test rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfeat.config import EvaluationSettings
+from ecgfeat.errors import DataError
+from ecgfeat.protocol.folds import dealt
+from ecgfeat.protocol.sampling import (
+    Rows,
+    drawn_units,
+    group_numbers,
+    n_kept_out,
+    stratified_subset,
+)
+from ecgfeat.protocol.tasks import Task
+
+__all__ = [
+    "Partition",
+    "inner_folds",
+    "keep_rows",
+    "partitions",
+    "refuse_thin_validation",
+    "training_share",
+]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Partition:
+    """Row numbers of one training: they never overlap, and never share a group.
+
+    Attributes
+    ----------
+    fold : int
+        From 0; always 0 where the data's own split is used.
+    train, validation, test : ndarray of int64
+        Row numbers in ascending order; `validation` may be empty.
+    split : str
+        Name of the test rows: ``"test"``, ``"test-subset"`` or ``"cv"``.
+    """
+
+    fold: int
+    train: Rows
+    validation: Rows
+    test: Rows
+    split: str
+
+    @property
+    def whole(self) -> Partition:
+        """The same with the validation rows among the training rows."""
+        return replace(self, train=np.union1d(self.train, self.validation), validation=_NONE)
+
+
+def partitions(
+    task: Task,
+    *,
+    ids: Sequence[str],
+    splits: Sequence[str],
+    groups: Sequence[str],
+    settings: EvaluationSettings,
+) -> list[Partition]:
+    """Lay down who trains and who is tested.
+
+    Parameters
+    ----------
+    task : Task
+    ids, splits, groups : sequences of str, length n
+        Path, ``"train"`` or ``"test"``, and group of each row; an empty group is the row alone.
+    settings : EvaluationSettings
+        `cv`, `test_subset`, `val_fraction` and `seed` are used.
+
+    Raises
+    ------
+    DataError
+        When a split is empty, a class in test is absent from train, or there are too few rows
+        or groups of a class for the folds or the validation rows.
+    ConfigError
+        When `test_subset` asks for more rows than there are.
+    """
+    if settings.cv:
+        plan = _cross_validation(task, ids, groups, settings)
+    else:
+        plan = [_holdout(task, ids, splits, settings)]
+    if settings.val_fraction:
+        plan = [_keep_out(part, task, ids, groups, settings) for part in plan]
+    return plan
+
+
+def _cross_validation(
+    task: Task, ids: Sequence[str], groups: Sequence[str], settings: EvaluationSettings
+) -> list[Partition]:
+    folds = dealt(
+        np.arange(len(ids)),
+        task,
+        group_numbers(ids, groups),
+        option="--cv",
+        n_folds=settings.cv,
+        seed=settings.seed,
+        grouped=any(groups),
+    )
+    return [
+        Partition(fold=fold, train=train, validation=_NONE, test=test, split="cv")
+        for fold, (train, test) in enumerate(folds)
+    ]
+
+
+def _holdout(
+    task: Task, ids: Sequence[str], splits: Sequence[str], settings: EvaluationSettings
+) -> Partition:
+    split = np.asarray(splits)
+    train, test = np.flatnonzero(split == "train"), np.flatnonzero(split == "test")
+    for name, rows in (("train", train), ("test", test)):
+        if not len(rows):
+            raise DataError(
+                f"the split {name!r} is empty. Add {name} rows to the data, or ignore the "
+                "split and cross-validate with --cv 5."
+            )
+    _refuse_unseen_classes(task, train, test)
+    if not settings.test_subset:
+        return Partition(fold=0, train=train, validation=_NONE, test=test, split="test")
+    subset = stratified_subset(test, task.targets, ids, settings.test_subset)
+    return Partition(fold=0, train=train, validation=_NONE, test=subset, split="test-subset")
+
+
+def _refuse_unseen_classes(task: Task, train: Rows, test: Rows) -> None:
+    in_train = Counter(task.targets[train].tolist())
+    if len(in_train) < 2:
+        raise DataError(
+            f"the training rows hold one class only ({task.classes[next(iter(in_train))]!r}). "
+            "Check the split column, or cross-validate with --cv 5."
+        )
+    unseen = sorted(set(task.targets[test].tolist()) - set(in_train))
+    if unseen:
+        raise DataError(
+            f"the test rows hold {_named(task, unseen)}, which no training row has. Add such rows "
+            "to train, take them out of test, or cross-validate with --cv 5."
+        )
+
+
+def _keep_out(
+    part: Partition,
+    task: Task,
+    ids: Sequence[str],
+    groups: Sequence[str],
+    settings: EvaluationSettings,
+) -> Partition:
+    """Move `val_fraction` of the training groups of each class to validation.
+
+    At least one, and never all.
+    """
+    fraction = settings.val_fraction
+    is_out = drawn_units(
+        part.train,
+        task.targets,
+        ids=ids,
+        groups=groups,
+        key=f"{settings.seed}/",
+        n_drawn=lambda n: n_kept_out(fraction, n),
+    )
+    train = part.train[~is_out]
+    lost = sorted(set(task.targets[part.train].tolist()) - set(task.targets[train].tolist()))
+    if lost:
+        raise DataError(
+            f"--val-fraction {fraction:g} leaves no training rows of {_named(task, lost)}: their "
+            "groups, which hold other classes too, are all kept out. Give a smaller fraction or "
+            "another --seed."
+        )
+    return replace(part, train=train, validation=part.train[is_out])
+
+
+def inner_folds(
+    part: Partition,
+    task: Task,
+    *,
+    ids: Sequence[str],
+    groups: Sequence[str],
+    n_folds: int,
+    seed: int,
+) -> list[Partition]:
+    """Deal a partition's training rows out, so that choices can be made among them alone.
+
+    Parameters
+    ----------
+    part : Partition
+    task : Task
+    ids, groups : sequences of str, length n
+    n_folds, seed : int
+
+    Returns
+    -------
+    list of Partition
+        One per fold, whose validation rows are held out; each training row is in one of them.
+        The test rows are `part`'s.
+
+    Raises
+    ------
+    DataError
+        When there are too few groups of a class.
+    """
+    folds = dealt(
+        part.train,
+        task,
+        group_numbers(ids, groups),
+        option="--folds",
+        n_folds=n_folds,
+        seed=seed,
+        grouped=any(groups[row] for row in part.train),
+    )
+    return [
+        replace(part, fold=fold, train=train, validation=validation)
+        for fold, (train, validation) in enumerate(folds)
+    ]
+
+
+def training_share(
+    part: Partition,
+    task: Task,
+    *,
+    ids: Sequence[str],
+    groups: Sequence[str],
+    fraction: float,
+    seed: int,
+) -> Partition:
+    """The same with a share of the training rows: whole groups of each class, at least one.
+
+    With the same seed, a larger share holds every smaller one.
+    """
+    is_in = drawn_units(
+        part.train,
+        task.targets,
+        ids=ids,
+        groups=groups,
+        key=f"share/{seed}/",
+        n_drawn=lambda n: max(1, round(fraction * n)),
+    )
+    return replace(part, train=part.train[is_in])
+
+
+def keep_rows(plan: Sequence[Partition], task: Task, kept: NDArray[np.bool_]) -> list[Partition]:
+    """Leave out rows that can't be used, and number the others anew.
+
+    Parameters
+    ----------
+    plan : sequence of Partition
+    task : Task
+        Of all rows.
+    kept : ndarray of shape (n,), bool
+
+    Raises
+    ------
+    DataError
+        When no training rows of a class are left, or no test rows.
+    """
+    number = np.cumsum(kept) - 1
+    thinned = []
+    for part in plan:
+        train, validation, test = (
+            number[rows[kept[rows]]] for rows in (part.train, part.validation, part.test)
+        )
+        usable = task.targets[part.train[kept[part.train]]]
+        lost = np.setdiff1d(task.targets[part.train], usable)
+        if len(lost) or not len(test):
+            what = f"training images of {_named(task, lost)}" if len(lost) else "test images"
+            raise DataError(
+                f"none of the {what} could be used when the features were extracted. The list "
+                "beside the cache, ending in -quarantine.csv, says why."
+            )
+        thinned.append(replace(part, train=train, validation=validation, test=test))
+    return thinned
+
+
+def refuse_thin_validation(plan: Sequence[Partition], task: Task) -> None:
+    """Refuse validation rows without one of the classes: nothing can be decided on them.
+
+    Raises
+    ------
+    DataError
+    """
+    for part in plan:
+        lacking = np.setdiff1d(np.arange(len(task.classes)), task.targets[part.validation])
+        if len(lacking):
+            raise DataError(
+                f"there would be no validation rows of {_named(task, lacking)}, so nothing could "
+                "be chosen, calibrated or decided: too few groups (or ungrouped rows) hold these "
+                "classes. Add data, give another --val-fraction, --folds or --seed, or join "
+                "classes with --positive."
+            )
+
+
+def _named(task: Task, indices: Sequence[int] | NDArray[np.int64]) -> str:
+    return ", ".join(repr(task.classes[index]) for index in indices)
+
+
+_NONE: Rows = np.empty(0, dtype=np.int64)
