@@ -13,16 +13,22 @@ from dataclasses import asdict, dataclass
 from typing import cast
 
 from ecgfeat.config import CropMode, PageSettings
+from ecgfeat.errors import ConfigError
 
-__all__ = ["RESAMPLING", "Geometry", "Preprocessing"]
+__all__ = ["EXACT_RESAMPLING", "FAST_RESAMPLING", "Geometry", "Preprocessing"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of the RGB channels in [0, 1] over ImageNet (torchvision's classification preset)."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Standard deviation of the same."""
-RESAMPLING = "pillow-bilinear"
-"""The one resize there is: Pillow's bilinear filter with antialiasing on 8-bit RGB, which is what
-torchvision's transform does to a Pillow image."""
+EXACT_RESAMPLING = "pillow-bilinear"
+"""Pillow's bilinear filter with antialiasing on 8-bit RGB: to the bit what torchvision's transform
+does to a Pillow image. What float32 features and fine-tuning are given."""
+FAST_RESAMPLING = "torch-bilinear"
+"""The same filter as torch computes it, to the bit what torchvision's transforms.v2 do to an 8-bit
+tensor: five to eight times as fast, and nowhere off by more than one grey level of 256. What
+features below float32 are given."""
+RESAMPLINGS = (EXACT_RESAMPLING, FAST_RESAMPLING)
 RESIZE_OVER_CROP = 256 / 224
 """The ImageNet preset resizes to 256 pixels and keeps 224 (He et al. 2016, section 3.4)."""
 
@@ -53,8 +59,8 @@ class Preprocessing:
     crop_mode : {"center", "border", "squash"}
     width_px, height_px : int
         Size of the network's input.
-    resampling : str
-        `RESAMPLING`; part of the specification so that another one can be told from it.
+    resampling : {"pillow-bilinear", "torch-bilinear"}
+        `EXACT_RESAMPLING` or `FAST_RESAMPLING`.
     mean, std : tuple of 3 floats
         Subtracted from and divided into the pixels after scaling them to [0, 1].
     """
@@ -62,17 +68,20 @@ class Preprocessing:
     crop_mode: CropMode
     width_px: int
     height_px: int
-    resampling: str = RESAMPLING
+    resampling: str = EXACT_RESAMPLING
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
     @classmethod
-    def from_settings(cls, settings: PageSettings) -> Preprocessing:
+    def from_settings(
+        cls, settings: PageSettings, *, resampling: str = EXACT_RESAMPLING
+    ) -> Preprocessing:
         """The specification that the page options ask for."""
         return cls(
             crop_mode=settings.crop_mode,
             width_px=settings.width_px,
             height_px=settings.height_px,
+            resampling=resampling,
         )
 
     @classmethod
@@ -90,10 +99,16 @@ class Preprocessing:
         Raises
         ------
         ConfigError
-            When it is out of the page options' ranges: a stranger may have written it.
+            When it is out of the page options' ranges, or the resampling isn't one of
+            `RESAMPLINGS`: a stranger, or a later version, may have written it.
         ValueError
             When mean or std aren't three numbers.
         """
+        if resampling not in RESAMPLINGS:
+            raise ConfigError(
+                f"the resampling {resampling!r} is unknown to this version of ecgfeat, which has "
+                f"{' and '.join(RESAMPLINGS)}: take the version that wrote it"
+            )
         page = PageSettings(crop_mode=cast(CropMode, crop_mode), size=size)
         return cls(
             crop_mode=page.crop_mode,

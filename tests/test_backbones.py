@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,17 +20,17 @@ from PIL import Image
 
 from ecgfeat.backbones import (
     Backbone,
-    load_backbone,
+    CheckPages,
     load_network,
     load_weights,
     network_from_tensors,
 )
-from ecgfeat.backbones import extractor as extractor_module
+from ecgfeat.backbones import engine as engine_module
 from ecgfeat.backbones.state_dicts import read_state_dict
 from ecgfeat.config import ARCHITECTURES, TAPS, NetworkSettings, PageSettings
-from ecgfeat.errors import DeviceError, StorageError, WeightsError
+from ecgfeat.errors import DeviceError, RunError, StorageError, WeightsError
 from ecgfeat.images import decode, prepare
-from ecgfeat.preprocessing import Preprocessing
+from ecgfeat.preprocessing import FAST_RESAMPLING, Preprocessing
 from ecgfeat.runtime import Compute
 
 from .conftest import draw_page
@@ -73,7 +74,7 @@ def save(content: object, path: Path) -> Path:
 
 
 def load(weights: object = "random", arch: str = "resnet18", compute: Compute = FP32) -> Backbone:
-    return load_backbone(NetworkSettings(arch=arch, weights=str(weights)), SMALL, compute)
+    return Backbone(load_weights(NetworkSettings(arch=arch, weights=str(weights))), SMALL, compute)
 
 
 def refusal(weights: object, arch: str = "resnet18") -> str:
@@ -152,7 +153,8 @@ def test_float32_layer4_equals_a_torchvision_script_on_real_images(
     tensors = torch.load(shared_weights, weights_only=True)
     transform = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
     preprocessing = Preprocessing.from_settings(PageSettings(crop_mode="center", size="224"))
-    backbone = load_backbone(NetworkSettings(weights=str(shared_weights)), preprocessing, FP32)
+    weights = load_weights(NetworkSettings(weights=str(shared_weights)))
+    backbone = Backbone(weights, preprocessing, FP32)
     sources = sorted((shared_data / data / "images").rglob("*.*"))
     assert len(sources) >= 60
     for start in range(0, len(sources), 8):
@@ -199,7 +201,7 @@ def test_the_taps_have_the_widths_of_the_family():
 
 def disturb(monkeypatch, is_wrong: Callable[[Compute], bool]) -> None:
     """Let every engine whose compute `is_wrong` give features of its own."""
-    sound = extractor_module._Engine.features
+    sound = engine_module.Engine.features
 
     def features(engine, pixels):
         found = sound(engine, pixels)
@@ -207,7 +209,7 @@ def disturb(monkeypatch, is_wrong: Callable[[Compute], bool]) -> None:
             found["layer3"] = found["layer3"][:, ::-1]
         return found
 
-    monkeypatch.setattr(extractor_module._Engine, "features", features)
+    monkeypatch.setattr(engine_module.Engine, "features", features)
 
 
 def test_a_precision_that_fails_the_self_check_gives_way_to_float32(monkeypatch):
@@ -223,13 +225,14 @@ def test_a_precision_that_fails_the_self_check_gives_way_to_float32(monkeypatch)
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_features_that_are_not_finite_fail_the_self_check(monkeypatch, value):
-    sound = extractor_module._Engine.features
+    sound = engine_module.Engine.features
 
     def features(engine, pixels):
         found = sound(engine, pixels)
-        return found if engine.compute == FP32 else {k: v * 0 + value for k, v in found.items()}
+        is_exact = engine.compute.precision == "fp32"
+        return found if is_exact else {k: v * 0 + value for k, v in found.items()}
 
-    monkeypatch.setattr(extractor_module._Engine, "features", features)
+    monkeypatch.setattr(engine_module.Engine, "features", features)
     reason = "bf16 failed the self-check: cosine nan to float32 at layer1"
     assert load(compute=BF16).compute == replace(FP32, reason=reason)
 
@@ -242,7 +245,7 @@ def test_a_device_whose_float32_is_wrong_is_refused(monkeypatch):
             values[:, 1] = -1
         return {"layer1": values}
 
-    monkeypatch.setattr(extractor_module._Engine, "features", features)
+    monkeypatch.setattr(engine_module.Engine, "features", features)
     with pytest.raises(DeviceError) as caught:
         load(compute=replace(BF16, device="meta"))
     assert str(caught.value) == (
@@ -250,6 +253,195 @@ def test_a_device_whose_float32_is_wrong_is_refused(monkeypatch):
         "layer1). Take --device cpu, and look for a newer version of torch or of the device's "
         "driver."
     )
+
+
+def test_float32_that_is_fused_wrongly_gives_way_to_plain_float32(monkeypatch):
+    disturb_fused(monkeypatch)
+    backbone = load()
+    assert backbone.compute == FP32
+    assert not backbone._engine.is_fused
+
+
+def disturb_fused(monkeypatch) -> None:
+    sound = engine_module.Engine.features
+
+    def features(engine, pixels):
+        found = sound(engine, pixels)
+        return {tap: -values for tap, values in found.items()} if engine.is_fused else found
+
+    monkeypatch.setattr(engine_module.Engine, "features", features)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+@pytest.mark.parametrize("compute", [FP32, BF16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_the_fused_network_is_used_and_equals_the_plain_one(arch, compute, monkeypatch):
+    fast = load(arch=arch, compute=compute)
+    assert fast._engine.is_fused
+    monkeypatch.setattr(engine_module, "fused", lambda trunk, images: None)
+    plain = load(arch=arch, compute=compute)
+    assert not plain._engine.is_fused
+    found, expected = fast.features(pages(5)), plain.features(pages(5))
+    if compute == FP32:
+        assert_close_to(found, expected)
+    assert all((cosines(found[tap], expected[tap]) >= 0.9999).all() for tap in TAPS)
+
+
+def test_a_torch_without_the_fused_operators_computes_plainly(monkeypatch):
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    assert not load()._engine.is_fused
+
+
+def test_the_self_check_compares_the_pages_given_with_the_exact_ones():
+    exact = pages(2)
+    weights = load_weights(NetworkSettings(weights="random"))
+    alike = CheckPages(given=exact ^ 1, exact=exact)
+    assert Backbone(weights, SMALL, BF16, check=alike).compute == BF16
+    others = CheckPages(given=255 - exact, exact=exact)
+    found = Backbone(weights, SMALL, BF16, check=others).compute
+    assert found.precision == "fp32"
+    assert found.reason.startswith("bf16 failed the self-check: cosine 0.")
+
+
+def test_lanes_give_the_features_in_order_and_to_the_bit(weights_path):
+    backbone = load(weights_path, compute=BF16)
+    batches = [pages(4, seed=10 * number) for number in range(6)]
+    expected = [backbone.features(batch) for batch in batches]
+    n_threads = torch.get_num_threads()
+    try:
+        for n_lanes in (1, 3):
+            torch.set_num_threads(n_lanes)
+            with backbone.lanes() as lanes:
+                assert lanes.n_lanes == n_lanes
+                started = [lanes.start(batch) for batch in batches]
+                found = [pending.result() for pending in started]
+            assert torch.get_num_threads() == n_lanes
+            for one, other in zip(found, expected):
+                for tap in TAPS:
+                    np.testing.assert_array_equal(one[tap], other[tap])
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def test_lanes_hand_on_what_goes_wrong_in_them(monkeypatch):
+    backbone = load()
+    monkeypatch.setattr(backbone._engine, "features", lambda pixels: 1 / 0)
+    with backbone.lanes() as lanes, pytest.raises(ZeroDivisionError):
+        lanes.start(pages(1)).result()
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("MPS backend out of memory (MPS allocated: 8.9 GB, max allowed: 9.1 GB)."),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+]
+
+
+def with_room_for(backbone, monkeypatch, n_images: int, error: Exception, device: str) -> list[int]:
+    """Let the engine pretend to be a device that holds so many images; gives the sizes tried."""
+    sound, tried = backbone._engine.features, []
+
+    def features(pixels):
+        tried.append(len(pixels))
+        if len(pixels) > n_images:
+            raise error
+        return sound(pixels)
+
+    monkeypatch.setattr(backbone._engine, "features", features)
+    monkeypatch.setattr(
+        backbone._engine, "compute", replace(backbone.compute, device=device, precision="fp32")
+    )
+    monkeypatch.setattr("ecgfeat.backbones.extractor.free_device_memory", lambda device: None)
+    return tried
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["torch", "mps", "cudnn"])
+def test_a_device_out_of_memory_computes_in_smaller_batches_from_then_on(monkeypatch, error):
+    backbone = load()
+    expected = backbone.features(pages(7))
+    tried = with_room_for(backbone, monkeypatch, 2, error, "mps")
+    assert backbone.largest_batch is None
+    assert_close_to(backbone.features(pages(7)), expected)
+    assert tried == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    assert backbone.largest_batch == 1
+    tried.clear()
+    assert_close_to(backbone.features(pages(4)), {k: v[:4] for k, v in expected.items()})
+    assert tried == [1, 1, 1, 1]
+
+
+def test_smaller_batches_are_filled_up_so_that_all_are_of_one_size(monkeypatch):
+    backbone = load()
+    expected = backbone.features(pages(7))
+    tried = with_room_for(backbone, monkeypatch, 3, OUT_OF_MEMORY[0], "mps")
+    found = backbone.features(pages(7))
+    assert tried == [7, 3, 3, 3]
+    assert {len(values) for values in found.values()} == {7}
+    assert_close_to(found, expected)
+
+
+def test_a_device_too_small_for_one_image_is_refused(monkeypatch):
+    backbone = load()
+    with_room_for(backbone, monkeypatch, 0, OUT_OF_MEMORY[0], "mps")
+    with pytest.raises(DeviceError) as caught:
+        backbone.features(pages(2))
+    assert str(caught.value) == (
+        "the memory of mps is too small for a single image: take a smaller --size, or --device "
+        "cpu (CUDA out of memory. Tried to allocate 2.00 GiB.)"
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 9 GiB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate"
+            " memory: you tried to allocate 9 bytes."
+        ),
+    ],
+    ids=["numpy", "torch"],
+)
+def test_on_the_cpu_a_lack_of_memory_is_told_with_the_mend(monkeypatch, error):
+    backbone = load()
+    with_room_for(backbone, monkeypatch, 0, error, "cpu")
+    with pytest.raises(DeviceError, match="smaller --batch-size or --size, or fewer --threads"):
+        backbone.features(pages(2))
+
+
+def test_other_errors_of_a_device_are_not_taken_for_a_lack_of_memory(monkeypatch):
+    backbone = load()
+    tried = with_room_for(backbone, monkeypatch, 0, RuntimeError("an illegal access"), "mps")
+    with pytest.raises(RuntimeError, match="an illegal access"):
+        backbone.features(pages(2))
+    assert tried == [2]
+
+
+@pytest.mark.parametrize(
+    "every", [pytest.param(20, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("data", ["ludb-pages", "mendeley-sheets"])
+def test_the_default_s_features_of_real_images_point_where_torchvision_s_do(
+    data, every, shared_data, shared_weights
+):
+    """Both what ``auto`` saves: bfloat16, and torch's resize."""
+    tensors = torch.load(shared_weights, weights_only=True)
+    transform = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
+    page = PageSettings(crop_mode="center", size="224")
+    preprocessing = Preprocessing.from_settings(page, resampling=FAST_RESAMPLING)
+    weights = load_weights(NetworkSettings(weights=str(shared_weights)))
+    backbone = Backbone(weights, preprocessing, BF16)
+    sources = sorted((shared_data / data / "images").rglob("*.*"))[::every]
+    least = 1.0
+    for start in range(0, len(sources), 8):
+        batch = sources[start : start + 8]
+        found = backbone.features(
+            np.stack([prepare(decode(path), preprocessing) for path in batch])
+        )
+        plain = [transform(Image.open(path).convert("RGB")) for path in batch]
+        expected = torchvision_features("resnet18", tensors, torch.stack(plain))
+        least = min(least, *(cosines(found[tap], expected[tap]).min() for tap in TAPS))
+    print(f"{data}: cosine at least {least:.5f}")
+    assert least >= 0.999
 
 
 def test_random_weights_are_seeded_and_leave_the_global_state_alone():
@@ -324,9 +516,44 @@ def test_the_name_of_a_file_is_its_absolute_path(weights_path, monkeypatch):
     assert load(weights_path.name).weights_name == str(weights_path.resolve())
 
 
+def run_folder(folder: Path, tensors: dict[str, torch.Tensor], kind: str, split: str) -> Path:
+    """A finished run, as far as its weights are looked at."""
+    folder.mkdir()
+    config = {"format_version": 1, "kind": kind}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "metrics.json").write_text(json.dumps({"split": split}))
+    safetensors.torch.save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
 def test_the_folder_of_a_fine_tuning_run_serves_as_weights(resnet18, tmp_path):
-    safetensors.torch.save_file(resnet18, tmp_path / "model.safetensors")
-    assert load(tmp_path).digest == load(tmp_path / "model.safetensors").digest
+    head = {"fc.weight": torch.ones(2, 512), "fc.bias": torch.ones(2)}
+    folder = run_folder(tmp_path / "run", {**resnet18, **head}, "finetune", "test")
+    found = load_weights(NetworkSettings(weights=str(folder)))
+    assert found.name == str(folder.resolve())
+    assert not any(name.startswith("fc.") for name in found.tensors)
+    # The head apart, the same tensors: the same digest, whatever they came in.
+    assert found.digest == load(save(resnet18, tmp_path / "weights.pth")).digest
+    with pytest.raises(WeightsError, match="holds the weights of resnet18, but the architecture"):
+        load_weights(NetworkSettings(arch="resnet34", weights=str(folder)))
+
+
+def test_the_folder_of_a_head_s_run_is_refused(tmp_path):
+    head = {"weight": torch.ones(2, 512), "bias": torch.ones(2)}
+    folder = run_folder(tmp_path / "run", head, "linear", "test")
+    assert refusal(folder) == (
+        f"{folder} is a run of kind 'linear', whose head reads the features of another network's "
+        "weights and holds none. Give those weights, or the folder of a fine-tuning run."
+    )
+
+
+def test_a_cross_validated_or_unfinished_fine_tuning_is_refused(resnet18, tmp_path):
+    folder = run_folder(tmp_path / "run", resnet18, "finetune", "cv")
+    with pytest.raises(RunError, match="keeps no model: it is a cross-validation"):
+        load_weights(NetworkSettings(weights=str(folder)))
+    (folder / "metrics.json").unlink()
+    with pytest.raises(RunError, match="is unfinished"):
+        load_weights(NetworkSettings(weights=str(folder)))
 
 
 def test_weights_of_another_architecture_are_named(tmp_path):
@@ -392,10 +619,10 @@ def test_an_absent_file_is_refused_with_what_weights_may_be(asked):
     )
 
 
-def test_a_folder_without_a_model_is_refused(tmp_path):
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
     assert refusal(tmp_path) == (
-        f"{tmp_path} is a folder without a model.safetensors: give the file of a state dict "
-        "(.pth or .safetensors), or the folder of a fine-tuning run"
+        f"{tmp_path} is a folder, but no run: give the file of a state dict (.pth or "
+        ".safetensors), or the folder of a fine-tuning run"
     )
 
 

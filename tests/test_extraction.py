@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ecgfeat.backbones import Backbone
+from ecgfeat.backbones.engine import Engine
 from ecgfeat.config import (
     ComputeSettings,
     DataSettings,
@@ -14,8 +17,16 @@ from ecgfeat.config import (
     NetworkSettings,
     PageSettings,
 )
-from ecgfeat.errors import CacheMismatchError, ConfigError, Interrupted, WeightsError
-from ecgfeat.extraction import Extraction, computing, extract, shard_of
+from ecgfeat.errors import (
+    CacheMismatchError,
+    ConfigError,
+    DataError,
+    DeviceError,
+    Interrupted,
+    WeightsError,
+)
+from ecgfeat.extraction import Extraction, computing, extract, job, shard_of
+from ecgfeat.extraction.checking import check_pages
 from ecgfeat.feature_cache import FeatureCache, open_cache
 from ecgfeat.manifest import Manifest, read_manifest
 from ecgfeat.runtime import Progress
@@ -69,7 +80,7 @@ def test_a_second_extraction_opens_no_image(tiny_pages, tmp_path, monkeypatch):
     manifest = read_manifest(tiny_pages(), DataSettings())
     first = run(manifest, tmp_path)
     content = first.cache.read_bytes()
-    monkeypatch.setattr("ecgfeat.images.stream", None)
+    monkeypatch.setattr(computing, "stream", None)
     monkeypatch.setattr(Backbone, "features", None)
     second = run(manifest, tmp_path)
     assert second.n_computed == 0
@@ -188,6 +199,129 @@ def test_auto_precision_of_a_begun_cache_is_the_header_s(tiny_pages, tmp_path, m
     assert again.n_computed == 0
 
 
+BF16 = ComputeSettings(precision="bf16", threads=2)
+
+
+def test_lower_precisions_are_given_torchs_resize_and_float32_pillows(tiny_pages, tmp_path):
+    manifest = read_manifest(tiny_pages(), DataSettings())
+    exact = open_cache(run(manifest, tmp_path).cache).header
+    fast = open_cache(run(manifest, tmp_path, compute=BF16).cache).header
+    assert (exact.precision, exact.resampling) == ("fp32", "pillow-bilinear")
+    assert (fast.precision, fast.resampling) == ("bf16", "torch-bilinear")
+
+
+def test_a_cache_goes_on_with_the_resize_that_it_was_begun_with(tiny_pages, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "FAST_RESAMPLING", "pillow-bilinear")  # as versions before had it
+    root = tiny_pages()
+    begun = run(read_manifest(root, DataSettings()), tmp_path, compute=BF16)
+    monkeypatch.undo()
+    draw_page(77).save(root / "train/a/new.png")
+    grown = run(read_manifest(root, DataSettings()), tmp_path, compute=BF16)
+    assert grown.cache == begun.cache
+    assert grown.n_computed == 1
+    assert open_cache(grown.cache).header.resampling == "pillow-bilinear"
+
+
+def test_a_precision_that_the_data_s_own_pages_disprove_gives_way_to_float32(
+    tiny_pages, tmp_path, monkeypatch
+):
+    manifest = read_manifest(tiny_pages(), DataSettings())
+
+    def far_off(manifest, page, preprocessing):
+        found = check_pages(manifest, page, preprocessing)
+        assert len(found.given) == 3
+        return replace(found, given=255 - found.given)
+
+    monkeypatch.setattr(job, "check_pages", far_off)
+    done = run(manifest, tmp_path, compute=BF16)
+    header = open_cache(done.cache).header
+    assert (header.precision, header.resampling) == ("fp32", "pillow-bilinear")
+    assert done.precision == "fp32"
+    assert done.precision_reason.startswith("bf16 failed the self-check: cosine ")
+    assert done.precision_reason in done.summary()[1]
+
+
+def test_a_cache_begun_in_a_precision_that_now_fails_is_not_gone_on_with(
+    tiny_pages, tmp_path, monkeypatch
+):
+    root = tiny_pages()
+    begun = run(read_manifest(root, DataSettings()), tmp_path, compute=BF16)
+    draw_page(77).save(root / "train/a/new.png")
+    monkeypatch.setattr(
+        job, "check_pages", lambda *given: replace(c := check_pages(*given), given=255 - c.given)
+    )
+    with pytest.raises(DeviceError) as caught:
+        run(read_manifest(root, DataSettings()), tmp_path, compute=BF16)
+    start = f"{begun.cache} was begun in bf16, but here bf16 failed the self-check: cosine "
+    assert str(caught.value).startswith(start)
+    assert "Go on where it was begun, or give another file with --cache." in str(caught.value)
+
+
+def test_where_no_page_can_be_decoded_synthetic_ones_are_checked(tiny_pages, tmp_path):
+    root = tiny_pages()
+    for path in root.rglob("*.png"):
+        path.write_bytes(b"no picture")
+    manifest = read_manifest(root, DataSettings())
+    with pytest.raises(DataError, match="none of the 12 images can be used"):
+        run(manifest, tmp_path, compute=BF16)
+
+
+def test_bfloat16_and_torchs_resize_keep_threads_shards_and_stops_to_the_bit(
+    tiny_pages, tmp_path, small_parts
+):
+    manifest = read_manifest(tiny_pages(n_train=26, n_test=12), DataSettings())
+    whole = open_cache(run(manifest, tmp_path / "whole", compute=BF16).cache)
+    assert whole.header.resampling == "torch-bilinear"
+    with pytest.raises(Interrupted):
+        run(manifest, tmp_path / "cut", compute=BF16, report=stop_after(12))
+    cut = run(manifest, tmp_path / "cut", compute=replace(BF16, threads=5))
+    for index in (1, 0):
+        run(manifest, tmp_path / "shared", compute=BF16, shard=f"{index}/2")
+    shared = run(manifest, tmp_path / "shared", compute=BF16)
+    for other in (cut, shared):
+        assert_equal(open_cache(other.cache), whole)
+
+
+def test_a_device_out_of_memory_goes_on_in_smaller_batches_and_says_so(
+    tiny_pages, tmp_path, monkeypatch
+):
+    manifest = read_manifest(tiny_pages(), DataSettings())
+    whole = open_cache(run(manifest, tmp_path / "whole").cache)
+    messages = []
+    monkeypatch.setattr(Backbone, "_make_room", lambda self, size, _: halve(self, size))
+    monkeypatch.setattr(Engine, "features", small_device(Engine.features, 2))
+    run(manifest, tmp_path / "halved", report=lambda p: messages.append(p.message))
+    (found,) = (tmp_path / "halved").glob("*.h5")
+    np.testing.assert_allclose(
+        open_cache(found).features(TAPS), whole.features(TAPS), rtol=1e-4, atol=1e-5
+    )
+    assert [message for message in messages if message] == [
+        "out of memory: going on in batches of 2"
+    ]
+
+
+def halve(backbone: Backbone, size: int) -> None:
+    backbone._largest_batch = size // 2
+
+
+def small_device(plain, n_images: int):
+    def features(engine, pixels):
+        if len(pixels) == 4 and n_images < 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plain(engine, pixels)
+
+    return features
+
+
+def test_too_little_memory_for_decoding_is_told_with_the_mend(tiny_pages, tmp_path, monkeypatch):
+    def broken(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("ecgfeat.images.png.load", broken)
+    with pytest.raises(DeviceError, match=r"too little memory to decode the images: .* --threads"):
+        run(read_manifest(tiny_pages(), DataSettings()), tmp_path)
+
+
 def test_a_file_with_other_settings_is_refused_by_name(tiny_pages, tmp_path):
     manifest = read_manifest(tiny_pages(), DataSettings())
     file = tmp_path / "features.h5"
@@ -201,20 +335,22 @@ def test_a_file_with_other_settings_is_refused_by_name(tiny_pages, tmp_path):
 
 
 def nan_features(monkeypatch: pytest.MonkeyPatch, of_image: int | None) -> None:
-    plain = Backbone.features
+    """Spoil one image's features, or all of them."""
+    plain = computing._finished
     seen = 0
 
-    def features(self: Backbone, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    def finished(batch, pending):
         nonlocal seen
-        values = plain(self, pixels)
+        batch, features = plain(batch, pending)
+        values = {tap: found.copy() for tap, found in features.items()}
         if of_image is None:
             values["layer4"][:] = np.nan
-        elif seen <= of_image < seen + len(pixels):
+        elif seen <= of_image < seen + len(batch.rows):
             values["layer2"][of_image - seen, 3] = np.inf
-        seen += len(pixels)
-        return values
+        seen += len(batch.rows)
+        return batch, values
 
-    monkeypatch.setattr(Backbone, "features", features)
+    monkeypatch.setattr(computing, "_finished", finished)
 
 
 def test_an_image_with_features_that_are_not_finite_is_quarantined(

@@ -38,13 +38,13 @@ GO_ON = "what was computed is kept: run the same command again to go on from the
 
 
 # Drawing a ResNet-18's weights takes longer than a dozen tiny pages.
-load_backbone = functools.cache(job.load_backbone)
+load_weights = functools.cache(job.load_weights)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_backbone() -> Iterator[None]:
+def one_drawing() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "load_backbone", load_backbone)
+        patch.setattr(job, "load_weights", load_weights)
         yield
 
 
@@ -189,13 +189,13 @@ def stop_at_moments(
 
 
 def test_a_second_signal_stops_at_once_and_still_says_how_to_go_on(pages, tmp_path, monkeypatch):
-    def impatient(self: Backbone, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    def impatient(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("the second signal must not wait for the step's end")
 
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    monkeypatch.setattr(Backbone, "features", impatient)
+    monkeypatch.setattr(computing._Part, "add", impatient)
     code, _, log = invoke("extract", pages, *OPTIONS, "--cache", tmp_path / "pages.h5")
     assert code == 143
     assert log.splitlines()[-2:] == ["interrupted", GO_ON]

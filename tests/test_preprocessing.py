@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecgfeat.config import CropMode, PageSettings
-from ecgfeat.preprocessing import Geometry, Preprocessing
+from ecgfeat.errors import ConfigError
+from ecgfeat.preprocessing import FAST_RESAMPLING, Geometry, Preprocessing
 
 sides_px = st.integers(1, 5000)
 sizes_px = st.integers(32, 1200)
@@ -105,7 +106,7 @@ OTHERS: dict[str, Any] = {
     "crop_mode": "squash",
     "width_px": 225,
     "height_px": 225,
-    "resampling": "pillow-bicubic",
+    "resampling": FAST_RESAMPLING,
     "mean": (0.5, 0.456, 0.406),
     "std": (0.229, 0.224, 0.2250001),
 }
@@ -120,3 +121,28 @@ def test_another_value_in_any_field_gives_another_fingerprint(field: str) -> Non
 
 def test_the_fingerprint_is_the_same_for_ever() -> None:
     assert specification("center", 224).fingerprint.startswith("d95d78e3e4028221a586c9a34998926c")
+
+
+@pytest.mark.parametrize("resampling", ["pillow-bilinear", "torch-bilinear"])
+def test_what_was_written_down_is_read_back(resampling: str) -> None:
+    first = Preprocessing.from_settings(PageSettings(), resampling=resampling)
+    assert written_down(resampling) == first
+
+
+def test_an_unknown_resampling_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ConfigError) as caught:
+        written_down("area")
+    assert str(caught.value) == (
+        "the resampling 'area' is unknown to this version of ecgfeat, which has pillow-bilinear "
+        "and torch-bilinear: take the version that wrote it"
+    )
+
+
+def written_down(resampling: str) -> Preprocessing:
+    return Preprocessing.from_fields(
+        crop_mode="center",
+        size="224",
+        resampling=resampling,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    )

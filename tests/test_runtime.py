@@ -102,12 +102,12 @@ def test_float16_on_the_cpu_is_refused(devices):
     )
 
 
-def test_threads_are_one_per_core_up_to_16_unless_asked_for(devices, monkeypatch):
+def test_threads_are_one_per_core_up_to_32_unless_asked_for(devices, monkeypatch):
     devices()
     monkeypatch.setattr(runtime, "n_cpus", lambda: 4)
     assert resolve().threads == 4
     monkeypatch.setattr(runtime, "n_cpus", lambda: 96)
-    assert resolve().threads == 16
+    assert resolve().threads == 32
     assert resolve(threads=40).threads == 40
 
 

@@ -1,21 +1,27 @@
 """The ResNet family: its weights, its four layers, and the frozen feature extractor.
 
 `imagenet` finds torchvision's files and `state_dicts` reads a user's; `weights` makes either, or
-random ones, fit the networks of `networks`; `extractor` freezes one and takes its layers' pools.
-`kernels` is what frozen and trained networks share on a device.
+random ones, fit the networks of `networks`; `trunk` freezes one and takes its layers' pools,
+`fusion` makes it faster on the CPU, `engine` lays it out for a device and checks it there, and
+`extractor` runs it. `kernels` and `memory` are what frozen and trained networks share on a device.
 """
 
-from ecgfeat.backbones.extractor import Backbone, load_backbone
+from ecgfeat.backbones.engine import CheckPages
+from ecgfeat.backbones.extractor import Backbone, Lanes, default_batch_size, filled, tap_widths
 from ecgfeat.backbones.kernels import memory_format, repeatable_kernels
 from ecgfeat.backbones.weights import Weights, load_network, load_weights, network_from_tensors
 
 __all__ = [
     "Backbone",
+    "CheckPages",
+    "Lanes",
     "Weights",
-    "load_backbone",
+    "default_batch_size",
+    "filled",
     "load_network",
     "load_weights",
     "memory_format",
     "network_from_tensors",
     "repeatable_kernels",
+    "tap_widths",
 ]

@@ -11,11 +11,10 @@ from pathlib import Path
 import torch
 
 from ecgfeat.errors import WeightsError, storage_error
+from ecgfeat.runs import open_run
 
 __all__ = ["read_state_dict"]
 
-MODEL_FILE = "model.safetensors"
-"""The weights in the folder of a fine-tuning run."""
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts keep the state dict in a checkpoint."""
 PREFIXES = ("module.", "model.", "backbone.")
@@ -31,12 +30,14 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     Raises
     ------
     WeightsError
-        When there is no such file, or it isn't a state dict.
+        When there is no such file, it isn't a state dict, or the run trained no network.
+    RunError
+        When the run is unfinished, damaged or keeps no model.
     StorageError
         When it can't be read.
     """
     if path.is_dir():
-        path = _file_of_run(path)
+        return _of_run(path)
     if path.suffix not in READERS and path.exists():
         raise WeightsError(
             f"weights must be a {', '.join(READERS)} file; found {path}. If it holds a state "
@@ -46,13 +47,21 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     return _without_prefix(_tensors(READERS[path.suffix](content, path), path))
 
 
-def _file_of_run(folder: Path) -> Path:
-    if not (folder / MODEL_FILE).is_file():
+def _of_run(folder: Path) -> dict[str, torch.Tensor]:
+    """The network that a fine-tuning kept."""
+    if not (folder / "config.json").exists():
         raise WeightsError(
-            f"{folder} is a folder without a {MODEL_FILE}: give the file of a state dict (.pth "
-            "or .safetensors), or the folder of a fine-tuning run"
+            f"{folder} is a folder, but no run: give the file of a state dict (.pth or "
+            ".safetensors), or the folder of a fine-tuning run"
         )
-    return folder / MODEL_FILE
+    run = open_run(folder)
+    if run.kind != "finetune":
+        raise WeightsError(
+            f"{folder} is a run of kind {run.kind!r}, whose head reads the features of another "
+            "network's weights and holds none. Give those weights, or the folder of a fine-tuning "
+            "run."
+        )
+    return {name: torch.from_numpy(values) for name, values in run.model().items()}
 
 
 def _content(path: Path) -> bytes:

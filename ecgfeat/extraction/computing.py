@@ -4,42 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfeat.backbones import Backbone
-from ecgfeat.config import (
-    ExtractionSettings,
-)
+from ecgfeat.backbones import Backbone, Lanes, filled
 from ecgfeat.errors import Interrupted, WeightsError
-from ecgfeat.feature_cache import (
-    CacheWriter,
-)
+from ecgfeat.feature_cache import CacheWriter
 from ecgfeat.images import Batch, Failure, stream
 from ecgfeat.manifest import Manifest
+from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.runtime import Progress, Report
 
 __all__ = ["compute_pending"]
 
 PART_ROWS = 512
 """Rows committed together: what a kill can cost, about five seconds of two cores' work."""
-CPU_BATCH_SIZE = 16
-"""Beyond 16 images of 224×224 a ResNet-18's activations leave the processor's caches."""
-DEVICE_BATCH_SIZE = 128
-"""Enough to fill a GPU without asking for more than about 2 GiB of its memory."""
+BATCHES_PER_LANE = 3
+"""Batches begun ahead for each lane: enough to go on while a part is written to the disk."""
+
+Features = dict[str, NDArray[np.float32]]
 
 
 def compute_pending(
     writer: CacheWriter,
     manifest: Manifest,
     backbone: Backbone,
-    work: ExtractionSettings,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
     report: Report,
 ) -> tuple[int, float]:
     """Compute and commit what the cache lacks; returns how many images, and the seconds."""
-    on_cpu = backbone.compute.device == "cpu"
-    batch_size = work.batch_size or (CPU_BATCH_SIZE if on_cpu else DEVICE_BATCH_SIZE)
     pending = writer.pending
     parts = _chunks(pending, PART_ROWS)
     batches = [rows for part in parts for rows in _chunks(part, batch_size)]
@@ -47,42 +46,51 @@ def compute_pending(
     part = _Part(writer)
     n_seen = 0
     started = time.monotonic()
-    images = stream(
-        manifest.image_paths(), batches, backbone.preprocessing, threads=backbone.compute.threads
-    )
-    with contextlib.closing(images):
-        for rows, batch in zip(batches, images):
-            part.add(batch, _features(backbone, batch.pixels, batch_size))
+    with contextlib.ExitStack() as stack:
+        lanes = stack.enter_context(backbone.lanes())
+        images = stream(
+            manifest.image_paths(), batches, preprocessing, threads=backbone.compute.threads
+        )
+        stack.enter_context(contextlib.closing(images))
+        largest = None
+        for rows, (batch, features) in zip(batches, _computed(lanes, images, batch_size)):
+            part.add(batch, features)
             n_seen += len(rows)
             if n_seen % PART_ROWS == 0 or n_seen == len(pending):
                 part.commit()
+            message = ""
+            if backbone.largest_batch != largest:
+                largest = backbone.largest_batch
+                message = f"out of memory: going on in batches of {largest}"
+            done, total = n_reused + n_seen, len(manifest)
             try:
-                report(Progress(stage="extracting", done=n_reused + n_seen, total=len(manifest)))
+                report(Progress(stage="extracting", done=done, total=total, message=message))
             except Interrupted:
                 part.commit()
                 raise
     return part.n_computed, time.monotonic() - started
 
 
+def _computed(
+    lanes: Lanes, images: Iterable[Batch], batch_size: int
+) -> Iterator[tuple[Batch, Features]]:
+    """Each batch with its features, in order; several are under way."""
+    ahead: deque[tuple[Batch, Future[Features]]] = deque()
+    for batch in images:
+        pixels = filled(batch.pixels, batch_size) if len(batch.rows) else batch.pixels
+        ahead.append((batch, lanes.start(pixels)))
+        if len(ahead) > BATCHES_PER_LANE * lanes.n_lanes:
+            yield _finished(*ahead.popleft())
+    while ahead:
+        yield _finished(*ahead.popleft())
+
+
+def _finished(batch: Batch, features: Future[Features]) -> tuple[Batch, Features]:
+    return batch, {tap: values[: len(batch.rows)] for tap, values in features.result().items()}
+
+
 def _chunks(rows: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
-def _features(
-    backbone: Backbone, pixels: NDArray[np.uint8], batch_size: int
-) -> dict[str, NDArray[np.float32]]:
-    """Features of a batch, always computed at the shape of a full one.
-
-    The kernels that torch chooses depend on the batch's shape, and with them the last bits. A
-    fixed shape makes an image's features independent of where in the data it stands.
-    """
-    n_images = len(pixels)
-    if not n_images:
-        return {tap: np.empty((0, width), np.float32) for tap, width in backbone.taps.items()}
-    if n_images < batch_size:
-        padding = np.zeros((batch_size - n_images, *pixels.shape[1:]), np.uint8)
-        pixels = np.concatenate([pixels, padding])
-    return {tap: values[:n_images] for tap, values in backbone.features(pixels).items()}
 
 
 class _Part:

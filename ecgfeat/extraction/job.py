@@ -9,10 +9,10 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ecgfeat.backbones import Backbone, load_backbone
+from ecgfeat.backbones import Backbone, Weights, default_batch_size, load_weights, tap_widths
 from ecgfeat.config import (
     ComputeSettings,
     ExtractionSettings,
@@ -20,7 +20,8 @@ from ecgfeat.config import (
     PageSettings,
     as_json,
 )
-from ecgfeat.errors import ConfigError, Interrupted
+from ecgfeat.errors import ConfigError, DeviceError, Interrupted
+from ecgfeat.extraction.checking import check_pages
 from ecgfeat.extraction.computing import compute_pending
 from ecgfeat.extraction.summary import Extraction
 from ecgfeat.feature_cache import (
@@ -32,7 +33,7 @@ from ecgfeat.feature_cache import (
 from ecgfeat.files import write_csv
 from ecgfeat.images import DECODER
 from ecgfeat.manifest import Manifest, write_missing
-from ecgfeat.preprocessing import Preprocessing
+from ecgfeat.preprocessing import EXACT_RESAMPLING, FAST_RESAMPLING, Preprocessing
 from ecgfeat.runtime import Compute, Report, peak_memory_mib, resolve_compute, silent
 
 __all__ = ["extract", "shard_of"]
@@ -95,15 +96,35 @@ def extract(
         name = f"{manifest.name}-limit{work.limit}"
         manifest = replace(manifest.limited(work.limit), name=name)
     path = cache_file(cache, manifest.name, page, network, compute)
-    preprocessing = Preprocessing.from_settings(page)
-    resolved = _resolve(compute, existing_header(path))
-    backbone = load_backbone(network, preprocessing, resolved)
-    header = _header(backbone, preprocessing)
+    begun = existing_header(path)
+    plan = _Plan(
+        manifest=manifest,
+        page=page,
+        weights=load_weights(network),
+        compute=_resolve(compute, begun),
+        resampling=begun.resampling if begun else "",
+        batch_size=work.batch_size,
+    )
+    # A new cache's precision is what the self-check leaves of the one asked for.
+    backbone = None if begun else plan.load_backbone()
+    if backbone:
+        plan = replace(plan, compute=backbone.compute)
+    header = _header(plan.weights, plan.preprocessing, plan.compute)
+    n_computed, computing_s = 0, 0.0
     with (
         _saying_how_to_go_on(),
         open_writer(path, header, manifest, rehash=rehash, shard=share, report=report) as writer,
     ):
-        n_computed, computing_s = compute_pending(writer, manifest, backbone, work, report)
+        if len(writer.pending):
+            backbone = backbone or plan.load_backbone_as_begun(path)
+            n_computed, computing_s = compute_pending(
+                writer,
+                manifest,
+                backbone,
+                plan.preprocessing,
+                batch_size=plan.full_batch,
+                report=report,
+            )
         finished = None if share else writer.finish()
     extraction = Extraction(
         cache=path,
@@ -118,9 +139,9 @@ def extract(
         wall_s=time.monotonic() - started,
         images_per_s=n_computed / computing_s if computing_s else 0.0,
         peak_memory_mib=peak_memory_mib(),
-        device=backbone.compute.device,
-        precision=backbone.compute.precision,
-        precision_reason=backbone.compute.reason,
+        device=plan.compute.device,
+        precision=plan.compute.precision,
+        precision_reason=plan.compute.reason,
     )
     if finished:
         write_missing(manifest, extraction.missing_csv)
@@ -135,6 +156,11 @@ def _saying_how_to_go_on() -> Iterator[None]:
     except (Interrupted, KeyboardInterrupt) as stop:
         stop.add_note("what was computed is kept: run the same command again to go on from there")
         raise
+    except MemoryError as error:
+        raise DeviceError(
+            "there is too little memory to decode the images: run the same command again, which "
+            "goes on from there, with fewer --threads"
+        ) from error
 
 
 def _write_quarantine(quarantined: Sequence[Quarantined], path: Path) -> None:
@@ -203,18 +229,84 @@ def _resolve(compute: ComputeSettings, begun: Header | None) -> Compute:
     return replace(resolve_compute(asked, purpose="extract"), reason="as the cache was begun")
 
 
-def _header(backbone: Backbone, preprocessing: Preprocessing) -> Header:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Plan:
+    """How the features are computed, before a backbone is there to compute them.
+
+    Attributes
+    ----------
+    manifest : Manifest
+    page : PageSettings
+    weights : Weights
+    compute : Compute
+    resampling : str
+        As the cache was begun; empty where it is new.
+    batch_size : int
+        As asked for; 0 takes the default.
+    """
+
+    manifest: Manifest
+    page: PageSettings
+    weights: Weights
+    compute: Compute
+    resampling: str
+    batch_size: int
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """From page to network input: float32 deserves the exact resize, the others the fast."""
+        is_exact = self.compute.precision == "fp32"
+        resampling = self.resampling or (EXACT_RESAMPLING if is_exact else FAST_RESAMPLING)
+        return Preprocessing.from_settings(self.page, resampling=resampling)
+
+    @property
+    def full_batch(self) -> int:
+        """Images per forward pass."""
+        return self.batch_size or default_batch_size(self.compute)
+
+    def load_backbone(self) -> Backbone:
+        """Lay the network out, and check it on pages of the data."""
+        check = None
+        if self.compute.precision != "fp32":
+            check = check_pages(self.manifest, self.page, self.preprocessing)
+        return Backbone(
+            self.weights,
+            self.preprocessing,
+            self.compute,
+            batch_size=self.full_batch,
+            check=check,
+        )
+
+    def load_backbone_as_begun(self, path: Path) -> Backbone:
+        """The same for a cache that must go on in the precision that it has.
+
+        Raises
+        ------
+        DeviceError
+            When the precision fails the self-check now.
+        """
+        backbone = self.load_backbone()
+        if backbone.compute.precision != self.compute.precision:
+            raise DeviceError(
+                f"{path} was begun in {self.compute.precision}, but here "
+                f"{backbone.compute.reason}. Go on where it was begun, or give another file with "
+                "--cache."
+            )
+        return backbone
+
+
+def _header(weights: Weights, preprocessing: Preprocessing, compute: Compute) -> Header:
     return Header(
-        arch=backbone.arch,
-        weights=backbone.weights_name,
-        weights_digest=backbone.digest,
+        arch=weights.arch,
+        weights=weights.name,
+        weights_digest=weights.digest,
         crop_mode=preprocessing.crop_mode,
         size=preprocessing.size,
         resampling=preprocessing.resampling,
         mean=preprocessing.mean,
         std=preprocessing.std,
-        precision=backbone.compute.precision,
-        device=backbone.compute.device,
+        precision=compute.precision,
+        device=compute.device,
         decoder=DECODER,
-        taps=backbone.taps,
+        taps=tap_widths(weights.arch),
     )

@@ -37,13 +37,14 @@ from __future__ import annotations
 from ecgfeat.images.decoding import DECODER, MAX_PIXELS, MAX_SIDE_PX, decode
 from ecgfeat.images.files import MAX_BYTES, image_digest
 from ecgfeat.images.fitting import prepare
-from ecgfeat.images.streaming import Batch, Failure, stream
+from ecgfeat.images.streaming import Alter, Batch, Failure, stream
 
 __all__ = [
     "DECODER",
     "MAX_BYTES",
     "MAX_PIXELS",
     "MAX_SIDE_PX",
+    "Alter",
     "Batch",
     "Failure",
     "decode",

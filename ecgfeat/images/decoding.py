@@ -9,12 +9,12 @@ import numpy as np
 import PIL
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
 
 from ecgfeat.errors import ImageError
 from ecgfeat.images import exif, jpeg, png
 from ecgfeat.images.files import read_file
 from ecgfeat.images.formats import foreign_format
+from ecgfeat.images.pages import Page, as_array
 from ecgfeat.images.pillow import blaming_the_file
 
 __all__ = ["DECODER", "MAX_PIXELS", "MAX_SIDE_PX", "decode"]
@@ -41,7 +41,7 @@ class Picture(Protocol):
     def orientation(self) -> int:
         """EXIF's, 1 to 8."""
 
-    def decode(self) -> Image.Image:
+    def decode(self) -> Page:
         """The picture in RGB, as stored; where the data are damaged, any error may be raised."""
 
 
@@ -58,7 +58,7 @@ def decode(source: Path) -> NDArray[np.uint8]:
     ImageError
         When the file can't be read or decoded; the message is the reason.
     """
-    return np.array(decode_picture(read_header(read_file(source))))
+    return as_array(decode_picture(read_header(read_file(source))))
 
 
 def read_header(data: bytes) -> Picture:
@@ -85,7 +85,7 @@ def read_header(data: bytes) -> Picture:
     return picture
 
 
-def decode_picture(picture: Picture) -> Image.Image:
+def decode_picture(picture: Picture) -> Page:
     """Decode to an upright page in RGB; raises ImageError when the data are damaged."""
     with blaming_the_file():
         return exif.turned_upright(picture.decode(), picture.orientation)

@@ -6,6 +6,8 @@ import struct
 
 from PIL import Image
 
+from ecgfeat.images.pages import Page, as_image
+
 __all__ = ["UPRIGHT", "orientation", "turned_upright"]
 
 UPRIGHT = 1
@@ -45,6 +47,6 @@ def orientation(tiff: bytes) -> int:
     return UPRIGHT
 
 
-def turned_upright(image: Image.Image, value: int) -> Image.Image:
+def turned_upright(page: Page, value: int) -> Page:
     """Undo the orientation that EXIF tells of; values other than 2 to 8 mean upright."""
-    return image.transpose(_UNDO[value]) if value in _UNDO else image
+    return as_image(page).transpose(_UNDO[value]) if value in _UNDO else page

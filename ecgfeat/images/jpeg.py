@@ -16,6 +16,7 @@ from PIL import Image
 
 from ecgfeat.errors import ImageError
 from ecgfeat.images import exif
+from ecgfeat.images.pages import Page
 from ecgfeat.images.pillow import CUT_OFF, in_mode, load
 
 __all__ = ["MAGIC", "Jpeg", "read_jpeg"]
@@ -75,7 +76,7 @@ class Jpeg:
     orientation: int
     data: bytes
 
-    def decode(self) -> Image.Image:
+    def decode(self) -> Page:
         """Decode to RGB, as stored."""
         width, height = self.size_px
         cmyk = self.n_components == 4
@@ -88,7 +89,7 @@ class Jpeg:
             raise ImageError(f"damaged: the JPEG data are not sound ({error})") from error
         if cmyk:
             return Image.fromarray(np.invert(page, out=page), "CMYK").convert("RGB")
-        return Image.fromarray(page)
+        return page
 
 
 class _Segment(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +19,11 @@ from ecgfeat.images.files import DIGEST_BYTES, digest, read_file, size_on_disk
 from ecgfeat.images.fitting import fit
 from ecgfeat.preprocessing import Preprocessing
 
-__all__ = ["Batch", "Failure", "stream"]
+__all__ = ["Alter", "Batch", "Failure", "stream"]
 
 Rows = Sequence[int] | NDArray[np.int64]
+Alter = Callable[[int, NDArray[np.uint8]], NDArray[np.uint8]]
+"""From a row and its prepared page (height_px, width_px, 3) to another page of that shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,7 @@ def stream(
     preprocessing: Preprocessing,
     *,
     threads: int,
+    alter: Alter | None = None,
 ) -> Generator[Batch, None, None]:
     """Decode and prepare images in threads, ahead of the caller.
 
@@ -93,6 +96,8 @@ def stream(
     preprocessing : Preprocessing
     threads : int
         At least 1.
+    alter : callable, optional
+        Changes each prepared page, in the thread that decoded it; of the row and the page alone.
 
     Yields
     ------
@@ -109,7 +114,7 @@ def stream(
     pool = ThreadPoolExecutor(threads, thread_name_prefix="ecgfeat-images")
     try:
         for rows in batches:
-            ahead.append(_Promise(pool, budget, paths, rows, preprocessing))
+            ahead.append(_Promise(pool, budget, paths, rows, preprocessing, alter))
             n_behind_the_first = sum(map(len, ahead)) - len(ahead[0])
             if n_behind_the_first >= max(len(rows), 2 * threads):
                 yield ahead.popleft().keep()
@@ -129,12 +134,14 @@ class _Promise:
         paths: Sequence[Path],
         rows: Rows,
         preprocessing: Preprocessing,
+        alter: Alter | None,
     ) -> None:
         n_images = len(rows)
         self._paths = [paths[row] for row in rows]
         self._rows = np.asarray(rows, np.int64)
         self._budget = budget
         self._preprocessing = preprocessing
+        self._alter = alter
         size_px = (preprocessing.height_px, preprocessing.width_px)
         self._pixels = np.empty((n_images, *size_px, 3), np.uint8)
         self._digests = np.empty((n_images, DIGEST_BYTES), np.uint8)
@@ -179,7 +186,10 @@ class _Promise:
         picture = read_header(data)
         width, height = picture.size_px
         with self._budget.hold(width * height):
-            self._pixels[index] = fit(decode_picture(picture), self._preprocessing)
+            page = fit(decode_picture(picture), self._preprocessing)
+        if self._alter is not None:
+            page = self._alter(int(self._rows[index]), page)
+        self._pixels[index] = page
 
 
 class _PixelBudget:

@@ -11,7 +11,7 @@ from PIL import Image
 from ecgfeat.config import CropMode
 from ecgfeat.errors import ImageError
 from ecgfeat.images import decode, prepare
-from ecgfeat.preprocessing import Preprocessing
+from ecgfeat.preprocessing import FAST_RESAMPLING, Preprocessing
 
 from .crafted import Page, page_of
 
@@ -133,3 +133,69 @@ def test_a_strip_too_narrow_for_center_is_refused_before_it_is_enlarged() -> Non
         "take --crop-mode border or squash"
     )
     assert prepare(strip, specification("border", 224, 224)).shape == (224, 224, 3)
+
+
+# torch's resize
+
+
+def fast(crop_mode: CropMode, width_px: int, height_px: int) -> Preprocessing:
+    return Preprocessing(
+        crop_mode=crop_mode, width_px=width_px, height_px=height_px, resampling=FAST_RESAMPLING
+    )
+
+
+SIZES_PX = [(1, 1), (5, 224), (192, 128), (257, 255), (400, 300), (1001, 333), (2200, 1700)]
+
+
+@pytest.mark.parametrize("size_px", SIZES_PX, ids=lambda size_px: "x".join(map(str, size_px)))
+def test_the_fast_center_is_torchvisions_transform_of_an_8_bit_tensor(
+    size_px: tuple[int, int],
+) -> None:
+    import torch
+    from torchvision.transforms import v2
+
+    page = page_of(size_px)
+    crop = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])
+    expected = crop(torch.from_numpy(page.copy()).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+    assert np.array_equal(prepare(page, fast("center", 224, 224)), expected)
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "border", "squash"])
+@pytest.mark.parametrize("size_px", SIZES_PX, ids=lambda size_px: "x".join(map(str, size_px)))
+def test_the_fast_resize_is_off_by_a_grey_level_at_most(
+    size_px: tuple[int, int], crop_mode: CropMode
+) -> None:
+    page = page_of(size_px)
+    found = prepare(page, fast(crop_mode, 224, 160)).astype(int)
+    difference = np.abs(found - prepare(page, specification(crop_mode, 224, 160)))
+    assert difference.max() <= 1
+
+
+def test_the_fast_resize_shrinks_a_giant_by_hundreds() -> None:
+    giant = np.random.default_rng(0).integers(0, 256, (30_000, 150, 3), dtype=np.uint8)
+    found = prepare(giant, fast("squash", 32, 32)).astype(int)
+    assert np.abs(found - prepare(giant, specification("squash", 32, 32))).max() <= 1
+
+
+def test_the_fast_resize_takes_pages_that_lie_in_memory_in_any_way() -> None:
+    page = page_of((90, 50))
+    expected = prepare(page, fast("border", 64, 48))
+    locked = page.copy()
+    locked.flags.writeable = False
+    mirrored = page[:, ::-1].copy()[:, ::-1]
+    spread = np.repeat(page, 2, axis=1)[:, ::2]
+    for same in (locked, mirrored, spread, np.asfortranarray(page)):
+        assert np.array_equal(prepare(same, fast("border", 64, 48)), expected)
+
+
+def test_the_fast_resize_gives_the_same_on_any_number_of_torchs_threads() -> None:
+    import torch
+
+    page, n_threads = page_of((2200, 1700)), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = prepare(page, fast("center", 224, 224))
+        torch.set_num_threads(4)
+        assert np.array_equal(prepare(page, fast("center", 224, 224)), one)
+    finally:
+        torch.set_num_threads(n_threads)

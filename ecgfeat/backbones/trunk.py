@@ -1,0 +1,86 @@
+"""A ResNet up to its layers' pools, with everything that is fixed folded into its convolutions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ecgfeat.backbones.networks import build_network
+from ecgfeat.backbones.weights import Weights
+from ecgfeat.config import TAPS
+from ecgfeat.preprocessing import Preprocessing
+
+__all__ = ["CENTRE", "Trunk", "build_trunk"]
+
+CENTRE = np.uint8(128)
+"""Taken off the pixels: exclusive-or with it turns 0..255 into the signed bytes -128..127."""
+
+
+class Trunk(torch.nn.Module):
+    """A ResNet up to the average pools of its layers, which it returns by name, in float32.
+
+    Its images have the four channels that `on_pixels` tells of. The maps handed from layer to
+    layer may be overwritten by the next, so whatever is wanted of them is taken at once.
+    """
+
+    def __init__(
+        self, stem: torch.nn.Sequential, layers: Iterable[tuple[str, torch.nn.Module]]
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        self.layers = torch.nn.ModuleDict(dict(layers))
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Pools of shape (b, width), by the layer's name, of images (b, 4, height, width)."""
+        maps = self.stem(images)  # (b, 64, height / 4, width / 4)
+        pools = {}
+        for name, layer in self.layers.items():
+            maps = layer(maps)  # (b, width, …), halved by each layer after the first
+            pools[name] = maps.mean((2, 3), dtype=torch.float32)
+        return pools
+
+
+def build_trunk(weights: Weights, preprocessing: Preprocessing) -> Trunk:
+    """A trunk in float32 on the CPU, in torch's plain memory layout."""
+    network = _folded(build_network(weights.arch, weights.tensors).eval())
+    network.conv1 = _on_pixels(network.get_submodule("conv1"), preprocessing)
+    stem = (network.get_submodule(name) for name in ("conv1", "relu", "maxpool"))
+    return Trunk(torch.nn.Sequential(*stem), ((name, network.get_submodule(name)) for name in TAPS))
+
+
+def _folded(network: torch.nn.Module) -> torch.nn.Module:
+    """Fold every batch norm into the convolution before it, in place: y = γ(Wx − μ)/σ + β."""
+    for parent in list(network.modules()):
+        for (before, layer), (name, norm) in itertools.pairwise(list(parent.named_children())):
+            if isinstance(layer, torch.nn.Conv2d) and isinstance(norm, torch.nn.BatchNorm2d):
+                setattr(parent, before, fuse_conv_bn_eval(layer, norm))
+                setattr(parent, name, torch.nn.Identity())
+    return network
+
+
+def _on_pixels(layer: torch.nn.Module, preprocessing: Preprocessing) -> torch.nn.Conv2d:
+    """Fold the normalisation of 8-bit pixels p into the first convolution.
+
+    (p/255 − mean) / std = (p − 128) / (255 std) + (128/255 − mean) / std
+
+    The first term is fed with p − 128, a whole number that every precision holds exactly. The
+    second is the same on all of the page, so it becomes the weight of a fourth channel, which is
+    1 on the page. All four are 0 in the padding, where the normalised image is 0 as well: the
+    fold is exact up to the border.
+
+    Normalised pixels in bfloat16 would be off by up to 1/128, half a grey level, and on paper,
+    which is nearly white, all in the same direction: on LUDB's pages that is four fifths of the
+    error that bfloat16 makes in layer4 (1 − cosine at most 9e-4 with it, 2e-4 without).
+    """
+    weight, bias = layer.get_parameter("weight").double(), layer.get_parameter("bias")
+    mean = torch.tensor(preprocessing.mean).double().view(1, 3, 1, 1)
+    std = torch.tensor(preprocessing.std).double().view(1, 3, 1, 1)
+    constant = (weight * (CENTRE / 255 - mean) / std).sum(1, keepdim=True)
+    convolution = torch.nn.Conv2d(4, 64, kernel_size=7, stride=2, padding=3, device="meta")
+    tensors = {"weight": torch.cat([weight / (255 * std), constant], 1).float(), "bias": bias}
+    convolution.load_state_dict(tensors, assign=True)
+    return convolution
