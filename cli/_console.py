@@ -55,6 +55,16 @@ class Output:
         self._log = Console(stderr=True, highlight=False)
         self._log.soft_wrap = not self._log.is_terminal
 
+    def hush(self) -> None:
+        """Say nothing but errors: another process of the same job speaks for this one."""
+        self._results.quiet = self._log.quiet = True
+        self.as_json = False
+
+    def complain(self, line: str) -> None:
+        """One line on stderr, whoever speaks."""
+        self._log.quiet = False
+        self.log(line)
+
     def log(self, line: str) -> None:
         """One line for people on stderr."""
         self._log.print(escape(line))
@@ -131,7 +141,12 @@ class _Bar:
         if self._bar is None or self._stage != progress.stage:
             self._start(progress)
         assert self._bar is not None and self._task is not None
-        self._bar.update(self._task, completed=progress.done, total=progress.total)
+        self._bar.update(
+            self._task,
+            completed=progress.done,
+            total=progress.total,
+            description=escape(_stage_in_words(progress)),
+        )
 
     def _start(self, progress: Progress) -> None:
         from rich.progress import (
@@ -202,11 +217,15 @@ class _Lines:
         rate = (progress.done - self._first_done) / max(now - self._started_s, 1e-9)
         left_s = (progress.total - progress.done) / rate
         self._output.log(
-            f"{progress.stage} {progress.done}/{progress.total} {progress.unit}, "
+            f"{_stage_in_words(progress)} {progress.done}/{progress.total} {progress.unit}, "
             f"{rate:.1f} {progress.unit}/s, {_clock(left_s)} left"
         )
         if progress.done == progress.total:
             self._stage = ""
+
+
+def _stage_in_words(progress: Progress) -> str:
+    return f"{progress.stage} ({progress.detail})" if progress.detail else progress.stage
 
 
 def _clock(seconds: float) -> str:
@@ -290,7 +309,7 @@ def failing_cleanly(output: Output, *, debug: bool) -> Iterator[None]:
     except EcgfeatError as error:
         if debug:
             raise
-        output.log(f"Error: {error}")
+        output.complain(f"Error: {error}")
         _log_notes(output, error)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
     except OSError as error:
@@ -302,7 +321,7 @@ def failing_cleanly(output: Output, *, debug: bool) -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
-        output.log(
+        output.complain(
             f"Error: unexpected {type(error).__name__}: {error}. This is a bug in ecgfeat: "
             "run the same command with --debug and report what it prints."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,9 @@ __all__ = ["finetune"]
 _EXAMPLES = """
 ecgfeat finetune pages/
 ecgfeat finetune pages.csv --lr 1e-4 --epochs 10 --crop-mode squash --val-fraction 0.2
+ecgfeat finetune pages.csv --from-head runs/20260131-110000-linear-pages --lr 1e-4
 ecgfeat finetune --resume runs/20260131-120000-finetune-pages
+torchrun --nproc-per-node 4 -m ecgfeat.cli finetune pages.csv
 """
 
 
@@ -47,6 +50,16 @@ def finetune(
             show_default=False,
         ),
     ] = None,
+    from_head: Annotated[
+        Path | None,
+        typer.Option(
+            "--from-head",
+            metavar="RUN",
+            help="Begin with a fitted head as the last layer, and with its backbone and pages: "
+            "the first steps then have no random weights to make up for. Recommended.",
+            show_default=False,
+        ),
+    ] = None,
     out: OUT = Path("runs"),
     training: FinetuneSettings,
     evaluation: EvaluationSettings,
@@ -58,16 +71,20 @@ def finetune(
 ) -> None:
     """Train all weights of the network, streamed from the images.
 
-    A checkpoint is kept after every epoch.
+    Every step is kept: a stopped or killed run goes on with --resume. Under torchrun, several GPUs
+    or machines share the work.
     """
     from ecgfeat.errors import ConfigError
     from ecgfeat.finetuning import finetune, resume_finetune
     from ecgfeat.manifest import read_manifest
 
+    if os.environ.get("RANK", "0") != "0":
+        output.hush()  # under torchrun the first process speaks for all
     if (data is None) == (resume is None):
         raise ConfigError("give either DATA (a new run) or --resume RUN (to go on with one)")
     given = (training, evaluation, page, network, source, compute)
-    if resume is not None and any(settings != type(settings)() for settings in given):
+    changed = from_head is not None or any(settings != type(settings)() for settings in given)
+    if resume is not None and changed:
         raise ConfigError(
             "--resume goes on with the run's own settings: leave the others out, or start a new "
             "run with DATA"
@@ -84,6 +101,7 @@ def finetune(
                 compute=compute,
                 training=training,
                 evaluation=evaluation,
+                from_head=from_head,
                 out_dir=out,
                 report=report,
             )

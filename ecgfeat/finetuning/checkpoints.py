@@ -3,86 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ecgfeat.errors import RunError
 from ecgfeat.files import replacing
-from ecgfeat.finetuning.training import Snapshot
+from ecgfeat.finetuning.snapshots import Snapshot
+from ecgfeat.finetuning.state import Candidate, Said, State, Tally
 from ecgfeat.images import Failure
 from ecgfeat.runs import EpochRecord
 
-__all__ = [
-    "CHECKPOINT",
-    "State",
-    "Tested",
-    "load_checkpoint",
-    "remove_checkpoint",
-    "save_checkpoint",
-]
+__all__ = ["CHECKPOINT", "load_checkpoint", "remove_checkpoint", "save_checkpoint"]
 
 CHECKPOINT = "checkpoint.safetensors"
 """In the run's folder until the run is finished."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Tested:
-    """What was said of a fold's test rows.
-
-    Attributes
-    ----------
-    rows : ndarray of shape (m,), int64
-        Test rows that could be decoded.
-    probabilities : ndarray of shape (m, n_classes), float64
-    """
-
-    rows: NDArray[np.int64]
-    probabilities: NDArray[np.float64]
-
-
-@dataclass(kw_only=True)
-class State:
-    """How far a fine-tuning has come; without a checkpoint, nowhere.
-
-    No random state is among it: the order of the images follows from seed, fold and epoch, and
-    a ResNet draws no random numbers.
-
-    Attributes
-    ----------
-    epoch : int
-        Finished epochs of the fold under way.
-    history : list of EpochRecord
-    tested : list of Tested
-        One per finished fold.
-    failures : dict of int to Failure
-        Images that can't be decoded, by row.
-    wall_s, training_s : float
-        Seconds for all of it, and for the training steps alone.
-    n_trained : int
-        Images trained on, each once per epoch.
-    """
-
-    epoch: int = 0
-    history: list[EpochRecord] = field(default_factory=list)
-    tested: list[Tested] = field(default_factory=list)
-    failures: dict[int, Failure] = field(default_factory=dict)
-    wall_s: float = 0.0
-    training_s: float = 0.0
-    n_trained: int = 0
-
-    @property
-    def fold(self) -> int:
-        """The fold under way."""
-        return len(self.tested)
+PLAIN = ("epoch", "step", "rates", "wall_s", "training_s", "n_trained")
+"""Fields of `State` that JSON holds as they are."""
 
 
 def save_checkpoint(folder: Path, state: State, snapshot: Snapshot) -> None:
@@ -97,26 +39,40 @@ def save_checkpoint(folder: Path, state: State, snapshot: Snapshot) -> None:
     from safetensors.torch import save_file
 
     tensors = dict(snapshot.tensors)
-    for fold, tested in enumerate(state.tested):
-        tensors[f"tested.{fold}.rows"] = torch.from_numpy(tested.rows)
-        tensors[f"tested.{fold}.probabilities"] = torch.from_numpy(tested.probabilities)
+    for fold, said in enumerate(state.tested):
+        tensors.update(_tensors(said, f"tested.{fold}"))
+    for fold, candidate in enumerate(state.chosen):
+        tensors.update(_tensors(candidate.validation, f"chosen.{fold}"))
+    if state.candidate:
+        tensors.update(_tensors(state.candidate.validation, "candidate"))
+        for name, value in state.candidate.weights.items():
+            tensors[f"candidate.weights.{name}"] = value
     plain = {
-        "epoch": state.epoch,
-        "history": [dataclasses.asdict(record) for record in state.history],
-        "failures": [
-            {"row": row, "reason": failure.reason, "n_bytes": failure.n_bytes}
-            for row, failure in state.failures.items()
-        ],
-        "wall_s": state.wall_s,
-        "training_s": state.training_s,
-        "n_trained": state.n_trained,
+        **{name: getattr(state, name) for name in PLAIN},
+        "tally": asdict(state.tally),
+        "history": [asdict(record) for record in state.history],
+        "candidate": state.candidate and _plain(state.candidate),
+        "chosen": [_plain(candidate) for candidate in state.chosen],
+        "failures": [asdict(failure) for failure in state.failures.values()],
         "scaler": dict(snapshot.scaler),
+        "n_parts": snapshot.n_parts,
     }
     with replacing(folder / CHECKPOINT) as aside:
         try:
             save_file(tensors, aside, metadata={"state": json.dumps(plain)})
         except SafetensorError as error:
             raise _os_error(error) from error
+
+
+def _tensors(said: Said, name: str) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.rows": torch.from_numpy(said.rows),
+        f"{name}.probabilities": torch.from_numpy(said.probabilities),
+    }
+
+
+def _plain(candidate: Candidate) -> dict[str, Any]:
+    return {"epoch": candidate.epoch, "score": candidate.score}
 
 
 def _os_error(error: Exception) -> OSError:
@@ -142,7 +98,8 @@ def load_checkpoint(folder: Path) -> tuple[State, Snapshot] | None:
         with safe_open(path, framework="pt") as file:
             plain = json.loads(file.metadata()["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return _state(plain, tensors), Snapshot(tensors=tensors, scaler=plain["scaler"])
+        snapshot = Snapshot(tensors=tensors, scaler=plain["scaler"], n_parts=plain["n_parts"])
+        return _state(plain, tensors), snapshot
     except (SafetensorError, ValueError, LookupError, TypeError) as error:
         raise RunError(
             f"{path} is damaged ({error}), so this run can't go on. Start a new one."
@@ -157,19 +114,32 @@ def remove_checkpoint(folder: Path) -> None:
 
 
 def _state(plain: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> State:
-    n_tested = sum(name.startswith("tested.") for name in tensors) // 2
+    n_folds = len(plain["chosen"])
+    candidate = plain["candidate"]
     return State(
-        epoch=plain["epoch"],
+        **{name: plain[name] for name in PLAIN},
+        tally=Tally(**plain["tally"]),
         history=[EpochRecord(**record) for record in plain["history"]],
-        tested=[
-            Tested(
-                rows=tensors[f"tested.{fold}.rows"].numpy(),
-                probabilities=tensors[f"tested.{fold}.probabilities"].numpy(),
-            )
-            for fold in range(n_tested)
+        candidate=candidate and _candidate(candidate, "candidate", tensors),
+        chosen=[
+            _candidate(fields, f"chosen.{fold}", tensors)
+            for fold, fields in enumerate(plain["chosen"])
         ],
+        tested=[_said(f"tested.{fold}", tensors) for fold in range(n_folds)],
         failures={failure["row"]: Failure(**failure) for failure in plain["failures"]},
-        wall_s=plain["wall_s"],
-        training_s=plain["training_s"],
-        n_trained=plain["n_trained"],
+    )
+
+
+def _candidate(
+    fields: Mapping[str, Any], name: str, tensors: Mapping[str, torch.Tensor]
+) -> Candidate:
+    prefix = f"{name}.weights."
+    weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    return Candidate(**fields, validation=_said(name, tensors), weights=weights)
+
+
+def _said(name: str, tensors: Mapping[str, torch.Tensor]) -> Said:
+    return Said(
+        rows=tensors[f"{name}.rows"].numpy(),
+        probabilities=tensors[f"{name}.probabilities"].numpy(),
     )

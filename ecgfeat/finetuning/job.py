@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch.nn import Module
+
+from ecgfeat.augmentation import augmenting
 from ecgfeat.backbones import Weights, load_network, network_from_tensors
 from ecgfeat.config import (
     ComputeSettings,
@@ -20,16 +23,30 @@ from ecgfeat.config import (
     PageSettings,
     as_json,
 )
+from ecgfeat.finetuning.distributed import ALONE, Ranks
+from ecgfeat.finetuning.from_head import FittedHead, read_head
+from ecgfeat.finetuning.optimizing import balanced_weights
+from ecgfeat.finetuning.snapshots import Snapshot
 from ecgfeat.finetuning.streaming import Images
-from ecgfeat.finetuning.training import Snapshot, Trainer
-from ecgfeat.images import Failure
+from ecgfeat.finetuning.training import Trainer, ignore
+from ecgfeat.images import Alter, Failure
 from ecgfeat.manifest import Manifest, read_manifest
 from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.protocol import Partition, Task, define_task, partitions
 from ecgfeat.runs import count_rows
 from ecgfeat.runtime import Compute, machine, resolve_compute, versions
 
-__all__ = ["Job", "describe_backbone", "describe_rows", "job_from_config", "manifest_from_config"]
+__all__ = [
+    "KIND",
+    "Job",
+    "describe_backbone",
+    "describe_rows",
+    "job_from_config",
+    "manifest_from_config",
+]
+
+KIND = "finetune"
+"""Of the runs, in their ``config.json``."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,6 +58,10 @@ class Job:
     manifest : Manifest
     network, page, training, evaluation : settings
     compute : Compute
+    from_head : Path or None
+        Run of the head that the last layer begins as; None for random weights.
+    ranks : Ranks
+        The processes that share the work.
     """
 
     manifest: Manifest
@@ -49,6 +70,13 @@ class Job:
     compute: Compute
     training: FinetuneSettings
     evaluation: EvaluationSettings
+    from_head: Path | None = None
+    ranks: Ranks = ALONE
+
+    @cached_property
+    def head(self) -> FittedHead | None:
+        """The head that the last layer begins as; read when first asked for."""
+        return None if self.from_head is None else read_head(self.from_head)
 
     @cached_property
     def task(self) -> Task:
@@ -79,20 +107,41 @@ class Job:
             preprocessing=self.preprocessing,
             threads=self.compute.threads,
             failures=failures,
+            ranks=self.ranks,
         )
 
-    def new_trainer(self) -> Trainer:
-        """A network that has seen none of the images."""
-        network = load_network(self.network, len(self.task.classes), self.evaluation.seed)
-        return Trainer(network, self.training, self.preprocessing, self.compute)
+    def alter(self, fold: int, epoch: int) -> Alter | None:
+        """What augments the training pages of an epoch, if anything does."""
+        return augmenting(self.training.augment, seed=self.evaluation.seed, fold=fold, epoch=epoch)
 
-    def restored_trainer(self, snapshot: Snapshot) -> Trainer:
+    def new_trainer(self, part: Partition, tell: Callable[[str], None] = ignore) -> Trainer:
+        """A network that has seen none of the images; a fitted head has seen `part`'s."""
+        network = load_network(self.network, len(self.task.classes), self.evaluation.seed)
+        if self.head is not None:
+            self.head.put_into(network, part.fold)
+        return self._trainer(network, part, tell)
+
+    def restored_trainer(
+        self, part: Partition, snapshot: Snapshot, tell: Callable[[str], None] = ignore
+    ) -> Trainer:
         """The network as it was when `snapshot` was taken."""
         arrays = {name: tensor.numpy() for name, tensor in snapshot.network.items()}
         network = network_from_tensors(self.network.arch, len(self.task.classes), arrays)
-        trainer = Trainer(network, self.training, self.preprocessing, self.compute)
+        trainer = self._trainer(network, part, tell)
         trainer.restore(snapshot)
         return trainer
+
+    def _trainer(self, network: Module, part: Partition, tell: Callable[[str], None]) -> Trainer:
+        is_balanced = self.training.class_weights == "balanced"
+        return Trainer(
+            network,
+            self.training,
+            self.preprocessing,
+            self.compute,
+            class_weights=balanced_weights(self.task, part) if is_balanced else None,
+            ranks=self.ranks,
+            tell=tell,
+        )
 
     def describe(self) -> dict[str, Any]:
         """The job as plain values, from which `job_from_config` makes it again."""
@@ -110,6 +159,7 @@ class Job:
             },
             "training": as_json(self.training),
             "evaluation": as_json(self.evaluation),
+            "from_head": self.head and self.head.describe(),
             "preprocessing": asdict(self.preprocessing),
             "partitions": count_rows(self.plan),
             "versions": versions(),
@@ -149,7 +199,7 @@ def manifest_from_config(config: Mapping[str, Any]) -> Manifest:
     return read_manifest(data, DataSettings(root=root and Path(root), **settings))
 
 
-def job_from_config(config: Mapping[str, Any], manifest: Manifest) -> Job:
+def job_from_config(config: Mapping[str, Any], manifest: Manifest, ranks: Ranks = ALONE) -> Job:
     """Make the job again that `Job.describe` described.
 
     Raises
@@ -158,6 +208,7 @@ def job_from_config(config: Mapping[str, Any], manifest: Manifest) -> Job:
         When its device or precision isn't here.
     """
     compute = ComputeSettings(**config["compute"])
+    head = config["from_head"]
     return Job(
         manifest=manifest,
         network=NetworkSettings(**config["network"]),
@@ -165,4 +216,6 @@ def job_from_config(config: Mapping[str, Any], manifest: Manifest) -> Job:
         compute=resolve_compute(compute, purpose="train"),
         training=FinetuneSettings(**config["training"]),
         evaluation=EvaluationSettings(**config["evaluation"]),
+        from_head=head and Path(head["run"]),
+        ranks=ranks,
     )

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ecgfeat.errors import DataError, Interrupted, StorageError
-from ecgfeat.files import write_csv
-from ecgfeat.finetuning.checkpoints import State, Tested, remove_checkpoint, save_checkpoint
+from ecgfeat.errors import (
+    DataError,
+    DivergedError,
+    Interrupted,
+    StorageError,
+    TrainingError,
+)
+from ecgfeat.finetuning.checkpoints import remove_checkpoint
+from ecgfeat.finetuning.choosing import choose, is_enough, score_epoch
 from ecgfeat.finetuning.job import Job
+from ecgfeat.finetuning.keeping import Keeping, diverged
+from ecgfeat.finetuning.lr_range import find_lr, n_images_tried, write_lr_range
+from ecgfeat.finetuning.optimizing import Schedule
+from ecgfeat.finetuning.results import predictions_of, result_of
+from ecgfeat.finetuning.snapshots import Snapshot
+from ecgfeat.finetuning.state import Candidate, Said, State
 from ecgfeat.finetuning.streaming import Tick, consecutive_batches, shuffled_batches
-from ecgfeat.finetuning.training import Snapshot, Tally, Trainer
-from ecgfeat.images import DECODER
-from ecgfeat.predictions import Predictions, join
+from ecgfeat.finetuning.training import Trainer
 from ecgfeat.protocol import Partition
-from ecgfeat.runs import Cost, EpochRecord, Result, Run, append_history, write_run
-from ecgfeat.runtime import Progress, Report, peak_memory_mib
+from ecgfeat.runs import EpochRecord, Run, append_history, open_run, write_run
+from ecgfeat.runtime import Progress, Report
 
-__all__ = ["KIND", "Running"]
-
-KIND = "finetune"
+__all__ = ["Running"]
 
 
 class Running:
@@ -46,191 +55,221 @@ class Running:
         self, job: Job, folder: Path, config: dict[str, Any], state: State, report: Report
     ) -> None:
         self._job = job
+        self._ranks = job.ranks
         self._folder = folder
         self._config = config
         self._state = state
         self._report = report
         self._images = job.images(state.failures)
-        self._started_s = time.monotonic() - state.wall_s
+        self._keeping = Keeping(job, folder, state)
 
     def run(self, snapshot: Snapshot) -> Run:
-        """Do what is left; `snapshot` is of the network under way, if it has had an epoch."""
+        """Do what is left; `snapshot` is of the network under way, if it has had a step."""
         with self._naming_the_way_on():
             for part in self._job.plan[self._state.fold :]:
-                if self._state.epoch:
-                    trainer = self._job.restored_trainer(snapshot)
-                else:
-                    trainer = self._job.new_trainer()
-                self._train(trainer, part)
-                self._test(trainer, part)
-            result = self._result(trainer)
+                trainer = self._trainer(part, snapshot)
+                try:
+                    self._train(trainer, part)
+                    self._test(trainer, part)
+                except Interrupted:
+                    self._keeping.save(trainer)
+                    raise
             if self._state.failures:
                 self._tell_left_out()
-            run = write_run(self._folder, result)
-            remove_checkpoint(self._folder)
-        return run
+            self._refuse_untested()
+            with self._ranks.together():
+                if self._ranks.is_first:
+                    self._write(trainer)
+        return open_run(self._folder)
 
     @contextlib.contextmanager
     def _naming_the_way_on(self) -> Iterator[None]:
         try:
             yield
-        except (Interrupted, StorageError, KeyboardInterrupt) as error:
-            error.add_note(
-                f"finished epochs kept: {len(self._state.history)}; go on with "
-                f"--resume {self._folder}"
-            )
+        except DivergedError:
             raise
+        except (Interrupted, StorageError, TrainingError, KeyboardInterrupt) as error:
+            error.add_note(f"kept: {self._keeping.kept}; go on with --resume {self._folder}")
+            raise
+
+    def _trainer(self, part: Partition, snapshot: Snapshot) -> Trainer:
+        state = self._state
+        if len(state.rates) == part.fold:
+            state.rates.append(self._rate(part))
+        if state.is_within_fold:
+            return self._job.restored_trainer(part, snapshot, self._tell)
+        return self._job.new_trainer(part, self._tell)
+
+    def _rate(self, part: Partition) -> float:
+        """The fold's learning rate."""
+        lr = self._job.training.lr
+        if lr != "auto":
+            return lr
+        tick = self._ticking("finding the rate", n_images_tried(self._job, part))
+        found = find_lr(self._job, part, self._images, tick)
+        if self._ranks.is_first:
+            figure = write_lr_range(self._folder, found, part, len(self._job.plan))
+            self._tell(
+                f"[Fine-Tuning] Learning rate {found.lr:g}, by the range test in {figure.name}"
+            )
+        return found.lr
+
+    # Training
 
     def _train(self, trainer: Trainer, part: Partition) -> None:
         """The epochs that are left of a fold."""
-        settings, state = self._job.training, self._state
-        for epoch in range(state.epoch + 1, settings.epochs + 1):
-            batches = shuffled_batches(
-                part.train,
-                settings.batch_size,
-                seed=self._job.evaluation.seed,
-                fold=part.fold,
-                epoch=epoch,
-            )
-            tell = partial(self._tell_training, part, epoch)
-            started_s = time.monotonic()
-            tally = trainer.train(self._images, batches, tell)
-            state.training_s += time.monotonic() - started_s
-            state.n_trained += tally.n_images
-            self._refuse_too_few(part, tally)
-            val_loss, val_accuracy = self._validate(trainer, part)
+        state, training = self._state, self._job.training
+        while not is_enough(state.epoch, state.candidate, training):
+            epoch = state.epoch + 1
+            lr = self._train_epoch(trainer, part, epoch)
+            self._refuse_too_few(part)
+            said, val_loss, val_accuracy = self._validate(trainer, part)
             record = EpochRecord(
                 fold=part.fold,
                 epoch=epoch,
-                loss=tally.loss,
-                accuracy=tally.accuracy,
+                loss=state.tally.loss,
+                accuracy=state.tally.accuracy,
                 val_loss=val_loss,
                 val_accuracy=val_accuracy,
+                lr=lr,
             )
-            state.history.append(record)
-            state.epoch = epoch
-            self._save(trainer.snapshot())
-            append_history(self._folder, record)
-            tell(len(part.train), record.log_line("Fine-Tuning", len(self._job.plan)))
+            validation = predictions_of(self._job, part, said, "validation")
+            score = score_epoch(validation, training)
+            new = Candidate(epoch=epoch, score=score, validation=said)
+            state.end_epoch(record, choose(state.candidate, new, trainer, training))
+            self._keeping.save(trainer)
+            if self._ranks.is_first:
+                append_history(self._folder, record)
+            line = record.log_line("Fine-Tuning", len(self._job.plan))
+            with self._ranks.together():
+                self._tell_training(part, epoch, len(part.train), line)
 
-    def _tell_training(self, part: Partition, epoch: int, done: int, message: str = "") -> None:
-        # Counted over all folds and epochs, so that the time left is the job's.
-        sizes = [len(other.train) * self._job.training.epochs for other in self._job.plan]
-        behind = sum(sizes[: part.fold]) + len(part.train) * (epoch - 1)
-        self._report(
-            Progress(stage="training", done=behind + done, total=sum(sizes), message=message)
+    def _train_epoch(self, trainer: Trainer, part: Partition, epoch: int) -> float | None:
+        """The steps that are left of an epoch; its last learning rate, if that changes."""
+        job, state = self._job, self._state
+        batches = shuffled_batches(
+            part.train,
+            job.training.batch_size,
+            seed=job.evaluation.seed,
+            fold=part.fold,
+            epoch=epoch,
         )
+        n_steps = len(batches)
+        schedule = Schedule(
+            settings=job.training, lr=state.rates[part.fold], n_steps=n_steps * job.training.epochs
+        )
+        n_done = sum(map(len, batches[: state.step]))
+        stream = self._images.stream(
+            batches[state.step :],
+            lambda n_behind: self._tell_training(part, epoch, n_done + n_behind),
+            alter=job.alter(part.fold, epoch),
+        )
+        with contextlib.closing(stream):
+            before_s = time.monotonic()
+            for batch in self._ranks.in_step(stream):
+                trainer.set_lr(schedule.rate((epoch - 1) * n_steps + state.step))
+                step = trainer.step(batch.pixels, self._images.targets[batch.rows])
+                if not math.isfinite(step.loss):
+                    raise diverged(f"the loss became {step.loss}", state)
+                state.take_in(step, time.monotonic() - before_s)
+                if self._keeping.is_due():
+                    self._keeping.save(trainer)
+                before_s = time.monotonic()
+        return None if schedule.is_constant else schedule.rate(epoch * n_steps - 1)
 
-    def _ticking(self, stage: str, total: int) -> Tick:
-        return lambda done: self._report(Progress(stage=stage, done=done, total=total))
-
-    def _refuse_too_few(self, part: Partition, tally: Tally) -> None:
+    def _refuse_too_few(self, part: Partition) -> None:
+        self._keeping.share_failures()
         decoded = ~np.isin(part.train, list(self._state.failures))
         targets = self._job.task.targets[part.train]
         lost = np.setdiff1d(targets, targets[decoded])
-        if tally.n_images and not len(lost):
+        if self._state.tally.n_images and not len(lost):
             return
         names = ", ".join(repr(self._job.task.classes[index]) for index in lost)
-        path = self._write_quarantine()
+        path = self._keeping.write_quarantine()
         raise DataError(
             f"{(~decoded).sum()} of {len(decoded)} training images can't be decoded, "
             f"{f'all of {names}' if names else 'too many'}: there is nothing to learn from. "
             f"The reasons are in {path}."
         )
 
-    def _validate(self, trainer: Trainer, part: Partition) -> tuple[float | None, float | None]:
-        """Loss and accuracy over the fold's validation rows; None where there are none."""
-        if not len(part.validation):
-            return None, None
-        batches = consecutive_batches(part.validation, self._job.training.batch_size)
-        tick = self._ticking("validating", len(part.validation))
-        rows, log_probabilities = trainer.log_probabilities(self._images, batches, tick)
-        if not len(rows):
-            return None, None
-        truth = self._job.task.targets[rows]
-        loss = -log_probabilities[np.arange(len(rows)), truth].mean()
+    # Validating and testing
+
+    def _validate(
+        self, trainer: Trainer, part: Partition
+    ) -> tuple[Said, float | None, float | None]:
+        """What is said of the fold's validation rows, with loss and accuracy if there are any."""
+        said, log_probabilities = self._ask(trainer, part.validation, "validating")
+        if not len(said.rows):
+            return said, None, None
+        truth = self._job.task.targets[said.rows]
+        loss = -log_probabilities[np.arange(len(truth)), truth].mean()
         right = log_probabilities.argmax(axis=1) == truth
-        return float(loss), float(right.mean())
+        return said, float(loss), float(right.mean())
 
     def _test(self, trainer: Trainer, part: Partition) -> None:
         """Predict the fold's test rows, which ends the fold."""
-        batches = consecutive_batches(part.test, self._job.training.batch_size)
-        tick = self._ticking("testing", len(part.test))
-        rows, log_probabilities = trainer.log_probabilities(self._images, batches, tick)
-        self._state.tested.append(Tested(rows=rows, probabilities=np.exp(log_probabilities)))
-        self._state.epoch = 0
+        assert self._state.candidate is not None
+        if self._state.candidate.weights:
+            trainer.use(self._state.candidate.weights)
+        said, _ = self._ask(trainer, part.test, "testing")
+        self._state.end_fold(said)
         # Until the run is written, the last fold's checkpoint must keep its network.
         if self._state.fold < len(self._job.plan):
-            self._save(Snapshot())
+            self._keeping.save(None)
 
-    def _save(self, snapshot: Snapshot) -> None:
-        self._state.wall_s = time.monotonic() - self._started_s
-        save_checkpoint(self._folder, self._state, snapshot)
+    def _refuse_untested(self) -> None:
+        if not any(len(said.rows) for said in self._state.tested):
+            raise DataError(
+                "none of the test images can be decoded. The reasons are in "
+                f"{self._keeping.write_quarantine()}."
+            )
 
-    def _write_quarantine(self) -> Path:
-        path = self._folder / "quarantine.csv"
-        paths = self._job.manifest.paths
-        failures = sorted(self._state.failures.items())
-        rows = [(paths[row], failure.reason, failure.n_bytes) for row, failure in failures]
-        write_csv(path, [("path", "reason", "n_bytes"), *rows])
-        return path
+    def _ask(
+        self, trainer: Trainer, rows: NDArray[np.int64], stage: str
+    ) -> tuple[Said, NDArray[np.float64]]:
+        """What the network says of some rows, and the logarithms of its probabilities."""
+        if not len(rows):
+            none = np.empty((0, len(self._job.task.classes)))
+            return Said(rows=rows, probabilities=none), none
+        batches = consecutive_batches(rows, self._job.training.batch_size)
+        tick = self._ticking(stage, len(rows))
+        found, log_probabilities = trainer.log_probabilities(self._images, batches, tick)
+        return Said(rows=found, probabilities=np.exp(log_probabilities)), log_probabilities
+
+    # Writing and telling
+
+    def _write(self, trainer: Trainer) -> None:
+        """Write the run's files; the checkpoint goes last."""
+        result = result_of(self._job, self._state, self._config, trainer, self._keeping.wall_s)
+        write_run(self._folder, result)
+        remove_checkpoint(self._folder)
+
+    def _tell_training(self, part: Partition, epoch: int, done: int, message: str = "") -> None:
+        # Counted over all folds and epochs, so that the time left is the job's.
+        sizes = [len(other.train) * self._job.training.epochs for other in self._job.plan]
+        behind = sum(sizes[: part.fold]) + len(part.train) * (epoch - 1)
+        tally = self._state.tally
+        detail = f"loss {tally.loss:.4f}, acc {tally.accuracy:.3f}" if tally.n_images else ""
+        self._report(
+            Progress(
+                stage="training",
+                done=behind + done,
+                total=sum(sizes),
+                message=message,
+                detail=detail,
+            )
+        )
+
+    def _ticking(self, stage: str, total: int) -> Tick:
+        return lambda done: self._report(Progress(stage=stage, done=done, total=total))
+
+    def _tell(self, message: str) -> None:
+        self._report(Progress(stage="training", done=0, total=0, message=message))
 
     def _tell_left_out(self) -> None:
         message = (
             f"[Fine-Tuning] {len(self._state.failures)} images can't be decoded and are left "
-            f"out, with reasons: {self._write_quarantine()}"
+            f"out, with reasons: {self._keeping.write_quarantine()}"
         )
-        self._report(Progress(stage="testing", done=0, total=0, message=message))
-
-    def _result(self, trainer: Trainer) -> Result:
-        job, state = self._job, self._state
-        is_cv = bool(job.evaluation.cv)
-        return Result(
-            kind=KIND,
-            data_name=job.manifest.name,
-            config={**self._config, "n_quarantined": len(state.failures)},
-            history=tuple(state.history),
-            predictions=self._predictions(),
-            n_test_total=len(job.manifest) if is_cv else job.manifest.splits.count("test"),
-            cost=Cost(
-                wall_s=time.monotonic() - self._started_s,
-                features_s=0.0,
-                images_per_s=state.n_trained / state.training_s,
-                peak_memory_mib=peak_memory_mib(),
-                arch=job.network.arch,
-                batch_size=job.training.batch_size,
-                device=job.compute.device,
-                precision=job.compute.precision,
-            ),
-            model={} if is_cv else trainer.weights(),
-            model_card={
-                "backbone": self._config["backbone"],
-                "preprocessing": self._config["preprocessing"],
-                "precision": job.compute.precision,
-                "decoder": DECODER,
-            },
-        )
-
-    def _predictions(self) -> Predictions:
-        job = self._job
-        tested = self._state.tested
-        if not any(len(fold.rows) for fold in tested):
-            raise DataError(
-                "none of the test images can be decoded. The reasons are in "
-                f"{self._write_quarantine()}."
-            )
-        return join(
-            [
-                Predictions.of_rows(
-                    fold.rows,
-                    fold.probabilities,
-                    ids=job.manifest.paths,
-                    groups=job.manifest.groups,
-                    classes=job.task.classes,
-                    targets=job.task.targets,
-                    split=part.split,
-                    fold=part.fold,
-                )
-                for part, fold in zip(job.plan, tested)
-            ]
-        )
+        with self._ranks.together():
+            self._tell(message)

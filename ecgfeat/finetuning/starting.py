@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ecgfeat.backbones import load_weights
+from ecgfeat.backbones import Weights, load_weights
+from ecgfeat.calibration import refuse_undecidable
 from ecgfeat.config import (
     ComputeSettings,
     EvaluationSettings,
@@ -16,19 +19,25 @@ from ecgfeat.config import (
     PageSettings,
 )
 from ecgfeat.errors import ConfigError, RunError
-from ecgfeat.finetuning.checkpoints import State, load_checkpoint
+from ecgfeat.finetuning.checkpoints import load_checkpoint
+from ecgfeat.finetuning.choosing import refuse_unchoosable
+from ecgfeat.finetuning.distributed import Ranks, joined
+from ecgfeat.finetuning.from_head import read_head
 from ecgfeat.finetuning.job import (
+    KIND,
     Job,
     describe_backbone,
     describe_rows,
     job_from_config,
     manifest_from_config,
 )
-from ecgfeat.finetuning.running import KIND, Running
-from ecgfeat.finetuning.training import Snapshot
+from ecgfeat.finetuning.locking import sole
+from ecgfeat.finetuning.running import Running
+from ecgfeat.finetuning.snapshots import Snapshot
+from ecgfeat.finetuning.state import State
 from ecgfeat.manifest import Manifest, write_missing
 from ecgfeat.runs import Run, create_run, damaged, is_finished, read_config, write_config
-from ecgfeat.runtime import Report, resolve_compute, silent
+from ecgfeat.runtime import Compute, Report, resolve_compute, silent
 
 __all__ = ["finetune", "resume_finetune"]
 
@@ -41,6 +50,7 @@ def finetune(
     compute: ComputeSettings = ComputeSettings(),
     training: FinetuneSettings = FinetuneSettings(),
     evaluation: EvaluationSettings = EvaluationSettings(),
+    from_head: Path | None = None,
     out_dir: Path = Path("runs"),
     report: Report = silent,
 ) -> Run:
@@ -53,12 +63,15 @@ def finetune(
     ----------
     manifest : Manifest
     network, page, compute, training, evaluation : settings
+    from_head : Path, optional
+        Run of a fitted head that the last layer begins as. Where `network` and `page` are left
+        at their defaults, the head's own are taken.
     out_dir : Path
         Parent of the run's folder.
     report : callable
         Told the progress before every batch, and a log line after every epoch. When it raises
-        `Interrupted`, finished epochs are kept; a note on the exception names the folder that
-        `resume_finetune` takes.
+        `Interrupted`, every step that was done is kept; a note on the exception names the folder
+        that `resume_finetune` takes.
 
     Returns
     -------
@@ -67,13 +80,21 @@ def finetune(
 
     Raises
     ------
-    EcgfeatError
-        When the training diverges; the last good checkpoint is kept.
+    DivergedError
+        When the loss or a weight stops being finite; the last good checkpoint is kept.
+    TrainingError
+        When memory doesn't do for two images, or another process of the training failed.
     DataError
         When there are too few images to train or to test on.
     WeightsError, ConfigError, DeviceError
         Before anything is written.
+    RunError
+        When the head doesn't fit the network, the data or the folds.
     StorageError, Interrupted
+
+    Notes
+    -----
+    Under ``torchrun`` every process calls this; they share the work of one run, and all return it.
 
     Examples
     --------
@@ -81,28 +102,87 @@ def finetune(
     >>> manifest = read_manifest("pages/manifest.csv")  # doctest: +SKIP
     >>> run = finetune(manifest, training=FinetuneSettings(lr=1e-4))  # doctest: +SKIP
     """
-    backbone = describe_backbone(load_weights(network))
-    job = Job(
-        manifest=manifest,
-        # Resolved: a relative path may lead elsewhere when the run goes on.
-        network=replace(network, weights=backbone["weights"]),
-        page=page,
-        compute=resolve_compute(compute, purpose="train"),
-        training=training,
-        evaluation=evaluation,
+    resolved = resolve_compute(compute, purpose="train")
+    refuse_unchoosable(training, evaluation)
+    with joined(resolved.device) as ranks:
+        head = None if from_head is None else read_head(from_head)
+        if head is not None:
+            network, page = head.adopt(network, page)
+        weights = load_weights(network)
+        job = Job(
+            manifest=manifest,
+            # Resolved: a relative path may lead elsewhere when the run goes on.
+            network=replace(network, weights=weights.name),
+            page=page,
+            compute=_with_own_threads(resolved, compute),
+            training=training,
+            evaluation=evaluation,
+            from_head=None if head is None else head.run.path.resolve(),
+            ranks=ranks,
+        )
+        _refuse_impossible(job, weights)
+        folder, config = _begin(job, weights, out_dir)
+        with _sole(ranks, folder):
+            return Running(job, folder, config, State(), report).run(Snapshot())
+
+
+def _with_own_threads(compute: Compute, asked: ComputeSettings) -> Compute:
+    """By default the processes of a machine share its cores."""
+    n_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if asked.threads or n_processes == 1:
+        return compute
+    return replace(compute, threads=max(1, compute.threads // n_processes))
+
+
+def _refuse_impossible(job: Job, weights: Weights) -> None:
+    """Refuse, before anything is written, what the data or the head don't allow."""
+    evaluation = job.evaluation
+    refuse_undecidable(
+        evaluation,
+        n_classes=len(job.task.classes),
+        has_validation=bool(evaluation.val_fraction),
     )
-    config = {"backbone": backbone, **job.describe()}
-    folder = create_run(out_dir, KIND, manifest.name).resolve()
-    config = write_config(folder, KIND, manifest.name, config)
-    if manifest.missing:
-        write_missing(manifest, folder / "missing.csv")
-    return Running(job, folder, config, State(), report).run(Snapshot())
+    if job.head is not None:
+        job.head.refuse_misfit(
+            weights=weights,
+            preprocessing=job.preprocessing,
+            classes=job.task.classes,
+            evaluation=evaluation,
+            manifest=job.manifest,
+            plan=job.plan,
+        )
+
+
+def _begin(job: Job, weights: Weights, out_dir: Path) -> tuple[Path, dict[str, Any]]:
+    """Make the run's folder; the first process does, for all."""
+    begun: tuple[Path, dict[str, Any]] | None = None
+    with job.ranks.together():
+        if job.ranks.is_first:
+            name = job.manifest.name
+            folder = create_run(out_dir, KIND, name).resolve()
+            config = {"backbone": describe_backbone(weights), **job.describe()}
+            begun = folder, write_config(folder, KIND, name, config)
+            if job.manifest.missing:
+                write_missing(job.manifest, folder / "missing.csv")
+    found = job.ranks.gathered(begun)[0]
+    assert found is not None
+    return found
+
+
+@contextlib.contextmanager
+def _sole(ranks: Ranks, folder: Path) -> Iterator[None]:
+    """Keep others from going on with the run; the first process does, for all."""
+    with contextlib.ExitStack() as held:
+        with ranks.together():
+            if ranks.is_first:
+                held.enter_context(sole(folder))
+        yield
 
 
 def resume_finetune(
     run_folder: Path, *, manifest: Manifest | None = None, report: Report = silent
 ) -> Run:
-    """Go on with an interrupted fine-tuning, from its last finished epoch.
+    """Go on with an interrupted fine-tuning, from its last checkpoint.
 
     Parameters
     ----------
@@ -121,24 +201,36 @@ def resume_finetune(
     Raises
     ------
     RunError
-        When the folder is no unfinished fine-tuning, or the data or weights have changed.
-    DataError, DeviceError, WeightsError, EcgfeatError, StorageError, Interrupted
+        When the folder is no unfinished fine-tuning, another process is at it, or the data, the
+        weights or the head have changed.
+    DataError, DeviceError, WeightsError, TrainingError, StorageError, Interrupted
         As in `finetune`.
     """
     folder = run_folder.resolve()
     config = _unfinished_config(folder)
+    with _naming_damage(folder):
+        device = str(config["compute"]["device"])
+    with joined(device) as ranks, _sole(ranks, folder):
+        config = _unfinished_config(folder)  # perhaps somebody else has just finished it
+        with _naming_damage(folder):
+            if manifest is None:
+                manifest = manifest_from_config(config)
+            job = job_from_config(config, manifest, ranks)
+            _refuse_changed_rows(config["rows"], manifest, folder)
+            state, snapshot = load_checkpoint(folder) or (State(), Snapshot())
+            if not state.is_within_fold or state.fold + 1 < len(job.plan):
+                _refuse_changed_beginning(config, job)
+        return Running(job, folder, config, state, report).run(snapshot)
+
+
+@contextlib.contextmanager
+def _naming_damage(folder: Path) -> Iterator[None]:
     try:
-        if manifest is None:
-            manifest = manifest_from_config(config)
-        job = job_from_config(config, manifest)
-        _refuse_changed_rows(config["rows"], manifest, folder)
-        state, snapshot = load_checkpoint(folder) or (State(), Snapshot())
-        _refuse_changed_weights(config["backbone"], job, state)
+        yield
     except (ConfigError, KeyError, TypeError) as error:
         raise damaged(
             folder / "config.json", f"a setting is missing or unknown ({error})"
         ) from error
-    return Running(job, folder, config, state, report).run(snapshot)
 
 
 def _unfinished_config(folder: Path) -> dict[str, Any]:
@@ -175,10 +267,15 @@ def _refuse_changed_rows(begun: Mapping[str, Any], manifest: Manifest, folder: P
     )
 
 
-def _refuse_changed_weights(begun: Mapping[str, Any], job: Job, state: State) -> None:
-    begins_a_network = state.epoch == 0 or state.fold + 1 < len(job.plan)
-    if begins_a_network and describe_backbone(load_weights(job.network)) != begun:
+def _refuse_changed_beginning(begun: Mapping[str, Any], job: Job) -> None:
+    """Refuse to begin another network otherwise than those before it."""
+    if describe_backbone(load_weights(job.network)) != begun["backbone"]:
         raise RunError(
             f"the weights {job.network.weights} have changed since the run was begun. Put them "
             "back as they were, or start a new run."
+        )
+    if job.head is not None and job.head.describe() != begun["from_head"]:
+        raise RunError(
+            f"the head {job.from_head} has changed since the run was begun. Put it back as it "
+            "was, or start a new run."
         )

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfeat.images import Batch, Failure, stream
+from ecgfeat.finetuning.distributed import ALONE, Ranks
+from ecgfeat.images import Alter, Batch, Failure, stream
 from ecgfeat.preprocessing import Preprocessing
 
 __all__ = ["Batches", "Images", "Tick", "consecutive_batches", "shuffled_batches"]
@@ -53,6 +54,8 @@ class Images:
         Threads that decode.
     failures : dict of int to Failure
         By row; filled as such images are met.
+    ranks : Ranks
+        Each process decodes its own share of every batch.
     """
 
     paths: Sequence[Path]
@@ -60,11 +63,15 @@ class Images:
     preprocessing: Preprocessing
     threads: int
     failures: dict[int, Failure]
+    ranks: Ranks = ALONE
 
-    def stream(self, batches: Batches, tick: Tick) -> Generator[Batch]:
+    def stream(
+        self, batches: Batches, tick: Tick, *, alter: Alter | None = None
+    ) -> Generator[Batch]:
         """Decode `batches` in order, calling `tick` before each is handed out."""
         n_behind = 0
-        decoded = stream(self.paths, batches, self.preprocessing, threads=self.threads)
+        shares = (self.ranks.share(rows) for rows in batches)
+        decoded = stream(self.paths, shares, self.preprocessing, threads=self.threads, alter=alter)
         with contextlib.closing(decoded):
             for rows, batch in zip(batches, decoded):
                 self.failures.update((failure.row, failure) for failure in batch.failures)
