@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ecgfeat.comparison import compare
+    from ecgfeat.contact_sheet import preview
     from ecgfeat.errors import EcgfeatError
     from ecgfeat.extraction import extract
     from ecgfeat.feature_cache import open_cache
@@ -32,6 +33,7 @@ __all__ = [
     "open_cache",
     "open_run",
     "predict",
+    "preview",
     "read_manifest",
     "resume_finetune",
     "synthesize",
@@ -46,6 +48,7 @@ _HOMES = {
     "open_cache": "feature_cache",
     "open_run": "runs",
     "predict": "inference",
+    "preview": "contact_sheet",
     "read_manifest": "manifest",
     "resume_finetune": "finetuning",
     "synthesize": "synth",

@@ -1,0 +1,45 @@
+"""``ecgfeat preview``: what the network sees of the pages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ecgfeat.config import DataSettings, PageSettings, PreviewSettings
+
+from ._app import app
+from ._console import Output
+from ._options import DATA, command
+
+__all__ = ["preview"]
+
+_EXAMPLES = """
+ecgfeat preview pages/
+ecgfeat preview pages.csv --root /data/ecg --crop-mode squash --size 448 --n 5
+"""
+
+
+@command(app, "preview", examples=_EXAMPLES)
+def preview(
+    data: DATA,
+    *,
+    figure: Annotated[Path, typer.Option("--figure", help="PNG to draw the sheet in.")] = Path(
+        "preview.png"
+    ),
+    sheet: PreviewSettings,
+    page: PageSettings,
+    source: DataSettings,
+    output: Output,
+) -> None:
+    """Draw a few pages of each class beside exactly what the network sees of them."""
+    from ecgfeat.contact_sheet import preview
+    from ecgfeat.manifest import read_manifest
+
+    manifest = read_manifest(data, source)
+    with output.reporting() as report:
+        shown = preview(manifest, figure=figure, page=page, sheet=sheet, report=report)
+    for line in shown.summary():
+        output.say(line)
+    output.result(shown.as_json())

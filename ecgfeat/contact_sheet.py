@@ -1,0 +1,331 @@
+"""A contact sheet: pages of a data set beside the very pixels that the network is given of them."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from ecgfeat.config import PageSettings, PreviewSettings
+from ecgfeat.errors import ConfigError, ImageError
+from ecgfeat.files import replacing
+from ecgfeat.images import MAX_PIXELS, decode, prepare
+from ecgfeat.manifest import Manifest
+from ecgfeat.preprocessing import Geometry, Preprocessing
+from ecgfeat.protocol import hash_place
+from ecgfeat.runtime import Progress, Report, silent
+
+__all__ = ["Preview", "Seen", "preview"]
+
+PAPER, INK, GREY, RULE, OUTLINE = "#ffffff", "#222222", "#666666", "#cccccc", "#0072B2"
+MARGIN_PX, GAP_PX, LINE_PX, FONT_PX, LETTER_PX = 24, 8, 18, 13, 8
+MIN_ROW_PX = 160
+"""Height of the pages on the sheet, where the network's input is smaller than that."""
+MIN_WIDTH_PX = 640
+"""Width of the sheet at least, so that its title has room."""
+PAGE_ASPECT = 1.5
+"""Width over height of the room for a page: between A4 (1.41) and a printed sheet (1.73)."""
+PALER = 0.55
+"""How far what the network doesn't see is drawn towards white."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """One image of the sheet.
+
+    Attributes
+    ----------
+    path, label : str
+    page_px : tuple of int
+        (width, height) of the page; zeros where it can't be had.
+    scale : tuple of float
+        (horizontal, vertical) pixels of the input per pixel of the page.
+    kept : float
+        Share of the page's area that is in the input.
+    padding : float
+        Share of the input's area that is not page.
+    reason : str
+        Why the image can't be had; empty where it can.
+    """
+
+    path: str
+    label: str
+    page_px: tuple[int, int] = (0, 0)
+    scale: tuple[float, float] = (0.0, 0.0)
+    kept: float = 0.0
+    padding: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """What a contact sheet shows, and where it is.
+
+    Attributes
+    ----------
+    figure : Path
+        The PNG.
+    crop_mode, size : str
+        How the pages were prepared.
+    images : tuple of Seen
+        Class by class.
+    n_images : mapping of str to int
+        How many images each class has in all.
+    missing : int
+        Listed files that are absent.
+    """
+
+    figure: Path
+    crop_mode: str
+    size: str
+    images: tuple[Seen, ...]
+    n_images: Mapping[str, int]
+    missing: int
+
+    @property
+    def undecodable(self) -> list[Seen]:
+        """The chosen images that can't be had."""
+        return [seen for seen in self.images if seen.reason]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for ``json.dumps``."""
+        return {**asdict(self), "figure": str(self.figure)}
+
+    def summary(self) -> list[str]:
+        """The same in words, one line each."""
+        shown = [seen.label for seen in self.images]
+        counts = ", ".join(
+            f"{label} {shown.count(label)} of {n}" for label, n in self.n_images.items()
+        )
+        lines = [f"{len(self.images)} images: {counts}"]
+        if self.missing:
+            lines.append(f"{self.missing} listed images are missing")
+        lines += [f"can't be decoded: {seen.path}: {seen.reason}" for seen in self.undecodable]
+        seen = [seen for seen in self.images if not seen.reason]
+        if seen:
+            lines.append(
+                f"--crop-mode {self.crop_mode} --size {self.size}: "
+                f"{_range([s.kept for s in seen])} of the page is kept, at "
+                f"{_range([s.scale[0] for s in seen])} of its width and "
+                f"{_range([s.scale[1] for s in seen])} of its height; "
+                f"{_range([s.padding for s in seen])} of the input is padding"
+            )
+        return [*lines, f"sheet: {self.figure}"]
+
+
+def _range(shares: Sequence[float]) -> str:
+    least, most = f"{min(shares):.0%}", f"{max(shares):.0%}"
+    return least if least == most else f"{least} to {most}"
+
+
+def preview(
+    manifest: Manifest,
+    *,
+    figure: Path = Path("preview.png"),
+    page: PageSettings = PageSettings(),
+    sheet: PreviewSettings = PreviewSettings(),
+    report: Report = silent,
+) -> Preview:
+    """Draw pages of each class beside the network's input, pixel for pixel.
+
+    Parameters
+    ----------
+    manifest : Manifest
+    figure : Path
+        The PNG to write.
+    page, sheet : settings
+    report : callable
+        Told the progress; may raise `Interrupted`.
+
+    Returns
+    -------
+    Preview
+
+    Raises
+    ------
+    ConfigError
+        When `figure` is no PNG, or the sheet would have too many pixels.
+    StorageError
+        When the disk refuses.
+
+    Examples
+    --------
+    >>> preview(read_manifest("pages"), page=PageSettings(crop_mode="squash"))  # doctest: +SKIP
+    """
+    if figure.suffix.lower() != ".png":
+        raise ConfigError(f"--figure must end in .png; found {figure}")
+    chosen = {label: _chosen(manifest, label, sheet.n) for label in manifest.classes}
+    preprocessing = Preprocessing.from_settings(page)
+    drawing = _Sheet(preprocessing, n_columns=max(map(len, chosen.values())), n_bands=len(chosen))
+    drawing.title(f"{manifest.name}, as --crop-mode {page.crop_mode} --size {page.size} shows it")
+    n_images = {label: manifest.labels.count(label) for label in chosen}
+    n_chosen = sum(map(len, chosen.values()))
+    images: list[Seen] = []
+    for band, (label, rows) in enumerate(chosen.items()):
+        drawing.heading(band, f"{label}: {len(rows)} of {n_images[label]}")
+        for column, row in enumerate(rows):
+            report(Progress(stage="drawing", done=len(images), total=n_chosen))
+            images.append(_draw(drawing, (band, column), manifest, row))
+    drawing.save(figure)
+    return Preview(
+        figure=figure,
+        crop_mode=page.crop_mode,
+        size=preprocessing.size,
+        images=tuple(images),
+        n_images=n_images,
+        missing=len(manifest.missing),
+    )
+
+
+def _chosen(manifest: Manifest, label: str, n: int) -> list[int]:
+    """The first `n` of a class in the order of a hash of their paths."""
+    rows = [row for row, found in enumerate(manifest.labels) if found == label]
+    return sorted(rows, key=lambda row: hash_place(manifest.paths[row]))[:n]
+
+
+def _draw(sheet: _Sheet, place: tuple[int, int], manifest: Manifest, row: int) -> Seen:
+    path, label = manifest.paths[row], manifest.labels[row]
+    try:
+        page = decode(manifest.image_path(row))
+        pixels = prepare(page, sheet.preprocessing)
+    except ImageError as error:
+        sheet.fail(place, path, str(error))
+        return Seen(path=path, label=label, reason=str(error))
+    height, width = page.shape[:2]
+    size_px = (pixels.shape[1], pixels.shape[0])
+    geometry = sheet.preprocessing.geometry((width, height))
+    box = _kept_box(geometry, (width, height), size_px)
+    covered_px = [min(r, s) for r, s in zip(geometry.resized_px, size_px)]
+    seen = Seen(
+        path=path,
+        label=label,
+        page_px=(width, height),
+        scale=(geometry.resized_px[0] / width, geometry.resized_px[1] / height),
+        kept=(box[2] - box[0]) * (box[3] - box[1]) / (width * height),
+        padding=1 - covered_px[0] * covered_px[1] / (size_px[0] * size_px[1]),
+    )
+    caption = f"{width} x {height} px, {seen.kept:.0%} kept"
+    sheet.show(place, (path, caption), page, box, pixels)
+    return seen
+
+
+Box = tuple[float, float, float, float]
+
+
+def _kept_box(geometry: Geometry, page_px: tuple[int, int], size_px: tuple[int, int]) -> Box:
+    """Left, top, right and bottom, on the page, of what of it is in the input."""
+    starts, ends = [], []
+    for axis in (0, 1):
+        page_per_resized = page_px[axis] / geometry.resized_px[axis]
+        start, end = geometry.offset_px[axis], geometry.offset_px[axis] + size_px[axis]
+        starts.append(max(start, 0) * page_per_resized)
+        ends.append(min(end, geometry.resized_px[axis]) * page_per_resized)
+    return (starts[0], starts[1], ends[0], ends[1])
+
+
+class _Sheet:
+    """The picture under way: bands of classes, and in each a row of pages with their inputs."""
+
+    def __init__(self, preprocessing: Preprocessing, *, n_columns: int, n_bands: int) -> None:
+        self.preprocessing = preprocessing
+        self._row_px = max(preprocessing.height_px, MIN_ROW_PX)
+        self._page_px = round(self._row_px * PAGE_ASPECT)
+        self._cell_px = self._page_px + GAP_PX + max(preprocessing.width_px, MIN_ROW_PX)
+        self._band_px = 3 * LINE_PX + self._row_px + MARGIN_PX
+        width = max(MIN_WIDTH_PX, MARGIN_PX + n_columns * (self._cell_px + MARGIN_PX))
+        height = 2 * MARGIN_PX + 2 * LINE_PX + n_bands * self._band_px
+        self._room_px = width - 2 * MARGIN_PX
+        if width * height > MAX_PIXELS:
+            raise ConfigError(
+                f"the sheet would have {width:,} x {height:,} pixels, at most "
+                f"{MAX_PIXELS / 1e6:.0f} million are drawn: take a smaller --n or --size"
+            )
+        self._image = Image.new("RGB", (width, height), PAPER)
+        self._draw = ImageDraw.Draw(self._image)
+        self._regular, self._bold = _font("DejaVuSans.ttf"), _font("DejaVuSans-Bold.ttf")
+
+    def title(self, text: str) -> None:
+        note = "left: the page, what is kept of it outlined; right: the input, pixel for pixel"
+        self._write((MARGIN_PX, MARGIN_PX), text, self._room_px, bold=True)
+        self._write((MARGIN_PX, MARGIN_PX + LINE_PX), note, self._room_px, colour=GREY)
+
+    def heading(self, band: int, text: str) -> None:
+        self._write((MARGIN_PX, self._top_px(band)), text, self._room_px, bold=True)
+
+    def show(
+        self,
+        place: tuple[int, int],
+        caption: Sequence[str],
+        page: NDArray[np.uint8],
+        box: Box,
+        pixels: NDArray[np.uint8],
+    ) -> None:
+        left, top = self._caption(place, caption)
+        scale = min(1.0, self._page_px / page.shape[1], self._row_px / page.shape[0])
+        shown_px = [max(1, round(side * scale)) for side in (page.shape[1], page.shape[0])]
+        shown = Image.fromarray(page).resize((shown_px[0], shown_px[1]), reducing_gap=3.0)
+        kept = [round(edge * scale) for edge in box]
+        frame = (kept[0], kept[1], max(kept[2], kept[0] + 1), max(kept[3], kept[1] + 1))
+        if frame != (0, 0, *shown.size):
+            kept_part = shown.crop(frame)
+            shown = Image.blend(shown, Image.new("RGB", shown.size, PAPER), PALER)
+            shown.paste(kept_part, frame[:2])
+            outline = (frame[0], frame[1], frame[2] - 1, frame[3] - 1)
+            ImageDraw.Draw(shown).rectangle(outline, outline=OUTLINE, width=2)
+        self._paste(shown, left, top)
+        self._paste(Image.fromarray(pixels), left + shown.width + GAP_PX, top)
+
+    def fail(self, place: tuple[int, int], path: str, reason: str) -> None:
+        left, top = self._caption(place, (path, "can't be decoded"))
+        self._draw.rectangle(
+            (left, top, left + self._cell_px - 1, top + self._row_px - 1), outline=GREY
+        )
+        room_px = self._cell_px - 2 * GAP_PX
+        for number, line in enumerate(textwrap.wrap(reason, room_px // LETTER_PX)):
+            at = (left + GAP_PX, top + GAP_PX + number * LINE_PX)
+            self._write(at, line, room_px)
+
+    def save(self, path: Path) -> None:
+        with replacing(path) as aside:
+            self._image.save(aside, format="PNG")
+
+    def _paste(self, picture: Image.Image, left: int, top: int) -> None:
+        around = (left - 1, top - 1, left + picture.width, top + picture.height)
+        self._draw.rectangle(around, outline=RULE)
+        self._image.paste(picture, (left, top))
+
+    def _top_px(self, band: int) -> int:
+        return 2 * MARGIN_PX + 2 * LINE_PX + band * self._band_px
+
+    def _caption(self, place: tuple[int, int], lines: Sequence[str]) -> tuple[int, int]:
+        """Write a cell's lines; returns where its pictures begin."""
+        left = MARGIN_PX + place[1] * (self._cell_px + MARGIN_PX)
+        top = self._top_px(place[0]) + LINE_PX
+        for number, line in enumerate(lines):
+            self._write((left, top + number * LINE_PX), line, self._cell_px, colour=GREY)
+        return left, top + 2 * LINE_PX
+
+    def _write(
+        self, at: tuple[int, int], text: str, room_px: int, *, bold: bool = False, colour: str = INK
+    ) -> None:
+        """Write one line; where there is no room for all of it, its end: a path's tells most."""
+        font = self._bold if bold else self._regular
+        line = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+        shown = line
+        while line and font.getlength(shown) > room_px:
+            line = line[1:]
+            shown = f"…{line}"
+        self._draw.text(at, shown, fill=colour, font=font)
+
+
+def _font(name: str) -> ImageFont.FreeTypeFont:
+    # matplotlib's own: it has far more letters than Pillow's, and is the same on every machine.
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / name, FONT_PX)
