@@ -319,7 +319,7 @@ def unchanged(options: Options) -> None:
             network=NetworkSettings(weights="random"),
             work=ExtractionSettings(batch_size=32),
         )
-        arguments = [str(folder / "pages"), str(listing), str(folder / "cache.h5")]
+        arguments = [f"{folder}/pages/", str(listing), str(folder / "cache.h5")]
         done = subprocess.run(
             [sys.executable, "-c", SECOND, *arguments], capture_output=True, text=True, check=True
         )
@@ -341,7 +341,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sections", nargs="*", metavar="SECTION", choices=[[], *SECTIONS])
+    parser.add_argument("sections", nargs="*", metavar="SECTION")
     parser.add_argument("--kinds", default="400x300.jpeg,940x540.jpeg,2200x1700.jpeg")
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=1)
@@ -351,6 +351,9 @@ def main() -> None:
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--precision", default="auto")
     options = parser.parse_args()
+    unknown = set(options.sections) - set(SECTIONS)
+    if unknown:
+        parser.error(f"there is no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
     options.kinds = options.kinds.split(",")
     options.counts = [int(count) for count in options.counts.split(",")]
 

@@ -153,14 +153,14 @@ def _check_range(item: dataclasses.Field[Any], value: object) -> None:
     )
     if outside:
         raise ConfigError(
-            f"{option_name(item.name)} must be {_range_in_words(limits)}; found {value:g}"
+            f"{option_name(item.name)} must be {_range_in_words(limits)}; found {value:.10g}"
         )
 
 
 def _range_in_words(limits: Mapping[str, float | None]) -> str:
     words = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
     return " and ".join(
-        f"{word} {limits[key]:g}" for key, word in words.items() if limits[key] is not None
+        f"{word} {limits[key]:.10g}" for key, word in words.items() if limits[key] is not None
     )
 
 

@@ -393,13 +393,20 @@ class TestSweep:
 
 def test_the_learning_curve_has_a_band_over_the_seeds(tmp_path: Path, drawn: list[Figure]) -> None:
     rows = [
-        {"n_train": n, "seed": seed, "accuracy": 0.5 + n / 1000 + seed / 100, "auroc": None}
+        {
+            "fraction": n / 200,
+            "n_train": n + seed,  # groups are of unlike sizes
+            "seed": seed,
+            "accuracy": 0.5 + n / 1000 + seed / 100,
+            "auroc": None,
+        }
         for n in (50, 100, 200)
         for seed in (0, 1, 2)
     ]
     learning_curve_plot(rows, tmp_path / "curve.png", "Linear head")
     (axes,) = drawn[0].axes
     assert axes.get_title(loc="left") == "Accuracy"
+    assert axes.lines[0].get_xdata().tolist() == [51, 101, 201]
     assert axes.lines[0].get_ydata().tolist() == pytest.approx([0.56, 0.61, 0.71])
     low, high = (f(axes.collections[0].get_paths()[0].vertices[:, 1]) for f in (min, max))
     assert (low, high) == pytest.approx((0.55, 0.72))

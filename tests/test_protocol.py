@@ -438,8 +438,29 @@ def test_a_larger_share_of_the_training_rows_holds_every_smaller_one(
     for row, name in enumerate(names):
         homes.setdefault(name, labels[row])
     drawn = Counter(homes[name] for name in {names[row] for row in small})
+    n_added = 0  # groups beyond the share, for a class that would be absent
     for label, n_units in Counter(homes.values()).items():
-        assert drawn[label] == max(1, round(min(fractions) * n_units))
+        n_added += drawn[label] - max(1, round(min(fractions) * n_units))
+        assert drawn[label] >= max(1, round(min(fractions) * n_units))
+    assert n_added <= 1
+    assert {labels[row] for row in small} == {"a", "b"}
+
+
+def test_a_class_that_is_in_no_group_s_first_row_is_in_every_share() -> None:
+    labels = ["a", "b", *"ab" * 20, "c"]
+    groups = ["", "", *(f"g{row // 2}" for row in range(40)), "g5"]
+    (part,) = lay_down(labels, splits="ee" + "r" * 41, groups=groups)
+    ids = [f"{row}.png" for row in range(43)]
+    shares = [
+        training_share(
+            part, define_task(labels), ids=ids, groups=groups, fraction=fraction, seed=0
+        ).train.tolist()
+        for fraction in (0.05, 0.2)
+    ]
+    for rows in shares:
+        assert {labels[row] for row in rows} == {"a", "b", "c"}
+        assert {12, 13, 42} <= set(rows)
+    assert set(shares[0]) < set(shares[1])
 
 
 def test_shares_follow_the_seed() -> None:

@@ -15,17 +15,22 @@ from .conftest import draw_page
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = {
-    "extract": ["--weights", "random", "--size", "64"],
-    "finetune": ["--weights", "random", "--size", "64", "--epochs", "1"],
+    "extract": {"--weights": "random", "--size": "64"},
+    "finetune": {"--weights": "random", "--size": "64", "--epochs": "1"},
 }
 """Added to a command, so that it needs neither the internet nor minutes."""
 ELSEWHERE = ("ecgfeat demo", "ecgfeat synth", "ecgfeat finetune --resume")
 """Shown commands that other tests run: they take long, or go on from an interruption."""
 
 
+def blocks_of(page: str) -> list[str]:
+    """A page's fenced blocks."""
+    return re.findall(r"^```\w*\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
+
+
 def shown_commands(page: str) -> list[str]:
     """Lines that begin with ``ecgfeat`` in a page's fenced blocks."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
+    blocks = blocks_of(page)
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line.startswith("ecgfeat ")]
 
@@ -41,7 +46,10 @@ def as_here(command: str) -> list[str]:
             words += sorted(map(str, Path().glob(word.replace("…", "*"))))
         else:
             words.append(word)
-    return words + [word for word in QUICK.get(words[0], []) if word not in words]
+    quick = QUICK.get(words[0], {})
+    if "--from-head" in words:  # which brings its own page and weights
+        quick = {"--epochs": "1"}
+    return words + [word for pair in quick.items() if pair[0] not in words for word in pair]
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
@@ -49,6 +57,10 @@ def test_the_commands_shown_run_as_they_stand(page, tiny_pages, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     tiny_pages(n_train=16, n_test=8)
     draw_page(5).save("new-page.jpg")
+    for block in blocks_of(page):
+        named = re.match(r"# (\w+\.toml)\n", block)
+        if named:
+            Path(named[1]).write_text(block)
     commands = [line for line in shown_commands(page) if not line.startswith(ELSEWHERE)]
     assert len(commands) >= 3
     for command in commands:

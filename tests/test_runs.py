@@ -279,7 +279,13 @@ def full_result(**changes: object) -> Result:
         choice={"words": "lr 0.001 by AUROC on 20 validation rows", "by": "auroc"},
         sweep=(row, {**row, "lr": 1e-2, "auroc": None, "chosen": False}),
         learning_curve=[
-            {"n_train": n, "seed": seed, "accuracy": 0.5 + 0.1 * seed, "auroc": None}
+            {
+                "fraction": n / 20,
+                "n_train": n,
+                "seed": seed,
+                "accuracy": 0.5 + 0.1 * seed,
+                "auroc": None,
+            }
             for n in (10, 20)
             for seed in (0, 1)
         ],

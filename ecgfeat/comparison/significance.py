@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ecgfeat.metrics import Z_95
+
 __all__ = ["AreaTest", "compare_areas", "holm", "mcnemar_p_value"]
 
 Floats = NDArray[np.float64]
-
-Z_95 = 1.959963984540054
-"""The standard normal distribution's 97.5 % point."""
 
 
 def mcnemar_p_value(
@@ -36,7 +35,7 @@ def mcnemar_p_value(
     Returns
     -------
     float
-        In (0, 1]; 1 where no row is answered differently.
+        1 where no row is answered differently; 0 only where it is too small for a float.
     """
     gains = np.bincount(units, weights=second_right.astype(int) - first_right).astype(np.int64)
     at_stake = np.abs(gains[gains != 0])

@@ -24,7 +24,9 @@ def learning_curve_plot(rows: Sequence[Mapping[str, Any]], path: Path, title: st
     Parameters
     ----------
     rows : sequence of mapping
-        A training each: ``n_train``, ``seed``, and any of the main scores (None where undefined).
+        A training each: ``fraction``, ``n_train``, ``seed``, and any of the main scores (None where
+        undefined). Of groups, the seeds of one fraction draw unlike numbers of rows; their mean is
+        drawn.
     path : Path
         The PNG to write.
     title : str
@@ -53,19 +55,18 @@ def learning_curve_plot(rows: Sequence[Mapping[str, Any]], path: Path, title: st
 def _draw(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str) -> None:
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    by_size: defaultdict[int, list[float]] = defaultdict(list)
+    by_fraction: defaultdict[float, list[tuple[int, float]]] = defaultdict(list)
     for row in rows:
         if row.get(name) is not None:
-            by_size[row["n_train"]].append(row[name])
-    sizes = sorted(by_size)
-    means = np.array([np.mean(by_size[size]) for size in sizes])
-    spreads = np.array(
-        [np.std(by_size[size], ddof=1) if len(by_size[size]) > 1 else 0.0 for size in sizes]
-    )
+            by_fraction[row["fraction"]].append((row["n_train"], row[name]))
+    points = [np.array(by_fraction[fraction]).T for fraction in sorted(by_fraction)]
+    sizes = [float(n_rows.mean()) for n_rows, _ in points]
+    means = np.array([scores.mean() for _, scores in points])
+    spreads = np.array([scores.std(ddof=1) if len(scores) > 1 else 0.0 for _, scores in points])
     axes.fill_between(sizes, means - spreads, means + spreads, color=BLUE, alpha=0.18, linewidth=0)
     axes.plot(sizes, means, color=BLUE, linewidth=2, marker="o", markersize=5)
-    for size in sizes:
-        axes.plot([size] * len(by_size[size]), by_size[size], ".", color=BLUE, alpha=0.5)
+    for n_rows, scores in points:
+        axes.plot(n_rows, scores, ".", color=BLUE, alpha=0.5)
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(sizes)

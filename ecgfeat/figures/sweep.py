@@ -15,7 +15,6 @@ from ecgfeat.figures.drawing import (
     GREY,
     INK,
     RULE,
-    VERMILION,
     capitalised,
     in_lines,
     new_panels,
@@ -221,7 +220,7 @@ def _draw_lines(axes: Axes, tried: _Tried) -> None:
                     marker="s",
                     markersize=12,
                     markerfacecolor="none",
-                    markeredgecolor=VERMILION,
+                    markeredgecolor=INK,
                     markeredgewidth=2,
                 )
     if len(tried.varied) > 1:
@@ -239,7 +238,7 @@ def _draw_lines(axes: Axes, tried: _Tried) -> None:
 def _outline(corner: tuple[float, float]) -> Any:
     from matplotlib.patches import Rectangle
 
-    return Rectangle(corner, 1, 1, fill=False, edgecolor=VERMILION, linewidth=2.5)
+    return Rectangle(corner, 1, 1, fill=False, edgecolor=INK, linewidth=2.5)
 
 
 def _name_values(axes: Axes, name: str, values: Sequence[Any]) -> None:

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Tensors", "head_fits", "head_probabilities", "softmax"]
+__all__ = ["CHUNK_ROWS", "Tensors", "head_fits", "head_probabilities", "softmax"]
 
 CHUNK_ROWS = 4096
-"""Rows taken at a time, so that only the probabilities need memory."""
+"""Rows taken at a time, so that the features are never copied whole."""
 
 Tensors = Mapping[str, NDArray[Any]]
 """A head's arrays by name, as `fit_linear_heads` and `fit_logistic` give them."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfeat.errors import DataError
-from ecgfeat.heads.applying import Tensors, head_probabilities
+from ecgfeat.heads.applying import CHUNK_ROWS, Tensors, head_probabilities
 from ecgfeat.predictions import Predictions
 from ecgfeat.protocol import Task
 
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from ecgfeat.feature_cache import FeatureCache
 
 __all__ = ["HeadData"]
-
-CHUNK_ROWS = 4096
-"""Rows taken at a time, so that no second copy of the features is made."""
 
 
 class HeadData:

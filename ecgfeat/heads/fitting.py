@@ -93,7 +93,7 @@ def fit_heads(
     >>> run.metrics["choice"]["words"]  # doctest: +SKIP
     'Chosen among 4 heads by log loss on 13120 validation rows: …'
     """
-    kinds = [kind for kind in KINDS if kind in kinds]
+    kinds = _ordered(kinds)
     evaluation = _with_validation(sweep, evaluation)
     _refuse_contradictions(kinds, sweep, evaluation)
     grid = read_grid(sweep, kinds)
@@ -118,6 +118,16 @@ def fit_heads(
     return [_run(job, grid, out_dir) for job in jobs]
 
 
+def _ordered(kinds: Sequence[HeadKind]) -> list[HeadKind]:
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or not kinds:
+        raise ConfigError(
+            f"kinds must name heads to fit ({', '.join(KINDS)}); found "
+            f"{', '.join(map(repr, unknown)) or 'none'}"
+        )
+    return [kind for kind in KINDS if kind in kinds]
+
+
 def _with_validation(sweep: SweepSettings, evaluation: EvaluationSettings) -> EvaluationSettings:
     if sweep.folds and evaluation.val_fraction:
         raise ConfigError(
@@ -135,6 +145,19 @@ def _refuse_contradictions(
         raise ConfigError(
             "--learning-curve draws one curve, and --cv trains on other rows in every fold: give "
             "one of the two"
+        )
+    if sweep.choose_by != SweepSettings.choose_by and not sweep.is_choosing:
+        raise ConfigError(
+            f"--choose-by {sweep.choose_by} has nothing to choose from: also give --sweep default, "
+            "--grid or --folds, or leave it out"
+        )
+    is_deciding = evaluation.calibrate or evaluation.at_sensitivity
+    if is_deciding and (sweep.folds or sweep.refit) and "linear" in kinds:
+        # Trained again on more rows, it takes other steps, and its logits have another scale.
+        raise ConfigError(
+            "--calibrate and --at-sensitivity hold for the very head that saw the validation "
+            "rows, and --folds and --refit train a linear head again: give --val-fraction without "
+            "--refit, or --head logreg, whose probabilities keep their scale"
         )
     if sweep.learning_curve and not (sweep.folds or evaluation.val_fraction):
         raise ConfigError(

@@ -96,10 +96,14 @@ def _from_toml(path: Path) -> Iterator[tuple[str, list[Any]]]:
         raise ConfigError(
             f"--sweep takes default, or a TOML file such as lr = [1e-4, 1e-3]; there is no {path}"
         ) from None
+    except IsADirectoryError:
+        raise ConfigError(f"--sweep takes default, or a TOML file; {path} is a folder") from None
     except OSError as error:
         raise storage_error(error, "reading", path) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--sweep {path} can't be read as TOML: {error}") from None
+    if not content:
+        raise ConfigError(f"--sweep {path} is empty: give values such as lr = [1e-4, 1e-3]")
     for name, values in content.items():
         if not isinstance(values, list):
             raise ConfigError(

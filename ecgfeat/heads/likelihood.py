@@ -7,6 +7,7 @@ features, less than reading a standardised float64 copy of them would.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -45,7 +46,8 @@ class Rows:
     """
 
     def __init__(self, X: NDArray[np.float32], rows: NDArray[np.int64], pool: Executor) -> None:
-        self._X, self._rows, self._pool = X, rows, pool
+        self._X: NDArray[np.float32] | Floats = X
+        self._rows, self._pool = rows, pool
         sums = self.each(lambda chunks: sum(features.sum(axis=0) for _, features in chunks))
         self.mean: Floats = sum(sums) / len(rows)
         squares = self.each(lambda chunks: sum(_squares(x - self.mean) for _, x in chunks))
@@ -57,6 +59,20 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def in_their_span(self) -> tuple[Rows, Floats]:
+        """The same rows, standardised, in as many features as rows; and these features' directions.
+
+        For fewer rows than features. A part of the coefficients that is orthogonal to every row
+        changes no logit and only adds penalty, so the optimum has none: it is the optimum here,
+        times the directions, which are orthonormal and of shape (width, n).
+        """
+        standardised = (self._X[self._rows] - self.mean) / self.scale
+        directions, triangle = np.linalg.qr(standardised.T)
+        span = copy.copy(self)
+        span._X, span._rows = np.ascontiguousarray(triangle.T), np.arange(len(self))
+        span.mean, span.scale = np.zeros(len(triangle)), np.ones(len(triangle))
+        return span, directions
 
     def each(self, function: Callable[[Chunks], Result]) -> Iterator[Result]:
         """Call a function on the chunks of each thread's share; results in the order of the rows.

@@ -2,8 +2,8 @@
 
 It is ``nn.Linear`` with ``torch.optim.Adam``, to within rounding, in numpy. With 64 rows a step a
 framework spends its time around the arithmetic rather than on it; torch would also take longer to
-import than this to train. Hundreds of heads on the same rows are trained in one pass, for little
-more than the features' way through the processor.
+import than this to train. Hundreds of heads on the same rows are trained in one pass, each for a
+small part of what it takes alone.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ curves, and `tables` counts right and wrong answers by class.
 from ecgfeat.metrics.curves import MACRO, Curve, Curves, Reliability, curves
 from ecgfeat.metrics.intervals import Resampled, Score, evaluate, resample
 from ecgfeat.metrics.names import MAIN, METRICS, Metric
-from ecgfeat.metrics.sampling import Sample, bootstrap_weights, in_id_order
+from ecgfeat.metrics.sampling import Z_95, Sample, bootstrap_weights, in_id_order
 from ecgfeat.metrics.scores import auroc, score_values
 from ecgfeat.metrics.tables import (
     ClassificationTable,
@@ -24,6 +24,7 @@ __all__ = [
     "MACRO",
     "MAIN",
     "METRICS",
+    "Z_95",
     "ClassificationTable",
     "Curve",
     "Curves",

@@ -229,16 +229,32 @@ def training_share(
 ) -> Partition:
     """The same with a share of the training rows: whole groups of each class, at least one.
 
-    With the same seed, a larger share holds every smaller one.
+    With the same seed, a larger share holds every smaller one, and every class is in each: where
+    groups hold several classes, the first one that has a class is in.
     """
+    key = f"share/{seed}/"
     is_in = drawn_units(
         part.train,
         task.targets,
         ids=ids,
         groups=groups,
-        key=f"share/{seed}/",
+        key=key,
         n_drawn=lambda n: max(1, round(fraction * n)),
     )
+    names = [groups[row] for row in part.train]
+    if any(names):
+        units = group_numbers([ids[row] for row in part.train], names)
+        for index in np.unique(task.targets[part.train]):
+            holds = task.targets[part.train] == index
+            is_first = drawn_units(
+                part.train[holds],
+                task.targets,
+                ids=ids,
+                groups=groups,
+                key=key,
+                n_drawn=lambda _: 1,
+            )
+            is_in |= np.isin(units, units[holds][is_first])
     return replace(part, train=part.train[is_in])
 
 

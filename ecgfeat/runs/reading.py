@@ -44,7 +44,7 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """``"linear"``, ``"logreg"`` or ``"finetune"``."""
+        """``"linear"``, ``"logreg"``, ``"both"`` or ``"finetune"``."""
         return str(self.config["kind"])
 
     @property

@@ -94,7 +94,8 @@ class Result:
 
     Attributes
     ----------
-    kind : {"linear", "logreg", "finetune"}
+    kind : {"linear", "logreg", "both", "finetune"}
+        ``"both"`` is a cross-validation whose folds chose different heads.
     data_name : str
     config : dict
         Plain values for ``config.json``: settings by section, what the features or images were,
@@ -121,7 +122,7 @@ class Result:
     sweep : sequence of mapping
         One row per candidate, all with the same keys, as plain values.
     learning_curve : sequence of mapping
-        One row per training: ``n_train``, ``seed``, and a value by name of score.
+        One row per training: ``fraction``, ``n_train``, ``seed``, and a value by name of score.
     fold_models : sequence of mapping of str to ndarray
         A cross-validated head's arrays by fold.
     prevalence : float

@@ -74,7 +74,7 @@ def test_a_sweep_is_read_from_a_file_that_a_grid_amends(fit_head, tmp_path):
 
 
 def test_a_run_can_be_repeated_from_its_config(fit_head, tmp_path):
-    options = ["--grid", "lr=1e-3,1e-2", "--folds", "2", "--seeds", "2", "--calibrate"]
+    options = ["--grid", "lr=1e-3,1e-2", "--folds", "2", "--seeds", "2"]
     first = fit_head(*options, "--label-smoothing", "0.1", "--class-weights", "balanced")
     config = json.loads((Path(first["path"]) / "config.json").read_text())
     repeat = []
@@ -118,6 +118,17 @@ def test_a_run_can_be_repeated_from_its_config(fit_head, tmp_path):
             "--folds and --val-fraction both say which rows choose: give one of the two",
         ),
         (["--choose-by", "luck"], ""),
+        (
+            ["--choose-by", "accuracy"],
+            "--choose-by accuracy has nothing to choose from: also give --sweep default, --grid or "
+            "--folds, or leave it out",
+        ),
+        (
+            ["--folds", "3", "--calibrate"],
+            "--calibrate and --at-sensitivity hold for the very head that saw the validation rows, "
+            "and --folds and --refit train a linear head again: give --val-fraction without "
+            "--refit, or --head logreg, whose probabilities keep their scale",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_are_wrong_usage(cache, arguments, message):

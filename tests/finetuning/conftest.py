@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ecgfeat import figures
+import ecgfeat.runs.writing as writing_module
 
 from .jobs import N_TEST, N_TRAIN, use_tiny_network
 
@@ -15,11 +15,9 @@ from .jobs import N_TEST, N_TRAIN, use_tiny_network
 @pytest.fixture
 def tiny_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Put a `TinyNetwork` in the place of every ResNet; flush no disk and draw no figure."""
-
     use_tiny_network(monkeypatch.setattr)
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr(figures, "accuracy_curve", lambda *_: None)
-    monkeypatch.setattr(figures, "confusion_matrix_plot", lambda *_: None)
+    monkeypatch.setattr(writing_module, "draw_figures", lambda *_: None)
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # waiting for a second one takes longer than the work
     yield

@@ -103,7 +103,7 @@ def test_a_sweep_is_one_run_with_a_row_for_every_head(tmp_path: Path) -> None:
     "how", [{}, {"folds": 3}, {"val_fraction": 0.3, "refit": True}], ids=["part", "folds", "refit"]
 )
 def test_the_test_rows_have_no_say_in_the_choice(result_of: Any, how: dict[str, Any]) -> None:
-    options = {"grid": (*GRID, *PATH), "epochs": 3, "learning_curve": True, "calibrate": True}
+    options = {"grid": (*GRID, *PATH), "epochs": 3, "learning_curve": True, "calibrate": not how}
     first = result_of(None, "linear", "logreg", **options, **how)
     other = result_of(flip_test_labels(StandInCache()), "linear", "logreg", **options, **how)
     assert first.sweep == other.sweep
@@ -292,8 +292,15 @@ def test_logistic_regression_is_not_repeated(result_of: Any) -> None:
     assert list(result.repeats) == []
 
 
-@pytest.mark.parametrize(("kind", "method"), [("linear", "temperature"), ("logreg", "platt")])
-@pytest.mark.parametrize("how", [{"val_fraction": 0.3}, {"folds": 3}], ids=["part", "folds"])
+@pytest.mark.parametrize(
+    ("kind", "method", "how"),
+    [
+        ("linear", "temperature", {"val_fraction": 0.3}),
+        ("logreg", "platt", {"val_fraction": 0.3}),
+        ("logreg", "platt", {"folds": 3}),
+    ],
+    ids=["linear", "logreg", "folds"],
+)
 @pytest.mark.parametrize("cv", [0, 3])
 def test_decisions_are_fixed_on_validation_rows_and_applied_to_the_test_rows(
     result_of: Any, kind: Any, method: Any, how: dict[str, Any], cv: int
@@ -388,7 +395,7 @@ def test_a_sweep_that_is_stopped_before_anything_is_finished_leaves_nothing(tmp_
     [
         {"grid": (*GRID, *PATH), "folds": 3, "cv": 2, "seeds": 2, "epochs": 3},
         {"grid": (*GRID, *PATH, "seed=1,2"), "refit": True, "learning_curve": True},
-        {"folds": 2, "calibrate": True},
+        {"folds": 2},
         {"val_fraction": 0.2, "seeds": 2, "learning_curve": True},
     ],
 )
@@ -434,7 +441,7 @@ class CountingCache(StandInCache):
     ("options", "n_read"),
     [
         ({"cv": 3, "seeds": 2}, 1),
-        ({"grid": GRID, "cv": 2, "folds": 2, "calibrate": True, "seeds": 2}, 1),
+        ({"grid": GRID, "cv": 2, "folds": 2, "seeds": 2}, 1),
         ({"grid": ("layers=layer3,layer4",), "choose_by": "auroc"}, 3),
     ],
 )
@@ -475,6 +482,10 @@ def test_no_rows_are_copied(result_of: Any, how: dict[str, Any]) -> None:
             {"learning_curve": True, "cv": 3, "folds": 2},
             "--learning-curve draws one curve, and --cv trains on other rows in every fold: give "
             "one of the two",
+        ),
+        (
+            {"kinds": ("linear", "svm")},
+            "kinds must name heads to fit (linear, logreg); found 'svm'",
         ),
         (
             {"kinds": ("logreg",), "seeds": 2},

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ecgfeat.config import EvaluationSettings
-from ecgfeat.errors import DataError, Interrupted
-from ecgfeat.heads import descent, fit_logistic, head_probabilities
+from ecgfeat.errors import ConfigError, DataError, Interrupted
+from ecgfeat.heads import descent, fit_heads, fit_logistic, head_probabilities
 from ecgfeat.protocol import define_task, partitions
 from ecgfeat.runs import open_run
 from ecgfeat.runtime import Progress
@@ -26,6 +26,12 @@ def test_both_heads_make_two_runs_on_the_same_rows_the_linear_one_first(tmp_path
     assert [record.epoch for record in linear_run.history] == [1, 2, 3, 4, 5]
     assert logistic_run.history == ()
     assert logistic_run.metrics["scores"]["accuracy"]["value"] > 0.6
+
+
+def test_no_kind_of_head_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        fit_heads(StandInCache(), kinds=[], out_dir=tmp_path)
+    assert str(caught.value) == "kinds must name heads to fit (linear, logreg); found none"
 
 
 def test_the_stored_model_gives_the_runs_predictions(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_toml_file_holds_a_list_for_each_axis(tmp_path: Path) -> None:
         ("lr=fast", "--grid: lr must be a number; found 'fast'"),
         ("lr=nan", "--grid: --lr must be above 0 and at most 10; found nan"),
         ("seed=1.5", "--grid: seed must be a whole number; found '1.5'"),
-        ("seed=-1", "--grid: --seed must be at least 0 and at most 2.14748e+09; found -1"),
+        ("seed=-1", "--grid: --seed must be at least 0 and at most 2147483647; found -1"),
         ("label_smoothing=1", "--grid: --label-smoothing must be at least 0 and below 1; found 1"),
         (
             "class_weights=some",
@@ -143,6 +143,8 @@ def test_seeds_are_said_once() -> None:
         ("lr = []", "gives no values for lr"),
         ("rates = [1]", "names 'rates'; it takes layers, lr"),
         (b"lr = ['\xff']", "can't be read as TOML"),
+        ("lr = " + 3000 * "[", "can't be read as TOML"),
+        ("", "is empty: give values such as lr = [1e-4, 1e-3]"),
     ],
 )
 def test_a_wrong_toml_file_is_refused(tmp_path: Path, content: str | bytes, words: str) -> None:
@@ -159,9 +161,16 @@ def test_a_toml_file_that_is_not_there_is_named() -> None:
     )
 
 
+def test_a_folder_is_no_toml_file(tmp_path: Path) -> None:
+    assert message_of(sweep=str(tmp_path)) == (
+        f"--sweep takes default, or a TOML file; {tmp_path} is a folder"
+    )
+
+
 def test_a_toml_file_that_can_not_be_read_is_the_disk_s_refusal(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="reading"):
-        read(sweep=str(tmp_path))
+        read(sweep=str(tmp_path / "file" / "sweep.toml"))
 
 
 def test_candidates_are_all_combinations_those_of_the_same_layers_together() -> None:

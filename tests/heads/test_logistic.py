@@ -15,6 +15,7 @@ from ecgfeat.heads import (
     fit_logistic_path,
     head_probabilities,
     likelihood,
+    logistic,
 )
 
 from .test_linear import some_features
@@ -62,6 +63,39 @@ def test_a_path_is_scikit_learns_optimum_at_each_c(
         scaler = expected[0]
         np.testing.assert_allclose(fit.tensors["mean"], scaler.mean_, rtol=1e-12)
         np.testing.assert_allclose(fit.tensors["scale"], scaler.scale_, rtol=1e-12)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_few_rows_of_many_features_have_the_same_optimum(
+    n_classes: int, balanced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X, y = some_features(n=70, width=160, n_classes=n_classes)
+    X[:, 4] = 0.1
+    rows = np.random.default_rng(0).permutation(np.arange(5, 65))
+    n_spans = []
+    in_their_span = likelihood.Rows.in_their_span
+
+    def counted(of_rows: likelihood.Rows) -> object:
+        n_spans.append(1)
+        return in_their_span(of_rows)
+
+    monkeypatch.setattr(likelihood.Rows, "in_their_span", counted)
+    fits = fit_logistic_path(X, y, rows, Cs=CS, balanced=balanced)
+    assert len(n_spans) == 1
+    monkeypatch.setattr(logistic, "SPAN_SHARE", 0.0)
+    expected = fit_logistic_path(X, y, rows, Cs=CS, balanced=balanced)
+    assert len(n_spans) == 1
+    for C, fit, other in zip(CS, fits, expected):
+        assert fit.converged
+        np.testing.assert_array_equal(fit.tensors["mean"], other.tensors["mean"])
+        np.testing.assert_allclose(fit.tensors["coef"], other.tensors["coef"], atol=2e-5)
+        np.testing.assert_allclose(fit.tensors["coef"][:, 4], 0, atol=1e-9)
+        least = objective(
+            scikit_learns(X[rows], y[rows], C=C, balanced=balanced), X[rows], y[rows], C, balanced
+        )
+        found = as_pipeline(fit.tensors, range(n_classes))
+        assert objective(found, X[rows], y[rows], C, balanced) == pytest.approx(least, rel=1e-8)
 
 
 @pytest.mark.parametrize("C", [1.0, 1e6])
