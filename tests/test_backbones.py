@@ -5,7 +5,7 @@ import io
 import json
 import socket
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from email.message import Message
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -31,6 +31,7 @@ from ecgfeat.config import ARCHITECTURES, TAPS, NetworkSettings, PageSettings
 from ecgfeat.errors import DeviceError, RunError, StorageError, WeightsError
 from ecgfeat.images import decode, prepare
 from ecgfeat.preprocessing import FAST_RESAMPLING, Preprocessing
+from ecgfeat.runs import Cost
 from ecgfeat.runtime import Compute
 
 from .conftest import draw_page
@@ -521,7 +522,8 @@ def run_folder(folder: Path, tensors: dict[str, torch.Tensor], kind: str, split:
     folder.mkdir()
     config = {"format_version": 1, "kind": kind}
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "metrics.json").write_text(json.dumps({"split": split}))
+    cost = {field.name: 0.0 for field in fields(Cost)}
+    (folder / "metrics.json").write_text(json.dumps({"split": split, "cost": cost}))
     safetensors.torch.save_file(tensors, folder / "model.safetensors")
     return folder
 
