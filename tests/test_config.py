@@ -66,9 +66,9 @@ def test_every_range_is_kept(cls: type[Settings], field: str, name: str, limit: 
     outside = limit - 1 if name in ("minimum", "above") else limit + 1
     word = {"minimum": "at least", "maximum": "at most"}.get(name, name)
     assert f"{option_name(field)} must be " in message_of(cls, **{field: outside})
-    assert f"{word} {limit:g}" in message_of(cls, **{field: outside})
+    assert f"{word} {limit:.10g}" in message_of(cls, **{field: outside})
     if name in ("above", "below"):
-        assert f"{word} {limit:g}" in message_of(cls, **{field: float(limit)})
+        assert f"{word} {limit:.10g}" in message_of(cls, **{field: float(limit)})
     elif not (cls is EvaluationSettings and field == "cv"):
         assert getattr(cls(**{field: limit}), field) == limit
 
