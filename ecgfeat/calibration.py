@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ecgfeat.config import EvaluationSettings
 from ecgfeat.errors import ConfigError, DataError
-from ecgfeat.predictions import Predictions
+from ecgfeat.predictions import Predictions, softmax
 
 __all__ = ["Decision", "Method", "decide", "refuse_undecidable"]
 
@@ -85,7 +85,7 @@ class Decision:
             return probabilities
         logits = self.slope * _logs(probabilities)
         logits[:, -1] += self.offset
-        return _softmax(logits)
+        return softmax(logits)
 
     def refuse_other(self, n_classes: int) -> None:
         """Refuse a number of classes that this decision isn't for.
@@ -304,12 +304,6 @@ def _logs(probabilities: Floats) -> Floats:
     # A class that the model excludes outright has no logarithm; the least positive double has.
     logs: Floats = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
     return logs
-
-
-def _softmax(logits: Floats) -> Floats:
-    powers: Floats = np.exp(logits - logits.max(axis=1, keepdims=True))
-    powers /= powers.sum(axis=1, keepdims=True)
-    return powers
 
 
 def _within(slope: float) -> float:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ecgfeat.errors import DataError
 
-__all__ = ["Predictions", "join", "positive_class"]
+__all__ = ["Predictions", "join", "positive_class", "softmax"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -140,3 +140,10 @@ def join(parts: Sequence[Predictions]) -> Predictions:
         folds=np.concatenate([part.folds for part in parts]),
         answers=np.concatenate([part.predicted for part in parts]) if is_decided else None,
     )
+
+
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities of shape (n, n_classes)."""
+    powers: NDArray[np.float64] = np.exp(logits - logits.max(axis=1, keepdims=True))
+    powers /= powers.sum(axis=1, keepdims=True)
+    return powers

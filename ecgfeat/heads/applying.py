@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CHUNK_ROWS", "Tensors", "head_fits", "head_probabilities", "softmax"]
+from ecgfeat.predictions import softmax
+
+__all__ = ["CHUNK_ROWS", "Tensors", "head_fits", "head_probabilities"]
 
 CHUNK_ROWS = 4096
 """Rows taken at a time, so that the features are never copied whole."""
 
 Tensors = Mapping[str, NDArray[Any]]
 """A head's arrays by name, as `fit_linear_heads` and `fit_logistic` give them."""
-Float = TypeVar("Float", np.float32, np.float64)
 
 
 def head_probabilities(tensors: Tensors, X: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -62,10 +63,3 @@ def _logistic_logits(tensors: Tensors, X: NDArray[np.float32]) -> NDArray[np.flo
         # Two classes have one logit, the positive's; the logistic function is softmax(0, logit).
         return np.hstack([np.zeros_like(logits), logits])
     return logits
-
-
-def softmax(logits: NDArray[Float]) -> NDArray[Float]:
-    """Probabilities of shape (n, n_classes), in the precision of the logits."""
-    powers: NDArray[Float] = np.exp(logits - logits.max(axis=1, keepdims=True))
-    powers /= powers.sum(axis=1, keepdims=True)
-    return powers

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from ecgfeat.config import ChoiceScore
 from ecgfeat.errors import DataError
-from ecgfeat.heads.applying import softmax
 from ecgfeat.heads.candidates import Candidate
 from ecgfeat.heads.data import HeadData
 from ecgfeat.heads.linear import HeadEpoch, fit_linear_heads
@@ -21,6 +20,7 @@ from ecgfeat.heads.logistic import LogisticFit, fit_logistic_path
 from ecgfeat.heads.metering import Meter
 from ecgfeat.heads.scoring import SCORES, validation_scores, value_or_none
 from ecgfeat.metrics import METRICS
+from ecgfeat.predictions import softmax
 from ecgfeat.protocol import Partition
 
 __all__ = ["Standing", "best", "n_trainings", "refuse_diverged", "try_heads"]

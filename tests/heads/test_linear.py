@@ -16,8 +16,8 @@ from ecgfeat.heads import (
     fit_linear_heads,
     head_probabilities,
     linear,
-    softmax,
 )
+from ecgfeat.predictions import softmax
 from ecgfeat.protocol import Partition
 
 GRID = [
