@@ -6,6 +6,7 @@ so that nothing tested is trained on, and not at all where its copies have sever
 
     python benchmarks/distinct_images.py mitbih-beats/data beats.csv --one-class Normal \
         --train 4000 --test 1500
+    ecgfeat extract beats.csv --root mitbih-beats/data
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def main() -> None:
         writer.writerow(("path", "label", "split", "class"))
         for split, name, path in rows:
             label = name if args.one_class in (None, name) else "other"
-            writer.writerow((args.tree.resolve() / path, label, split, name))
+            writer.writerow((path, label, split, name))
     for (split, name), n in sorted(Counter((row[0], row[1]) for row in rows).items()):
         print(f"{split:6} {name:40} {n:6}")
 

@@ -86,7 +86,9 @@ def run_json(command: list[str]) -> dict[str, float]:
 
 def extract_command(listing: Path, cache: Path, options: Options, *more: str) -> list[str]:
     """The command line of ``ecgfeat extract``, for Python."""
-    network = ["--arch", options.arch, "--weights", str(options.weights or "random")]
+    # The usual script's page and layers.
+    network = ["--recipe", "paper", "--arch", options.arch]
+    network += ["--weights", str(options.weights or "random")]
     compute = ["--precision", options.precision]
     command = ["-m", "ecgfeat.cli", "extract", str(listing), "--cache", str(cache), "--json"]
     return [*command, *network, *compute, *more]

@@ -3,7 +3,7 @@
 One of three measurements, by its name; all on synthetic pages, 400x300 JPEG:
 
 * ``usual``: images per second against ``benchmarks/usual_finetune.py``, both whole processes from
-  the same initial weights, in turn, with both loss curves;
+  the same initial weights and on the same page (ImageNet's), in turn, with both loss curves;
 * ``memory``: passes over streamed pages against the same steps on arrays of them, in turn, and
   what the ratio would be if no core were ever idle;
 * ``scaling``: peak memory of an epoch over 20,000 listed images against 2,000. The files are hard
@@ -13,6 +13,8 @@ Usage:
 
     python benchmarks/finetune.py usual|memory|scaling [--images 256] [--rounds 2] [--epochs 2]
         [--batch-size 64] [--lr 1e-4] [--weights PATH] [--precision auto]
+
+``memory`` has no use for --epochs, nor ``scaling`` for --images, --rounds, --epochs and --lr.
 """
 
 from __future__ import annotations
@@ -55,6 +57,8 @@ SCALES = (1, 10)
 SCALED_IMAGES = 2000
 SHARED = ("epochs", "batch-size", "lr")
 """Options that both programs take."""
+IMAGENET_CROP = "--crop-mode=center"
+"""Said by hand, as is the size: a recipe may have another."""
 
 
 def python(*command: str) -> str:
@@ -87,6 +91,8 @@ def against_the_usual(manifest: Path, folder: Path, options: argparse.Namespace)
             manifest,
             folder / f"runs-{seed}",
             *shared,
+            IMAGENET_CROP,
+            "--size=224",
             f"--weights={options.weights}",
             f"--precision={options.precision}",
         )
@@ -175,6 +181,7 @@ def scaling(manifest: Path, folder: Path, options: argparse.Namespace) -> None:
             list_again(manifest, times),
             folder / f"runs-times-{times}",
             "--epochs=1",
+            IMAGENET_CROP,
             "--size=64",
             f"--batch-size={options.batch_size}",
             f"--weights={options.weights}",

@@ -2,7 +2,8 @@
 
 A command is an ordinary function. `command` turns each parameter annotated with a `Settings`
 class into one option per field (name, default, range and help from `ecgfeat.config`), and the
-parameter annotated with `Output` into ``--json`` and ``--debug``.
+parameter annotated with `Output` into ``--json`` and ``--debug``. One annotated ``Given[…]``
+becomes options too, but holds only those given by hand: a recipe has the others.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
-from ecgfeat.config import Settings, option_name
+from ecgfeat.config import RECIPES, Recipe, RecipeSettings, Settings, option_name
 
 from ._console import Output, failing_cleanly
 
-__all__ = ["CACHE", "CACHE_FILE", "DATA", "OUT", "command"]
+__all__ = ["CACHE", "CACHE_FILE", "DATA", "OUT", "Given", "by_recipe", "command"]
 
 DATA = Annotated[
     Path,
@@ -39,6 +41,33 @@ CACHE_FILE = Annotated[
 OUT = Annotated[Path, typer.Option("--out", help="Parent folder of the run's folder.")]
 
 Command = Callable[..., None]
+S = TypeVar("S", bound=Settings)
+
+
+@dataclass(frozen=True)
+class Given(Generic[S]):
+    """A section of settings, of which only what was given by hand is known.
+
+    Attributes
+    ----------
+    by_hand : mapping of str to object
+        Values by field.
+    """
+
+    by_hand: Mapping[str, Any]
+
+    def over(self, settings: S) -> S:
+        """`settings`, with what was given by hand in the place of its own."""
+        return dataclasses.replace(settings, **self.by_hand)
+
+
+def by_recipe(read: Callable[[Recipe], object]) -> str:
+    """A default that the recipe decides, for ``--help``: what `read` gives of each."""
+    return "; ".join(f"{name}: {_in_words(read(recipe))}" for name, recipe in RECIPES.items())
+
+
+def _in_words(value: object) -> str:
+    return " ".join(value) if isinstance(value, tuple) else str(value) or "none"
 
 
 def command(app: typer.Typer, name: str, *, examples: str = "") -> Callable[[Command], Command]:
@@ -72,23 +101,27 @@ def _needs_arguments(function: Command) -> bool:
 
 def _expand(function: Command) -> Command:
     hints = get_type_hints(function, include_extras=True)
-    sections = {name: hint for name, hint in hints.items() if _is_settings(hint)}
+    sections = {name: hint for name, hint in hints.items() if _is_settings(_section(hint))}
+    has_recipe = RecipeSettings in sections.values()
 
     @functools.wraps(function)
-    def run(*, json: bool, debug: bool, **values: Any) -> None:
+    def run(context: typer.Context, *, json: bool, debug: bool, **values: Any) -> None:
         output = Output(as_json=json)
+        by_hand = {name for name in values if _is_by_hand(context, name)}
         with failing_cleanly(output, debug=debug):
-            made = {
-                name: hint(**{f.name: _value(values, f) for f in dataclasses.fields(hint)})
-                for name, hint in sections.items()
-            }
+            made = {name: _make(hint, values, by_hand) for name, hint in sections.items()}
             function(**values, **made, output=output)
 
-    parameters = []
+    parameters = [_CONTEXT]
     for parameter in inspect.signature(function).parameters.values():
         hint = hints[parameter.name]
-        if _is_settings(hint):
-            parameters += [_option(item, hint) for item in dataclasses.fields(hint)]
+        section = _section(hint)
+        if _is_settings(section):
+            shows_recipes = has_recipe and section is not hint
+            parameters += [
+                _option(item, section, shows_recipes=shows_recipes)
+                for item in dataclasses.fields(section)
+            ]
         elif hint is not Output:
             parameters.append(
                 parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY)
@@ -100,14 +133,39 @@ def _expand(function: Command) -> Command:
     return run
 
 
+_CONTEXT = inspect.Parameter(
+    "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+)
 _DEBUG = "On an error, show the whole traceback."
+
+
+def _section(hint: Any) -> Any:
+    """The settings of ``Given[…]``; any other hint as it is."""
+    return get_args(hint)[0] if get_origin(hint) is Given else hint
 
 
 def _is_settings(hint: object) -> bool:
     return isinstance(hint, type) and issubclass(hint, Settings)
 
 
-def _option(item: dataclasses.Field[Any], section: type[Settings]) -> inspect.Parameter:
+def _is_by_hand(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _make(hint: Any, values: dict[str, Any], by_hand: Collection[str]) -> Settings | Given[Any]:
+    """Take a section's values out of what Typer gives, and make the section of them."""
+    section = _section(hint)
+    found = {item.name: _value(values, item) for item in dataclasses.fields(section)}
+    if section is hint:
+        made: Settings = section(**found)
+        return made
+    return Given({name: value for name, value in found.items() if name in by_hand})
+
+
+def _option(
+    item: dataclasses.Field[Any], section: type[Settings], *, shows_recipes: bool
+) -> inspect.Parameter:
     panel = (section.__doc__ or "").strip().splitlines()[0].rstrip(".")
     option = typer.Option(
         option_name(item.name),
@@ -116,6 +174,8 @@ def _option(item: dataclasses.Field[Any], section: type[Settings]) -> inspect.Pa
         rich_help_panel=panel,
         show_default=item.default not in (None, "", ()),
     )
+    if shows_recipes and len({_default(recipe, item, section) for recipe in RECIPES.values()}) > 1:
+        option.show_default = by_recipe(lambda recipe: _default(recipe, item, section))
     hint = get_type_hints(section)[item.name]
     if hint == tuple[str, ...]:
         hint = list[str]  # Typer's type for an option that may be repeated
@@ -127,6 +187,11 @@ def _option(item: dataclasses.Field[Any], section: type[Settings]) -> inspect.Pa
         default=item.default,
         annotation=Annotated[hint, option],
     )
+
+
+def _default(recipe: Recipe, item: dataclasses.Field[Any], section: type[Settings]) -> Any:
+    parts = [part for part in vars(recipe).values() if type(part) is section]
+    return getattr(parts[0], item.name) if parts else item.default
 
 
 def _number_or(words: tuple[str, ...]) -> Callable[[str], float | str]:

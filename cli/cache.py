@@ -76,11 +76,12 @@ def _facts(cache: CacheInfo) -> dict[str, str]:
     taps = ", ".join(f"{name} ({width})" for name, width in header.taps.items())
     facts = {
         "data": cache.data_name,
+        "recipe": header.recipe or "not named",
         "images": f"{cache.n_images} ({_counts(cache.images)})",
         "missing": _counts(cache.missing),
         "left out": _counts(cache.quarantined),
         "network": f"{header.arch}, weights {header.weights}, sha256 {header.weights_digest[:16]}…",
-        "layers": taps,
+        "taps": taps,
         "page": f"{header.crop_mode}, {header.size} px, {header.resampling}, {header.decoder}",
         "computed": f"on {header.device} in {header.precision}, {cache.extraction_s:.1f} s, "
         f"finished {cache.created}",
@@ -116,7 +117,7 @@ def export(
     npz: Annotated[Path, typer.Argument(metavar="NPZ", help="File to write.", show_default=False)],
     *,
     layers: Annotated[
-        str, typer.Option("--layers", metavar="A[,B]", help="Layers to export; all by default.")
+        str, typer.Option("--layers", metavar="A[,B]", help="Taps to export; all by default.")
     ] = "",
     output: Output,
 ) -> None:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ecgfeat.config import NetworkSettings, SynthSettings
+from ecgfeat.config import (
+    DEFAULT_RECIPE,
+    RECIPES,
+    HeadKind,
+    HeadSettings,
+    NetworkSettings,
+    PageSettings,
+    SynthSettings,
+)
 
 from ._app import app
 from ._console import Output
@@ -23,6 +32,12 @@ __all__ = ["demo"]
 
 # Few and easy enough that two cores see a result within minutes.
 _PAGES = SynthSettings(train=600, test=200, difficulty="easy")
+_RECIPE = RECIPES[DEFAULT_RECIPE]
+# Raw features of several layers differ too much in size for the study's few steps of Adam.
+_LAST = "layer4" if "layer4" in _RECIPE.extraction.tap_names else _RECIPE.extraction.tap_names[-1]
+_LINEAR = HeadSettings(layers=_LAST)
+# A training step on the recipe's page costs four times as much, and on two cores minutes more.
+_TUNED_PAGE = PageSettings(crop_mode="squash", size="224x160")
 _EXAMPLES = """
 ecgfeat demo
 ecgfeat demo my-demo
@@ -53,17 +68,33 @@ def demo(
             output.log("1/5 synth: drawing pages")
             synthesize(out / "pages", _PAGES, report=report)
         manifest = read_manifest(listing)
-        output.log("2/5 extract: every page through the frozen network")
+        output.log(f"2/5 extract: every page through the frozen network, recipe {_RECIPE.name}")
         extraction, network = _extract(manifest, out / "cache", output, report)
-        output.log("3/5 fit-head: the linear head and logistic regression")
-        runs = fit_heads(
-            open_cache(extraction.cache),
-            kinds=("linear", "logreg"),
-            out_dir=out / "runs",
-            report=report,
+        output.log("3/5 fit-head: the study's linear head, and logistic regression")
+        features = open_cache(extraction.cache)
+        heads: dict[HeadKind, HeadSettings] = {"linear": _LINEAR, "logreg": _RECIPE.head}
+        runs = []
+        for kind, head in heads.items():
+            runs += fit_heads(
+                features,
+                kinds=[kind],
+                head=head,
+                out_dir=out / "runs",
+                recipe=_RECIPE.name,
+                report=report,
+            )
+        output.log(
+            f"4/5 finetune: the whole network, on pages of {_TUNED_PAGE.size} pixels to be quick"
         )
-        output.log("4/5 finetune: the whole network")
-        runs.append(finetune(manifest, network=network, out_dir=out / "runs", report=report))
+        runs.append(
+            finetune(
+                manifest,
+                network=network,
+                page=_TUNED_PAGE,
+                out_dir=out / "runs",
+                report=report,
+            )
+        )
     output.log("5/5 compare")
     comparison = compare(runs)
     figure = out / "comparison.png"
@@ -82,9 +113,18 @@ def _extract(
     from ecgfeat.errors import WeightsError
     from ecgfeat.extraction import extract
 
+    extract_with = partial(
+        extract,
+        manifest,
+        cache=cache,
+        page=_RECIPE.page,
+        work=_RECIPE.extraction,
+        recipe=_RECIPE.name,
+        report=report,
+    )
     network = NetworkSettings()
     try:
-        return extract(manifest, cache=cache, network=network, report=report), network
+        return extract_with(network=network), network
     except WeightsError as error:
         output.log(str(error))
         output.log(
@@ -92,4 +132,4 @@ def _extract(
             "well a pretrained network does."
         )
     network = NetworkSettings(weights="random")
-    return extract(manifest, cache=cache, network=network, report=report), network
+    return extract_with(network=network), network

@@ -13,17 +13,19 @@ from ecgfeat.config import (
     ExtractionSettings,
     NetworkSettings,
     PageSettings,
+    RecipeSettings,
 )
 
 from ._app import app
 from ._console import Output
-from ._options import CACHE, DATA, command
+from ._options import CACHE, DATA, Given, command
 
 __all__ = ["extract"]
 
 _EXAMPLES = """
 ecgfeat extract pages/
-ecgfeat extract pages.csv --root /data/ecg --arch resnet50 --size 448 --crop-mode squash
+ecgfeat extract pages/ --recipe paper
+ecgfeat extract pages.csv --root /data/ecg --arch resnet50 --size 896x640
 ecgfeat extract pages/ --weights resnet18.pth --precision fp32 --cache features.h5
 """
 
@@ -51,10 +53,11 @@ def extract(
             show_default=False,
         ),
     ] = "",
-    page: PageSettings,
+    recipe: RecipeSettings,
+    page: Given[PageSettings],
     network: NetworkSettings,
     source: DataSettings,
-    work: ExtractionSettings,
+    work: Given[ExtractionSettings],
     compute: ComputeSettings,
     output: Output,
 ) -> None:
@@ -65,19 +68,25 @@ def extract(
     from ecgfeat.extraction import extract
     from ecgfeat.manifest import read_manifest
 
+    chosen = recipe.chosen()
+    seen, asked = page.over(chosen.page), work.over(chosen.extraction)
     manifest = read_manifest(data, source)
     with output.reporting() as report:
         extraction = extract(
             manifest,
             cache=cache,
-            page=page,
+            page=seen,
             network=network,
-            work=work,
+            work=asked,
             compute=compute,
             rehash=rehash,
             shard=shard,
+            recipe=chosen.name,
             report=report,
         )
+    output.say(
+        f"recipe {chosen.name}: --crop-mode {seen.crop_mode} --size {seen.size} --taps {asked.taps}"
+    )
     for line in extraction.summary():
         output.say(line)
-    output.result(extraction.as_json())
+    output.result({"recipe": chosen.name, **extraction.as_json()})

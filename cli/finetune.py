@@ -9,24 +9,27 @@ from typing import Annotated
 import typer
 
 from ecgfeat.config import (
+    DEFAULT_RECIPE,
     ComputeSettings,
     DataSettings,
     EvaluationSettings,
     FinetuneSettings,
     NetworkSettings,
     PageSettings,
+    RecipeSettings,
 )
 
 from ._app import app
 from ._console import Output
-from ._options import OUT, command
+from ._options import OUT, Given, command
 from ._results import runs_as_json, show_runs
 
 __all__ = ["finetune"]
 
 _EXAMPLES = """
 ecgfeat finetune pages/
-ecgfeat finetune pages.csv --lr 1e-4 --epochs 10 --crop-mode squash --val-fraction 0.2
+ecgfeat finetune pages.csv --lr 1e-4 --epochs 10 --val-fraction 0.2
+ecgfeat finetune pages/ --recipe paper
 ecgfeat finetune pages.csv --from-head runs/20260131-110000-linear-pages --lr 1e-4
 ecgfeat finetune --resume runs/20260131-120000-finetune-pages
 torchrun --nproc-per-node 4 -m ecgfeat.cli finetune pages.csv
@@ -61,12 +64,13 @@ def finetune(
         ),
     ] = None,
     out: OUT = Path("runs"),
-    training: FinetuneSettings,
-    evaluation: EvaluationSettings,
-    page: PageSettings,
-    network: NetworkSettings,
-    source: DataSettings,
-    compute: ComputeSettings,
+    recipe: RecipeSettings,
+    training: Given[FinetuneSettings],
+    evaluation: Given[EvaluationSettings],
+    page: Given[PageSettings],
+    network: Given[NetworkSettings],
+    source: Given[DataSettings],
+    compute: Given[ComputeSettings],
     output: Output,
 ) -> None:
     """Train all weights of the network, streamed from the images.
@@ -83,8 +87,8 @@ def finetune(
     if (data is None) == (resume is None):
         raise ConfigError("give either DATA (a new run) or --resume RUN (to go on with one)")
     given = (training, evaluation, page, network, source, compute)
-    changed = from_head is not None or any(settings != type(settings)() for settings in given)
-    if resume is not None and changed:
+    changed = from_head or recipe.recipe or any(section.by_hand for section in given)
+    if resume is not None and (changed or out != Path("runs")):
         raise ConfigError(
             "--resume goes on with the run's own settings: leave the others out, or start a new "
             "run with DATA"
@@ -94,16 +98,26 @@ def finetune(
             run = resume_finetune(resume, report=report)
         else:
             assert data is not None
+            chosen = recipe.chosen(_recipe_of(from_head) if from_head else DEFAULT_RECIPE)
             run = finetune(
-                read_manifest(data, source),
-                network=network,
-                page=page,
-                compute=compute,
-                training=training,
-                evaluation=evaluation,
+                read_manifest(data, source.over(DataSettings())),
+                network=network.over(NetworkSettings()),
+                # A head brings its own page, which the recipe's would contradict.
+                page=page.over(PageSettings() if from_head else chosen.page),
+                compute=compute.over(ComputeSettings()),
+                training=training.over(chosen.training),
+                evaluation=evaluation.over(EvaluationSettings()),
                 from_head=from_head,
                 out_dir=out,
+                recipe=chosen.name,
                 report=report,
             )
     show_runs(output, [run])
     output.result(runs_as_json([run]))
+
+
+def _recipe_of(head: Path) -> str:
+    """The recipe by which a head's run was made; the study's where it says none."""
+    from ecgfeat.runs import open_run
+
+    return str(open_run(head).config.get("recipe") or "paper")

@@ -7,17 +7,18 @@ from typing import Annotated
 
 import typer
 
-from ecgfeat.config import DataSettings, PageSettings, PreviewSettings
+from ecgfeat.config import DataSettings, PageSettings, PreviewSettings, RecipeSettings
 
 from ._app import app
 from ._console import Output
-from ._options import DATA, command
+from ._options import DATA, Given, command
 
 __all__ = ["preview"]
 
 _EXAMPLES = """
 ecgfeat preview pages/
-ecgfeat preview pages.csv --root /data/ecg --crop-mode squash --size 448 --n 5
+ecgfeat preview pages/ --recipe paper --n 5
+ecgfeat preview pages.csv --root /data/ecg --crop-mode border --size 448
 """
 
 
@@ -29,7 +30,8 @@ def preview(
         "preview.png"
     ),
     sheet: PreviewSettings,
-    page: PageSettings,
+    recipe: RecipeSettings,
+    page: Given[PageSettings],
     source: DataSettings,
     output: Output,
 ) -> None:
@@ -37,9 +39,10 @@ def preview(
     from ecgfeat.contact_sheet import preview
     from ecgfeat.manifest import read_manifest
 
+    seen = page.over(recipe.chosen().page)
     manifest = read_manifest(data, source)
     with output.reporting() as report:
-        shown = preview(manifest, figure=figure, page=page, sheet=sheet, report=report)
+        shown = preview(manifest, figure=figure, page=seen, sheet=sheet, report=report)
     for line in shown.summary():
         output.say(line)
     output.result(shown.as_json())

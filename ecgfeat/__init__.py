@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ecgfeat.comparison import compare
+    from ecgfeat.config import RECIPES, Recipe
     from ecgfeat.contact_sheet import preview
     from ecgfeat.errors import EcgfeatError
     from ecgfeat.extraction import extract
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "RECIPES",
     "EcgfeatError",
+    "Recipe",
     "__version__",
     "compare",
     "extract",
@@ -40,7 +43,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "RECIPES": "config",
     "EcgfeatError": "errors",
+    "Recipe": "config",
     "compare": "comparison",
     "extract": "extraction",
     "finetune": "finetuning",

@@ -8,11 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ecgfeat import config
 from ecgfeat.config import (
+    LAYERS,
+    TAPS,
     DataSettings,
     EvaluationSettings,
+    ExtractionSettings,
     FinetuneSettings,
     HeadSettings,
     NetworkSettings,
@@ -22,6 +27,7 @@ from ecgfeat.config import (
     SynthSettings,
     as_json,
     option_name,
+    parse_tap,
 )
 from ecgfeat.errors import ConfigError
 
@@ -164,6 +170,56 @@ def test_layers_are_listed_once_each() -> None:
         assert message_of(HeadSettings, layers=layers) == (
             f"--layers must name each layer once, such as layer3,layer4; found {layers!r}"
         )
+
+
+def test_taps_are_named_once_each() -> None:
+    assert ExtractionSettings().tap_names == TAPS
+    asked = ExtractionSettings(taps="layer2-std-4x8, layer4-max")
+    assert asked.tap_names == ("layer2-std-4x8", "layer4-max")
+    for taps in ("", ",", "layer4,layer4"):
+        assert message_of(ExtractionSettings, taps=taps) == (
+            f"--taps must name each tap once, such as layer1-4x4,layer4; found {taps!r}"
+        )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layer5",
+        "layer",
+        "Layer4",
+        "layer4-avg",
+        "layer4-4",
+        "layer4-9x1",
+        "layer4-0x4",
+        "layer4-4x4-max",
+        "layer4-max-std",
+        "layer4\n",
+        "stem",
+    ],
+)
+def test_a_name_that_is_no_tap_is_refused(name) -> None:
+    expected = (
+        f"{name!r} is no tap: give layer1 to layer4, with -max or -std for another pool than the "
+        "average, and -ROWSxCOLUMNS (each 1 to 8) for a grid, such as layer4-max or layer2-4x4"
+    )
+    with pytest.raises(ConfigError) as caught:
+        parse_tap(name)
+    assert str(caught.value) == expected
+
+
+@given(
+    layer=st.sampled_from(LAYERS),
+    pool=st.sampled_from(["avg", "max", "std"]),
+    cells=st.none() | st.tuples(st.integers(1, 8), st.integers(1, 8)),
+)
+def test_a_tap_s_name_tells_layer_pool_and_cells(layer, pool, cells) -> None:
+    name = layer + ("" if pool == "avg" else f"-{pool}")
+    name += f"-{cells[0]}x{cells[1]}" if cells else ""
+    tap = parse_tap(name)
+    assert (tap.name, tap.layer, tap.pool) == (name, layer, pool)
+    assert (tap.rows, tap.columns) == (cells or (1, 1))
+    assert tap.n_cells == tap.rows * tap.columns
 
 
 def test_one_fold_is_no_cross_validation() -> None:

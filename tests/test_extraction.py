@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ecgfeat.backbones import Backbone
+from ecgfeat.backbones import Backbone, trunk
 from ecgfeat.backbones.engine import Engine
 from ecgfeat.config import (
     ComputeSettings,
@@ -16,6 +16,7 @@ from ecgfeat.config import (
     ExtractionSettings,
     NetworkSettings,
     PageSettings,
+    as_json,
 )
 from ecgfeat.errors import (
     CacheMismatchError,
@@ -332,6 +333,122 @@ def test_a_file_with_other_settings_is_refused_by_name(tiny_pages, tmp_path):
         f"{file} was computed with crop_mode 'center', but 'squash' is asked for. "
         "Ask for 'center', or give another file with --cache."
     )
+
+
+GRIDS = "layer1-4x4,layer2-std-4x4,layer2-max"
+GRID_WIDTHS = {"layer1-4x4": 1024, "layer2-max": 128, "layer2-std-4x4": 2048}
+
+
+def with_taps(taps: str) -> ExtractionSettings:
+    return ExtractionSettings(**{**as_json(FAST["work"]), "taps": taps})  # type: ignore[arg-type]
+
+
+def named_file(taps: tuple[str, ...], **page: str) -> str:
+    settings = PageSettings(**page), NetworkSettings(), ComputeSettings()
+    return job.cache_file(Path("cache"), "pages", *settings, taps).name
+
+
+def test_caches_of_the_default_taps_keep_the_names_that_they_always_had():
+    assert named_file(TAPS) == "pages-resnet18-b2dd1d5e.h5"
+    assert named_file(TAPS[::-1]) == "pages-resnet18-b2dd1d5e.h5"
+    pages, network, compute = (
+        PageSettings(crop_mode="squash", size="448x320"),
+        NetworkSettings(arch="resnet50"),
+        ComputeSettings(precision="fp32"),
+    )
+    file = job.cache_file(Path("cache"), "pages", pages, network, compute)
+    assert file == Path("cache/pages-resnet50-96ae6c16.h5")
+
+
+def test_other_taps_have_another_name_whatever_their_order():
+    names = {named_file(taps) for taps in (TAPS, TAPS[:3], ("layer4",), ("layer4-4x4",))}
+    assert len(names) == 4
+    assert named_file(("layer4", "layer1-max")) == named_file(("layer1-max", "layer4"))
+
+
+def test_the_taps_asked_for_are_cached_each_with_its_width(tiny_pages, tmp_path):
+    manifest = read_manifest(tiny_pages(), DataSettings())
+    done = run(manifest, tmp_path, work=with_taps(GRIDS))
+    plain = open_cache(run(manifest, tmp_path).cache)
+    cache = open_cache(done.cache)
+    assert cache.path != plain.path
+    assert dict(cache.header.taps) == GRID_WIDTHS
+    # 64 pixels make a map of 16×16, which 4 divides.
+    cells = cache.features("layer1-4x4").reshape(len(cache), 16, 64)
+    np.testing.assert_allclose(cells.mean(axis=1), plain.features("layer1"), atol=1e-5)
+
+
+def test_a_cache_of_other_taps_is_refused_by_name(tiny_pages, tmp_path):
+    manifest = read_manifest(tiny_pages(), DataSettings())
+    file = tmp_path / "features.h5"
+    run(manifest, file)
+    with pytest.raises(CacheMismatchError) as caught:
+        run(manifest, file, work=with_taps("layer4,layer1-4x4"))
+    assert str(caught.value) == (
+        f"{file} was computed with taps 'layer1,layer2,layer3,layer4', but 'layer1-4x4,layer4' is "
+        "asked for. Ask for 'layer1,layer2,layer3,layer4', or give another file with --cache."
+    )
+
+
+def test_taps_in_another_order_are_the_same_cache(tiny_pages, tmp_path):
+    manifest = read_manifest(tiny_pages(), DataSettings())
+    first = run(manifest, tmp_path, work=with_taps("layer2,layer1-max"))
+    content = first.cache.read_bytes()
+    again = run(manifest, tmp_path, work=with_taps("layer1-max, layer2"))
+    assert (again.cache, again.n_computed) == (first.cache, 0)
+    assert again.cache.read_bytes() == content
+
+
+def test_an_extraction_of_early_layers_keeps_and_computes_no_later_one(
+    tiny_pages, tmp_path, monkeypatch
+):
+    manifest = read_manifest(tiny_pages(), DataSettings())
+    expected = open_cache(run(manifest, tmp_path / "all").cache)
+    fold = trunk.fuse_conv_bn_eval
+
+    def refusing(convolution, norm):
+        if convolution.out_channels > 128:  # those of layer3 and layer4, in a ResNet-18
+            raise AssertionError("a later layer was built")
+        return fold(convolution, norm)
+
+    monkeypatch.setattr(trunk, "fuse_conv_bn_eval", refusing)
+    with pytest.raises(AssertionError, match="a later layer was built"):
+        run(manifest, tmp_path / "none", work=with_taps("layer1,layer3"))
+    done = run(manifest, tmp_path / "early", work=with_taps("layer1,layer2"))
+    found = open_cache(done.cache)
+    assert set(found.header.taps) == {"layer1", "layer2"}
+    early = ("layer1", "layer2")
+    np.testing.assert_array_equal(found.features(early), expected.features(early))
+
+
+def test_taps_by_region_keep_threads_shards_and_stops_to_the_bit(tiny_pages, tmp_path, small_parts):
+    manifest = read_manifest(tiny_pages(n_train=26, n_test=12), DataSettings())
+    asked = {"work": with_taps(GRIDS), "compute": BF16}
+    whole = open_cache(run(manifest, tmp_path / "whole", **asked).cache)
+    assert whole.header.precision == "bf16"
+    with pytest.raises(Interrupted):
+        run(manifest, tmp_path / "cut", **asked, report=stop_after(12))
+    cut = run(manifest, tmp_path / "cut", **{**asked, "compute": replace(BF16, threads=5)})
+    for index in (1, 0):
+        run(manifest, tmp_path / "shared", **asked, shard=f"{index}/2")
+    for other in (cut, run(manifest, tmp_path / "shared", **asked)):
+        cache = open_cache(other.cache)
+        assert cache.paths == whole.paths
+        taps = tuple(GRID_WIDTHS)
+        np.testing.assert_array_equal(cache.features(taps), whole.features(taps))
+
+
+def test_the_recipe_s_name_goes_with_the_cache_and_decides_nothing(tiny_pages, tmp_path):
+    root = tiny_pages()
+    manifest = read_manifest(root, DataSettings())
+    assert open_cache(run(manifest, tmp_path).cache).header.recipe == ""
+    named = run(manifest, tmp_path, recipe="ecg")
+    assert named.n_computed == 0
+    assert open_cache(named.cache).header.recipe == "ecg"
+    draw_page(77).save(root / "train/a/new.png")
+    grown = run(read_manifest(root, DataSettings()), tmp_path)
+    assert (grown.cache, grown.n_computed) == (named.cache, 1)
+    assert open_cache(grown.cache).header.recipe == "ecg"
 
 
 def nan_features(monkeypatch: pytest.MonkeyPatch, of_image: int | None) -> None:

@@ -32,7 +32,10 @@ from ecgfeat.images import files
 from .conftest import TinyPages, draw_page
 from .feature_cache.fakes import data_of
 
-OPTIONS = ["--weights", "random", "--size", "64", "--precision", "fp32", "--batch-size", "2"]
+OPTIONS = [
+    *("--recipe", "paper", "--weights", "random", "--size", "64"),
+    *("--precision", "fp32", "--batch-size", "2"),
+]
 N_PAGES = 12
 GO_ON = "what was computed is kept: run the same command again to go on from there"
 
@@ -339,11 +342,15 @@ def test_features_of_other_weights_are_refused(pages, finished, monkeypatch):
     ) in refusal(pages, finished)
 
 
-def test_other_layers_are_refused(pages, finished, monkeypatch):
-    under(monkeypatch, taps={"layer4": 512})
-    message = refusal(pages, finished)
-    assert "layer4 512" in message.split(", but ")[0]
-    assert "but 'layer4 512' is asked for" in message
+def test_other_taps_are_refused_with_the_mend(pages, finished):
+    there = ",".join(sorted(open_cache(finished).header.taps))
+    asked = "layer1-max,layer2-4x4"
+    content = finished.read_bytes()
+    assert refusal(pages, finished, "--taps", asked) == (
+        f"Error: {finished} was computed with taps {there!r}, but {asked!r} is asked for. Ask for "
+        f"{there!r}, or give another file with --cache."
+    )
+    assert finished.read_bytes() == content
 
 
 def test_another_format_version_is_refused_with_both(pages, finished, tmp_path):

@@ -17,6 +17,7 @@ from ecgfeat.config import (
     ComputeSettings,
     DataSettings,
     EvaluationSettings,
+    ExtractionSettings,
     FinetuneSettings,
     HeadSettings,
     NetworkSettings,
@@ -77,6 +78,27 @@ def study(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def by_region(study: Path) -> tuple[Run, Run]:
+    """A head of each kind on taps by region, of a cache that stops at layer2."""
+    manifest = read_manifest(study / "pages2", DataSettings())
+    cache = extract(
+        manifest,
+        cache=study / "by-region",
+        page=PAGE,
+        network=NetworkSettings(weights="random:1"),
+        work=ExtractionSettings(taps="layer1,layer1-4x4,layer2-std-2x3,layer2-max"),
+        compute=FP32,
+    ).cache
+    linear, logistic = fit_heads(
+        open_cache(cache),
+        kinds=("linear", "logreg"),
+        head=HeadSettings(layers="layer2-std-2x3,layer1-4x4,layer2-max", epochs=2),
+        out_dir=study / "by-region",
+    )
+    return linear, logistic
+
+
 def run_of(study: Path, kind: str, n_classes: int = 2) -> Run:
     [folder] = (study / f"runs{n_classes}").glob(f"*-{kind}-*")
     return open_run(folder)
@@ -126,6 +148,36 @@ def test_the_runs_own_test_images_get_the_runs_own_probabilities(study, kind, n_
     np.testing.assert_allclose(result.probabilities, run.predictions.probabilities, atol=1e-5)
     expected = [result.classes[index] for index in run.predictions.predicted]
     assert list(result.predicted) == expected
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["linear", "logreg"])
+def test_runs_on_taps_by_region_give_their_own_probabilities(study, by_region, kind, monkeypatch):
+    built = []
+    plain = backbones.Backbone.__init__
+
+    def noting(backbone, *arguments, **options):
+        plain(backbone, *arguments, **options)
+        built.append(backbone)
+
+    monkeypatch.setattr(backbones.Backbone, "__init__", noting)
+    run = by_region[kind]
+    images = [study / "pages2" / path for path in run.predictions.ids]
+    result = predict(run, images, compute=AUTO)
+    np.testing.assert_allclose(result.probabilities, run.predictions.probabilities, atol=1e-5)
+    assert dict(built[0].taps) == {"layer2-std-2x3": 768, "layer1-4x4": 1024, "layer2-max": 128}
+
+
+def test_a_fine_tuning_is_asked_for_its_last_layer_alone(study, pages, monkeypatch):
+    asked = []
+    plain = backbones.Backbone
+
+    def noting(*arguments, **options):
+        asked.append(options["taps"])
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(backbones, "Backbone", noting)
+    predict(run_of(study, "finetune"), pages[:1], compute=AUTO)
+    assert asked == [("layer4",)]
 
 
 def test_more_images_than_a_batch_keep_their_order(run, pages):
@@ -204,6 +256,12 @@ def test_a_cross_validation_keeps_no_model(study, pages):
     )
     with pytest.raises(RunError, match="keeps no model: it is a cross-validation"):
         predict(run, pages)
+    # As a sweep leaves it whose folds chose different layers.
+    card = {name: value for name, value in run.model_card.items() if name != "taps"}
+    by_fold = {**card, "fold_taps": [["layer3"], ["layer4"]]}
+    (run.path / "model.json").write_text(json.dumps(by_fold))
+    with pytest.raises(RunError, match="keeps no model: it is a cross-validation"):
+        predict(open_run(run.path), pages)
 
 
 def test_the_runs_decision_is_applied(run, pages, tmp_path):
@@ -306,12 +364,15 @@ def test_progress_counts_every_image_and_may_interrupt(run, pages):
     ("field", "value"),
     [
         ("taps", ["layer9"]),
+        ("taps", ["layer4-9x9"]),
+        ("taps", [4]),
+        ("taps", []),
         ("backbone", {"arch": "vgg", "weights": "random:1", "weights_digest": ""}),
         ("backbone", {"arch": "resnet18"}),
         ("preprocessing", {"crop_mode": "center", "width_px": 10**6, "height_px": 1}),
         ("classes", None),
     ],
-    ids=["taps", "arch", "digest", "size", "classes"],
+    ids=["tap", "grid", "number", "none", "arch", "digest", "size", "classes"],
 )
 def test_a_damaged_model_card_is_refused(run, pages, tmp_path, field, value):
     changed = with_card(run, tmp_path, **{field: value})

@@ -26,13 +26,12 @@ from ecgfeat.runs import (
     Cost,
     EpochRecord,
     Result,
-    append_history,
     create_run,
     open_run,
     write_run,
     write_sweep,
 )
-from ecgfeat.runs.tables import read_history, read_predictions, write_predictions
+from ecgfeat.runs.tables import read_predictions, write_predictions
 
 SPECIFICATION = (Path(__file__).parents[1] / "docs" / "run-format.md").read_text(encoding="utf-8")
 COST = Cost(
@@ -615,16 +614,6 @@ def test_a_run_may_be_reached_through_a_link(finished: Path, tmp_path: Path) -> 
 def test_test_rows_that_could_not_be_decoded_are_told(folder: Path) -> None:
     run = write_run(folder, some_result(n_test_total=14))
     assert run.metrics["test_rows"] == "12 of 14"
-
-
-def test_an_epoch_done_again_replaces_what_came_of_it(folder: Path) -> None:
-    done = [EpochRecord(fold=f, epoch=e, loss=1.0, accuracy=0.5) for f in (0, 1) for e in (1, 2)]
-    for record in done:
-        append_history(folder, record)
-    assert read_history(folder) == tuple(done)
-    again = EpochRecord(fold=1, epoch=1, loss=0.5, accuracy=0.75)
-    append_history(folder, again)
-    assert read_history(folder) == (*done[:2], again)
 
 
 def test_rows_are_counted_by_fold() -> None:

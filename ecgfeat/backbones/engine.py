@@ -21,7 +21,7 @@ __all__ = ["CheckPages", "Engine", "Features", "sound_engine", "synthetic_pages"
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MIN_COSINE = 0.999
-"""Least cosine, page by page and layer by layer, between a device's features and the CPU's
+"""Least cosine, page by page and tap by tap, between a device's features and the CPU's
 float32; the promise that ``--precision auto`` makes."""
 CHECK_SIDE_PX = 256
 """The synthetic pages are at most this wide and high: a fraction of a second."""
@@ -100,7 +100,7 @@ def sound_engine(trunk: Trunk, compute: Compute, images: Shape, check: CheckPage
         engine = Engine(trunk, compute, images, fuse=True)
         # Only float32 is given the pages as the reference is.
         pages = check.exact if compute.precision == "fp32" else check.given
-        failing = _failing_layer(engine.features(pages), reference)
+        failing = _failing_tap(engine.features(pages), reference)
         if failing is None:
             return engine
         if compute.precision == "fp32":
@@ -116,13 +116,15 @@ def sound_engine(trunk: Trunk, compute: Compute, images: Shape, check: CheckPage
     )
 
 
-def _failing_layer(found: Features, reference: Features) -> str | None:
-    """The first layer that isn't like its reference, with its cosine; None when all are."""
+def _failing_tap(found: Features, reference: Features) -> str | None:
+    """The first tap that isn't like its reference, with its cosine; None when all are."""
     for name, expected in reference.items():
         # In double precision, whose range the products of float32 can't leave.
         x, y = found[name].astype(np.float64), expected.astype(np.float64)
         with np.errstate(invalid="ignore"):
             cosines = (x * y).sum(axis=1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))
+        # Alike, though without a direction: the standard deviation in cells of a single pixel.
+        cosines[~(x.any(axis=1) | y.any(axis=1))] = 1
         # Written so that NaN fails.
         if not cosines.min() >= MIN_COSINE:
             return f"cosine {cosines.min():.4f} to float32 at {name}"

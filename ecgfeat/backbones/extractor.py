@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,8 +17,8 @@ from ecgfeat.backbones.memory import free_device_memory, is_out_of_memory
 from ecgfeat.backbones.networks import feature_width
 from ecgfeat.backbones.trunk import build_trunk
 from ecgfeat.backbones.weights import Weights
-from ecgfeat.config import TAPS
-from ecgfeat.errors import DeviceError
+from ecgfeat.config import LAYERS, TAPS, parse_tap
+from ecgfeat.errors import ConfigError, DeviceError
 from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.runtime import Compute
 
@@ -39,7 +39,9 @@ def default_batch_size(compute: Compute) -> int:
 
 
 class Backbone:
-    """A frozen ResNet that gives the average pools of its four layers.
+    """A frozen ResNet that gives the pools of its layers that are asked for.
+
+    Layers after the last one asked for are neither kept nor computed.
 
     Whatever isn't plain float32 on the CPU is used only after a self-check: a few pages are
     computed both ways, and the features must agree to `MIN_COSINE`.
@@ -50,6 +52,9 @@ class Backbone:
     preprocessing : Preprocessing
         What the pages are to be prepared by.
     compute : Compute
+    taps : sequence of str
+        Names as `ecgfeat.config.parse_tap` reads them; by default the averages of all four
+        layers.
     batch_size : int, optional
         Images of most batches to come, for which the network is laid out.
     check : CheckPages, optional
@@ -60,10 +65,12 @@ class Backbone:
     arch, weights_name, digest : str
         As in `Weights`.
     taps : mapping of str to int
-        Width of each layer's pool, by the layer's name.
+        Width of each tap, by its name.
 
     Raises
     ------
+    ConfigError
+        When `taps` is empty or names what is none.
     DeviceError
         When the device fails the self-check even in float32.
     """
@@ -74,15 +81,18 @@ class Backbone:
         preprocessing: Preprocessing,
         compute: Compute,
         *,
+        taps: Sequence[str] = TAPS,
         batch_size: int = 0,
         check: CheckPages | None = None,
     ) -> None:
+        if not taps:
+            raise ConfigError("a backbone needs at least one tap, such as layer4; found none")
         self.arch = weights.arch
         self.weights_name = weights.name
         self.digest = weights.digest
-        self.taps = tap_widths(weights.arch)
+        self.taps = tap_widths(weights.arch, taps)
         self._engine = sound_engine(
-            build_trunk(weights, preprocessing),
+            build_trunk(weights, preprocessing, [parse_tap(name) for name in taps]),
             compute,
             (
                 batch_size or default_batch_size(compute),
@@ -106,7 +116,7 @@ class Backbone:
         return self._largest_batch
 
     def features(self, pixels: NDArray[np.uint8]) -> Features:
-        """Average-pooled output of every layer.
+        """The taps of a batch of pages.
 
         An image's features depend neither on the batch's other images nor on its place among
         them. On the batch's size they may, by rounding: keep it fixed, and fill up the last one.
@@ -120,7 +130,7 @@ class Backbone:
         Returns
         -------
         dict of str to ndarray of shape (b, width), float32
-            By the layer's name. Not checked for NaN and infinity.
+            By the tap's name. Not checked for NaN and infinity.
 
         Raises
         ------
@@ -213,11 +223,18 @@ def _begin_lane(device: str) -> None:
         torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
 
 
-def tap_widths(arch: str) -> Mapping[str, int]:
-    """Width of each layer's pool, by the layer's name."""
+def tap_widths(arch: str, taps: Sequence[str] = TAPS) -> Mapping[str, int]:
+    """Width of each tap's features, by its name: the layer's channels times the grid's cells.
+
+    Raises
+    ------
+    ConfigError
+        When a tap's name is none.
+    """
     # Each layer of a ResNet is twice as wide as the one before.
     width = feature_width(arch)
-    return {name: width >> (len(TAPS) - 1 - i) for i, name in enumerate(TAPS)}
+    channels = {name: width >> (len(LAYERS) - 1 - i) for i, name in enumerate(LAYERS)}
+    return {tap.name: channels[tap.layer] * tap.n_cells for tap in map(parse_tap, taps)}
 
 
 def filled(pixels: NDArray[np.uint8], n_images: int) -> NDArray[np.uint8]:

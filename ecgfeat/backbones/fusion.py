@@ -51,7 +51,7 @@ def _fused(trunk: Trunk, images: Shape) -> Trunk:
             fused_blocks.append(_Block(block, maps))
             maps = fused_blocks[-1].shape
         layers[name] = torch.nn.Sequential(*fused_blocks)
-    return Trunk(torch.nn.Sequential(first, pool), layers.items())
+    return Trunk(torch.nn.Sequential(first, pool), layers.items(), trunk.taps)
 
 
 class _Convolution(torch.nn.Module):

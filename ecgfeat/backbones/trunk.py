@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ecgfeat.backbones.networks import build_network
+from ecgfeat.backbones.pooling import pooled
 from ecgfeat.backbones.weights import Weights
-from ecgfeat.config import TAPS
+from ecgfeat.config import LAYERS, Tap
 from ecgfeat.preprocessing import Preprocessing
 
 __all__ = ["CENTRE", "Trunk", "build_trunk"]
@@ -21,35 +22,46 @@ CENTRE = np.uint8(128)
 
 
 class Trunk(torch.nn.Module):
-    """A ResNet up to the average pools of its layers, which it returns by name, in float32.
+    """A ResNet up to the last layer that a tap needs; it returns the taps by name, in float32.
 
     Its images have the four channels that `on_pixels` tells of. The maps handed from layer to
     layer may be overwritten by the next, so whatever is wanted of them is taken at once.
     """
 
     def __init__(
-        self, stem: torch.nn.Sequential, layers: Iterable[tuple[str, torch.nn.Module]]
+        self,
+        stem: torch.nn.Sequential,
+        layers: Iterable[tuple[str, torch.nn.Module]],
+        taps: Sequence[Tap],
     ) -> None:
         super().__init__()
         self.stem = stem
         self.layers = torch.nn.ModuleDict(dict(layers))
+        self.taps = tuple(taps)
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Pools of shape (b, width), by the layer's name, of images (b, 4, height, width)."""
+        """Pools of shape (b, width), by the tap's name, of images (b, 4, height, width)."""
         maps = self.stem(images)  # (b, 64, height / 4, width / 4)
         pools = {}
         for name, layer in self.layers.items():
-            maps = layer(maps)  # (b, width, …), halved by each layer after the first
-            pools[name] = maps.mean((2, 3), dtype=torch.float32)
+            maps = layer(maps)  # (b, channels, …), halved by each layer after the first
+            for tap in self.taps:
+                if tap.layer == name:
+                    pools[tap.name] = pooled(maps, tap)
         return pools
 
 
-def build_trunk(weights: Weights, preprocessing: Preprocessing) -> Trunk:
+def build_trunk(weights: Weights, preprocessing: Preprocessing, taps: Sequence[Tap]) -> Trunk:
     """A trunk in float32 on the CPU, in torch's plain memory layout."""
-    network = _folded(build_network(weights.arch, weights.tensors).eval())
+    network = build_network(weights.arch, weights.tensors).eval()
+    n_layers = 1 + max(LAYERS.index(tap.layer) for tap in taps)
+    for name in LAYERS[n_layers:]:
+        setattr(network, name, torch.nn.Identity())
+    network = _folded(network)
     network.conv1 = _on_pixels(network.get_submodule("conv1"), preprocessing)
     stem = (network.get_submodule(name) for name in ("conv1", "relu", "maxpool"))
-    return Trunk(torch.nn.Sequential(*stem), ((name, network.get_submodule(name)) for name in TAPS))
+    layers = ((name, network.get_submodule(name)) for name in LAYERS[:n_layers])
+    return Trunk(torch.nn.Sequential(*stem), layers, taps)
 
 
 def _folded(network: torch.nn.Module) -> torch.nn.Module:

@@ -26,11 +26,21 @@ from ecgfeat.config.network import (
     Precision,
 )
 from ecgfeat.config.pages import CropMode, PageSettings, PreviewSettings
+from ecgfeat.config.recipes import (
+    DEFAULT_RECIPE,
+    RECIPES,
+    Recipe,
+    RecipeName,
+    RecipeSettings,
+)
 from ecgfeat.config.setting import Settings, as_json, comma_separated, option_name, setting
-from ecgfeat.config.taps import TAPS, Tap, parse_tap
+from ecgfeat.config.taps import LAYERS, TAPS, Tap, parse_tap
 
 __all__ = [
     "ARCHITECTURES",
+    "DEFAULT_RECIPE",
+    "LAYERS",
+    "RECIPES",
     "TAPS",
     "BatchNorm",
     "ChoiceScore",
@@ -53,6 +63,9 @@ __all__ = [
     "PageSettings",
     "Precision",
     "PreviewSettings",
+    "Recipe",
+    "RecipeName",
+    "RecipeSettings",
     "Schedule",
     "Settings",
     "Strength",

@@ -23,7 +23,10 @@ class HeadSettings(Settings):
     """
 
     layers: str = setting(
-        "layer4", "Cached layers to join as features, comma-separated.", metavar="A[,B]"
+        "layer4",
+        "Taps of the cache to join as features, such as layer3,layer4 or layer2-4x4; cache info "
+        "lists them.",
+        metavar="A[,B]",
     )
     epochs: int = setting(5, "Linear head: passes over the training rows.", minimum=1)
     lr: float = setting(0.001, "Linear head: Adam's learning rate.", above=0, maximum=10)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ecgfeat.config.setting import Settings, setting
+from ecgfeat.config.setting import Settings, comma_separated, setting
+from ecgfeat.config.taps import TAPS, parse_tap
+from ecgfeat.errors import ConfigError
 
 __all__ = [
     "ARCHITECTURES",
@@ -92,3 +94,24 @@ class ExtractionSettings(Settings):
     limit: int = setting(
         0, "Only this many images, spread over classes and splits; 0 takes all.", minimum=0
     )
+    taps: str = setting(
+        ",".join(TAPS),
+        "What to take of the network, comma-separated: layer1 to layer4 average each of a layer's "
+        "channels over the page; -max or -std take another pool; -ROWSxCOLUMNS, as in layer2-4x4, "
+        "pools in each cell of a grid. Layers after the last one named are not computed.",
+        metavar="A[,B]",
+    )
+
+    @property
+    def tap_names(self) -> tuple[str, ...]:
+        """The taps' names, in the order given."""
+        return comma_separated(self.taps)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.tap_names:
+            parse_tap(name)
+        if not self.tap_names or len(set(self.tap_names)) != len(self.tap_names):
+            raise ConfigError(
+                f"--taps must name each tap once, such as layer1-4x4,layer4; found {self.taps!r}"
+            )

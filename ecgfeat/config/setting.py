@@ -84,7 +84,7 @@ def _check_type(item: dataclasses.Field[Any], value: object) -> None:
 
 def _check_range(item: dataclasses.Field[Any], value: object) -> None:
     choices = item.metadata["choices"]
-    if choices and value not in choices:
+    if choices and value not in (item.default, *choices):
         raise ConfigError(
             f"{option_name(item.name)} must be one of {', '.join(choices)}; found {value!r}"
         )

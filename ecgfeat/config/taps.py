@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ecgfeat.errors import ConfigError
 
-__all__ = ["TAPS", "Tap", "parse_tap"]
+__all__ = ["LAYERS", "TAPS", "Tap", "parse_tap"]
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
 """A ResNet's four layers, in order."""

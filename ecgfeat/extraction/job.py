@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ecgfeat.backbones import Backbone, Weights, default_batch_size, load_weights, tap_widths
 from ecgfeat.config import (
+    TAPS,
     ComputeSettings,
     ExtractionSettings,
     NetworkSettings,
@@ -47,6 +48,7 @@ def extract(
     network: NetworkSettings = NetworkSettings(),
     work: ExtractionSettings = ExtractionSettings(),
     compute: ComputeSettings = ComputeSettings(),
+    recipe: str = "",
     rehash: bool = False,
     shard: str = "",
     report: Report = silent,
@@ -59,6 +61,9 @@ def extract(
     cache : Path
         A folder, in which the settings name the file, or a file ending in ``.h5``.
     page, network, work, compute : settings
+    recipe : str
+        Name of the recipe that the settings were taken from, for those who use the cache; empty
+        leaves it the one that it has.
     rehash : bool
         Compare every image's bytes with what was computed, not just size and time of change.
     shard : str
@@ -95,7 +100,7 @@ def extract(
         # Another name, so that the cache of all images isn't cut down to these.
         name = f"{manifest.name}-limit{work.limit}"
         manifest = replace(manifest.limited(work.limit), name=name)
-    path = cache_file(cache, manifest.name, page, network, compute)
+    path = cache_file(cache, manifest.name, page, network, compute, work.tap_names)
     begun = existing_header(path)
     plan = _Plan(
         manifest=manifest,
@@ -103,13 +108,14 @@ def extract(
         weights=load_weights(network),
         compute=_resolve(compute, begun),
         resampling=begun.resampling if begun else "",
+        taps=work.tap_names,
         batch_size=work.batch_size,
     )
     # A new cache's precision is what the self-check leaves of the one asked for.
     backbone = None if begun else plan.load_backbone()
     if backbone:
         plan = replace(plan, compute=backbone.compute)
-    header = _header(plan.weights, plan.preprocessing, plan.compute)
+    header = _header(plan, recipe or (begun.recipe if begun else ""))
     n_computed, computing_s = 0, 0.0
     with (
         _saying_how_to_go_on(),
@@ -201,22 +207,26 @@ def cache_file(
     page: PageSettings,
     network: NetworkSettings,
     compute: ComputeSettings,
+    taps: Sequence[str] = TAPS,
 ) -> Path:
     """The cache's file: `cache` itself if it ends in ``.h5``, else a file of that folder.
 
     The name holds a digest of the settings as asked for, so that ``auto`` names the same file
-    wherever it is resolved; what it was resolved to stands in the header.
+    wherever it is resolved; what it was resolved to stands in the header. The taps count only
+    where they aren't the default ones, which were once all there were.
     """
     if cache.suffix == ".h5":
         return cache
     if cache.suffix in (".hdf5", ".hdf", ".he5"):
         raise ConfigError(f"--cache must be a folder, or a file ending in .h5; found {cache}")
-    asked = {
+    asked: dict[str, object] = {
         "arch": network.arch,
         "weights": Path(network.weights).name,
         "preprocessing": Preprocessing.from_settings(page).fingerprint,
         "precision": compute.precision,
     }
+    if set(taps) != set(TAPS):
+        asked["taps"] = sorted(taps)
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
     return cache / f"{data_name}-{network.arch}-{digest[:8]}.h5"
 
@@ -241,6 +251,7 @@ class _Plan:
     compute : Compute
     resampling : str
         As the cache was begun; empty where it is new.
+    taps : tuple of str
     batch_size : int
         As asked for; 0 takes the default.
     """
@@ -250,6 +261,7 @@ class _Plan:
     weights: Weights
     compute: Compute
     resampling: str
+    taps: tuple[str, ...]
     batch_size: int
 
     @property
@@ -273,6 +285,7 @@ class _Plan:
             self.weights,
             self.preprocessing,
             self.compute,
+            taps=self.taps,
             batch_size=self.full_batch,
             check=check,
         )
@@ -295,7 +308,8 @@ class _Plan:
         return backbone
 
 
-def _header(weights: Weights, preprocessing: Preprocessing, compute: Compute) -> Header:
+def _header(plan: _Plan, recipe: str) -> Header:
+    weights, preprocessing, compute = plan.weights, plan.preprocessing, plan.compute
     return Header(
         arch=weights.arch,
         weights=weights.name,
@@ -308,5 +322,6 @@ def _header(weights: Weights, preprocessing: Preprocessing, compute: Compute) ->
         precision=compute.precision,
         device=compute.device,
         decoder=DECODER,
-        taps=tap_widths(weights.arch),
+        taps=tap_widths(weights.arch, plan.taps),
+        recipe=recipe,
     )

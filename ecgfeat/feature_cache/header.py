@@ -1,4 +1,4 @@
-"""What decides a cache's numbers."""
+"""What decides a cache's numbers, and the name of the recipe that they were asked for by."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ _TRIPLES = ("mean", "std")
 class Header:
     """Everything that decides the numbers in a cache; two that are equal give equal features.
 
+    The recipe decides nothing: its options do.
+
     Attributes
     ----------
     arch : str
@@ -46,7 +48,9 @@ class Header:
     device : {"cpu", "cuda", "mps"}
     precision : {"fp32", "bf16", "fp16"}
     taps : mapping of str to int
-        Width of each layer's features.
+        Width of each tap's features.
+    recipe : str
+        Name of the recipe that the options were taken from; empty where there was none.
     """
 
     arch: str
@@ -61,10 +65,12 @@ class Header:
     device: str
     precision: str
     taps: Mapping[str, int]
+    recipe: str = ""
 
     def attributes(self) -> dict[str, str | tuple[float, ...]]:
         """The header as a cache's attributes; the taps are data sets there."""
-        return {name: getattr(self, name) for name in (*_TEXTS, *_TRIPLES)}
+        recipe = {"recipe": self.recipe} if self.recipe else {}
+        return {**self._deciding_attributes(), **recipe}
 
     @classmethod
     def from_attributes(cls, attributes: Attributes, taps: Mapping[str, int]) -> Header:
@@ -75,7 +81,11 @@ class Header:
         TypeError
             For an attribute that is missing or of another type; its name is the message.
         """
-        kinds: dict[str, type] = {**dict.fromkeys(_TEXTS, str), **dict.fromkeys(_TRIPLES, tuple)}
+        kinds: dict[str, type] = {
+            **dict.fromkeys((*_TEXTS, "recipe"), str),
+            **dict.fromkeys(_TRIPLES, tuple),
+        }
+        attributes = {"recipe": "", **attributes}
         fields: dict[str, Any] = {name: attributes.get(name) for name in kinds}
         for name, kind in kinds.items():
             if not isinstance(fields[name], kind):
@@ -91,14 +101,20 @@ class Header:
             For the first field in which `found`, the header of `path`, differs.
         """
         asked, there = self._deciding(), found._deciding()
+        shown = {"weights": (self._weights_in_words(), found._weights_in_words())}
+        names = ",".join(sorted(self.taps)), ",".join(sorted(found.taps))
+        if names[0] != names[1]:
+            shown["taps"] = names  # as --taps takes them
         for field, value in asked.items():
             if there[field] != value:
-                shown = (self._weights_in_words(), found._weights_in_words())
-                expected, actual = shown if field == "weights" else (value, there[field])
+                expected, actual = shown.get(field, (value, there[field]))
                 raise CacheMismatchError(field, expected, actual, path)
 
+    def _deciding_attributes(self) -> dict[str, str | tuple[float, ...]]:
+        return {name: getattr(self, name) for name in (*_TEXTS, *_TRIPLES)}
+
     def _deciding(self) -> dict[str, object]:
-        fields = {**self.attributes(), "weights": self.weights_digest}
+        fields = {**self._deciding_attributes(), "weights": self.weights_digest}
         del fields["weights_digest"]
         taps = ", ".join(f"{tap} {width}" for tap, width in sorted(self.taps.items()))
         return {**fields, "taps": taps}

@@ -15,8 +15,8 @@ from ecgfeat.runtime import Progress, Report
 
 __all__ = ["Ledger", "hash_images"]
 
-BLOCK_ROWS = 1024
-"""Rows gathered at a time: 8 MiB of a ResNet-50's layer4."""
+BLOCK_BYTES = 2**23
+"""Features gathered at a time: 1,024 rows of a ResNet-50's layer4."""
 _PENDING, _QUARANTINED = -1, -2
 
 Rows = NDArray[np.int64]
@@ -108,10 +108,11 @@ class Ledger:
         return digests
 
     def features(self, tap: str, width: int) -> Iterator[NDArray[np.float32]]:
-        """Features of the images kept, in blocks of shape (up to `BLOCK_ROWS`, width)."""
+        """Features of the images kept, in blocks of shape (some, width), `BLOCK_BYTES` long."""
         rows = self.kept
-        for start in range(0, len(rows), BLOCK_ROWS):
-            some = rows[start : start + BLOCK_ROWS]
+        n_rows = max(1, BLOCK_BYTES // (4 * width))
+        for start in range(0, len(rows), n_rows):
+            some = rows[start : start + n_rows]
             block = np.empty((len(some), width), np.float32)
             for number, chosen in self._by_source(some):
                 source = self.sources[number]

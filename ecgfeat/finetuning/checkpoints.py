@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ecgfeat.errors import RunError
+from ecgfeat.errors import RunError, storage_error
 from ecgfeat.files import replacing
 from ecgfeat.finetuning.snapshots import Snapshot
 from ecgfeat.finetuning.state import Candidate, Said, State, Tally
@@ -88,6 +88,8 @@ def load_checkpoint(folder: Path) -> tuple[State, Snapshot] | None:
     ------
     RunError
         When it is damaged.
+    StorageError
+        When it can't be read.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -100,6 +102,8 @@ def load_checkpoint(folder: Path) -> tuple[State, Snapshot] | None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         snapshot = Snapshot(tensors=tensors, scaler=plain["scaler"], n_parts=plain["n_parts"])
         return _state(plain, tensors), snapshot
+    except OSError as error:
+        raise storage_error(error, "reading", path) from error
     except (SafetensorError, ValueError, LookupError, TypeError) as error:
         raise RunError(
             f"{path} is damaged ({error}), so this run can't go on. Start a new one."

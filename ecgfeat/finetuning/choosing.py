@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from ecgfeat.config import EvaluationSettings, FinetuneSettings
-from ecgfeat.errors import ConfigError, DataError
 from ecgfeat.finetuning.state import Candidate
 from ecgfeat.finetuning.training import Trainer
 from ecgfeat.metrics import METRICS, score_values
 from ecgfeat.predictions import Predictions
 
-__all__ = ["choose", "is_enough", "refuse_unchoosable", "score_epoch"]
+__all__ = ["choose", "is_deciding", "is_enough", "score_epoch"]
 
 
-def refuse_unchoosable(training: FinetuneSettings, evaluation: EvaluationSettings) -> None:
-    """Refuse to choose an epoch on validation rows that there aren't.
-
-    Raises
-    ------
-    ConfigError
-    """
-    if training.choose_by != "last" and not evaluation.val_fraction:
-        raise ConfigError(
-            f"--choose-by {training.choose_by} needs validation rows, and there are none: also "
-            "give --val-fraction, such as 0.2"
-        )
+def is_deciding(training: FinetuneSettings, evaluation: EvaluationSettings) -> bool:
+    """Whether anything depends on validation rows: epoch, calibration or operating point."""
+    return bool(training.choose_by != "last" or evaluation.calibrate or evaluation.at_sensitivity)
 
 
 def choose(
@@ -46,33 +35,10 @@ def choose(
 
 
 def score_epoch(validation: Predictions, training: FinetuneSettings) -> float | None:
-    """What an epoch is chosen by; None where simply the last one is taken.
-
-    Parameters
-    ----------
-    validation : Predictions
-        Of the validation rows that could be decoded.
-    training : FinetuneSettings
-
-    Raises
-    ------
-    DataError
-        When the validation rows leave the score undefined.
-    """
-    name = training.choose_by
-    if name == "last":
+    """What an epoch is chosen by; None where simply the last one is taken."""
+    if training.choose_by == "last":
         return None
-    if not len(validation):
-        raise DataError(
-            f"--choose-by {name} needs validation rows, and none of their images can be decoded"
-        )
-    score = score_values(validation)[name]
-    if math.isnan(score):
-        raise DataError(
-            f"--choose-by {name} is undefined: the validation rows hold one class only. Give a "
-            "larger --val-fraction."
-        )
-    return score
+    return score_values(validation)[training.choose_by]
 
 
 def is_enough(epoch: int, best: Candidate | None, training: FinetuneSettings) -> bool:

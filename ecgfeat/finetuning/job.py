@@ -15,7 +15,6 @@ from torch.nn import Module
 from ecgfeat.augmentation import augmenting
 from ecgfeat.backbones import Weights, load_network, network_from_tensors
 from ecgfeat.config import (
-    ComputeSettings,
     DataSettings,
     EvaluationSettings,
     FinetuneSettings,
@@ -34,7 +33,7 @@ from ecgfeat.manifest import Manifest, read_manifest
 from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.protocol import Partition, Task, define_task, partitions
 from ecgfeat.runs import count_rows
-from ecgfeat.runtime import Compute, machine, resolve_compute, versions
+from ecgfeat.runtime import Compute, machine, versions
 
 __all__ = [
     "KIND",
@@ -199,21 +198,16 @@ def manifest_from_config(config: Mapping[str, Any]) -> Manifest:
     return read_manifest(data, DataSettings(root=root and Path(root), **settings))
 
 
-def job_from_config(config: Mapping[str, Any], manifest: Manifest, ranks: Ranks = ALONE) -> Job:
-    """Make the job again that `Job.describe` described.
-
-    Raises
-    ------
-    DeviceError
-        When its device or precision isn't here.
-    """
-    compute = ComputeSettings(**config["compute"])
+def job_from_config(
+    config: Mapping[str, Any], manifest: Manifest, compute: Compute, ranks: Ranks
+) -> Job:
+    """Make the job again that `Job.describe` described, on the same device as then."""
     head = config["from_head"]
     return Job(
         manifest=manifest,
         network=NetworkSettings(**config["network"]),
         page=PageSettings(**config["page"]),
-        compute=resolve_compute(compute, purpose="train"),
+        compute=compute,
         training=FinetuneSettings(**config["training"]),
         evaluation=EvaluationSettings(**config["evaluation"]),
         from_head=head and Path(head["run"]),

@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from ecgfeat.errors import DivergedError
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfeat.errors import DataError, DivergedError
 from ecgfeat.files import write_csv
 from ecgfeat.finetuning.checkpoints import save_checkpoint
 from ecgfeat.finetuning.job import Job
@@ -67,9 +70,8 @@ class Keeping:
         state = self._state
         if state.fold == len(self._job.plan):
             return  # the last checkpoint has all but the test, which is soon done again
-        (n_spoiled,) = self._ranks.totals(trainer is not None and not trainer.is_finite())
-        if n_spoiled:
-            raise diverged("a weight is no longer finite", state)
+        if trainer is not None:
+            self.refuse_spoiled(trainer)
         self.share_failures()
         state.wall_s = self.wall_s
         with self._ranks.together():
@@ -78,10 +80,51 @@ class Keeping:
         self._saved_s = time.monotonic()
         self.kept = state.in_words
 
+    def refuse_spoiled(self, trainer: Trainer) -> None:
+        """Refuse to go on with weights that aren't finite.
+
+        Raises
+        ------
+        DivergedError
+        """
+        (n_spoiled,) = self._ranks.totals(not trainer.is_finite())
+        if n_spoiled:
+            raise diverged("a weight is no longer finite", self._state)
+
     def share_failures(self) -> None:
         """Let every process know which images can't be decoded."""
         for failures in self._ranks.gathered(self._state.failures):
             self._state.failures.update(failures)
+
+    def refuse_lost(
+        self, rows: NDArray[np.int64], kind: str, so: str, *, is_any: bool = True
+    ) -> None:
+        """Refuse rows that leave no image of a class to go on with.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (m,), int64
+        kind, so : str
+            Which rows these are, and what follows, in words.
+        is_any : bool
+            Whether any of them could be used at all.
+
+        Raises
+        ------
+        DataError
+        """
+        self.share_failures()
+        is_decoded = ~np.isin(rows, list(self._state.failures))
+        targets = self._job.task.targets[rows]
+        lost = np.setdiff1d(targets, targets[is_decoded])
+        if is_any and not len(lost):
+            return
+        names = ", ".join(repr(self._job.task.classes[index]) for index in lost)
+        path = self.write_quarantine()
+        raise DataError(
+            f"{(~is_decoded).sum()} of {len(rows)} {kind} images can't be decoded, "
+            f"{f'all of {names}' if names else 'too many'}: {so}. The reasons are in {path}."
+        )
 
     def write_quarantine(self) -> Path:
         """List those images with their reasons; returns where."""

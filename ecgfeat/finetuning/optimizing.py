@@ -14,7 +14,7 @@ from ecgfeat.config import FinetuneSettings
 from ecgfeat.protocol import Partition, Task
 
 __all__ = [
-    "BATCH_NORMS",
+    "Loss",
     "Schedule",
     "balanced_weights",
     "freeze",
@@ -81,6 +81,45 @@ class Schedule:
             return self.lr
         done = (step - self.n_warmup) / max(1, self.n_steps - self.n_warmup)
         return self.lr * (1 + math.cos(math.pi * done)) / 2
+
+
+class Loss:
+    """Cross-entropy, its targets smoothed and its classes weighted as the settings say.
+
+    Parameters
+    ----------
+    settings : FinetuneSettings
+    class_weights : ndarray of shape (n_classes,), float32, or None
+        How much each class counts; None for equally.
+    device : torch.device
+    """
+
+    def __init__(
+        self,
+        settings: FinetuneSettings,
+        class_weights: NDArray[np.float32] | None,
+        device: torch.device,
+    ) -> None:
+        self._smoothing = settings.label_smoothing
+        self._class_weights: torch.Tensor | None = None
+        if class_weights is not None:
+            self._class_weights = torch.from_numpy(class_weights).to(device)
+
+    def weight(self, truth: torch.Tensor) -> float:
+        """What the summed loss of some images is divided by for its mean."""
+        if self._class_weights is None:
+            return len(truth)
+        return float(self._class_weights[truth].sum())
+
+    def summed(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """The loss summed over images; `truth` of shape (b,), int64."""
+        return torch.nn.functional.cross_entropy(
+            logits,
+            truth,
+            weight=self._class_weights,
+            label_smoothing=self._smoothing,
+            reduction="sum",
+        )
 
 
 def balanced_weights(task: Task, part: Partition) -> NDArray[np.float32]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from ecgfeat.calibration import Decision, decide
-from ecgfeat.errors import DataError
 from ecgfeat.finetuning.job import KIND, Job
 from ecgfeat.finetuning.state import Said, State
 from ecgfeat.finetuning.training import Trainer
@@ -99,11 +98,6 @@ def _decisions(job: Job, validated: Sequence[Predictions]) -> list[Decision]:
     evaluation = job.evaluation
     if not (evaluation.calibrate or evaluation.at_sensitivity):
         return []
-    if not all(map(len, validated)):
-        raise DataError(
-            "none of a fold's validation images can be decoded, so that nothing can be calibrated "
-            "on them. Leave out --calibrate and --at-sensitivity, or mend the images."
-        )
     return [decide(said, method="temperature", settings=evaluation) for said in validated]
 
 

@@ -20,7 +20,7 @@ from ecgfeat.errors import (
     TrainingError,
 )
 from ecgfeat.finetuning.checkpoints import remove_checkpoint
-from ecgfeat.finetuning.choosing import choose, is_enough, score_epoch
+from ecgfeat.finetuning.choosing import choose, is_deciding, is_enough, score_epoch
 from ecgfeat.finetuning.job import Job
 from ecgfeat.finetuning.keeping import Keeping, diverged
 from ecgfeat.finetuning.lr_range import find_lr, n_images_tried, write_lr_range
@@ -31,7 +31,7 @@ from ecgfeat.finetuning.state import Candidate, Said, State
 from ecgfeat.finetuning.streaming import Tick, consecutive_batches, shuffled_batches
 from ecgfeat.finetuning.training import Trainer
 from ecgfeat.protocol import Partition
-from ecgfeat.runs import EpochRecord, Run, append_history, open_run, write_run
+from ecgfeat.runs import EpochRecord, Run, open_run, write_history, write_run
 from ecgfeat.runtime import Progress, Report
 
 __all__ = ["Running"]
@@ -75,7 +75,8 @@ class Running:
                     self._keeping.save(trainer)
                     raise
             if self._state.failures:
-                self._tell_left_out()
+                with self._ranks.together():
+                    self._tell_left_out()
             self._refuse_untested()
             with self._ranks.together():
                 if self._ranks.is_first:
@@ -106,12 +107,17 @@ class Running:
         if lr != "auto":
             return lr
         tick = self._ticking("finding the rate", n_images_tried(self._job, part))
-        found = find_lr(self._job, part, self._images, tick)
-        if self._ranks.is_first:
-            figure = write_lr_range(self._folder, found, part, len(self._job.plan))
-            self._tell(
-                f"[Fine-Tuning] Learning rate {found.lr:g}, by the range test in {figure.name}"
-            )
+        try:
+            found = find_lr(self._job, part, self._images, tick)
+        except DivergedError:
+            self._refuse_untrainable(part, is_any=True)  # which would be why
+            raise
+        with self._ranks.together():
+            if self._ranks.is_first:
+                figure = write_lr_range(self._folder, found, part, len(self._job.plan))
+                self._tell(
+                    f"[Fine-Tuning] Learning rate {found.lr:g}, by the range test in {figure.name}"
+                )
         return found.lr
 
     # Training
@@ -122,7 +128,8 @@ class Running:
         while not is_enough(state.epoch, state.candidate, training):
             epoch = state.epoch + 1
             lr = self._train_epoch(trainer, part, epoch)
-            self._refuse_too_few(part)
+            self._refuse_untrainable(part, is_any=state.tally.n_images > 0)
+            self._keeping.refuse_spoiled(trainer)  # of such weights nothing can be said
             said, val_loss, val_accuracy = self._validate(trainer, part)
             record = EpochRecord(
                 fold=part.fold,
@@ -138,10 +145,10 @@ class Running:
             new = Candidate(epoch=epoch, score=score, validation=said)
             state.end_epoch(record, choose(state.candidate, new, trainer, training))
             self._keeping.save(trainer)
-            if self._ranks.is_first:
-                append_history(self._folder, record)
             line = record.log_line("Fine-Tuning", len(self._job.plan))
             with self._ranks.together():
+                if self._ranks.is_first:
+                    write_history(self._folder, state.history)
                 self._tell_training(part, epoch, len(part.train), line)
 
     def _train_epoch(self, trainer: Trainer, part: Partition, epoch: int) -> float | None:
@@ -177,19 +184,9 @@ class Running:
                 before_s = time.monotonic()
         return None if schedule.is_constant else schedule.rate(epoch * n_steps - 1)
 
-    def _refuse_too_few(self, part: Partition) -> None:
-        self._keeping.share_failures()
-        decoded = ~np.isin(part.train, list(self._state.failures))
-        targets = self._job.task.targets[part.train]
-        lost = np.setdiff1d(targets, targets[decoded])
-        if self._state.tally.n_images and not len(lost):
-            return
-        names = ", ".join(repr(self._job.task.classes[index]) for index in lost)
-        path = self._keeping.write_quarantine()
-        raise DataError(
-            f"{(~decoded).sum()} of {len(decoded)} training images can't be decoded, "
-            f"{f'all of {names}' if names else 'too many'}: there is nothing to learn from. "
-            f"The reasons are in {path}."
+    def _refuse_untrainable(self, part: Partition, *, is_any: bool) -> None:
+        self._keeping.refuse_lost(
+            part.train, "training", "there is nothing to learn from", is_any=is_any
         )
 
     # Validating and testing
@@ -199,6 +196,10 @@ class Running:
     ) -> tuple[Said, float | None, float | None]:
         """What is said of the fold's validation rows, with loss and accuracy if there are any."""
         said, log_probabilities = self._ask(trainer, part.validation, "validating")
+        if is_deciding(self._job.training, self._job.evaluation):
+            self._keeping.refuse_lost(
+                part.validation, "validation", "nothing can be chosen or decided by them"
+            )
         if not len(said.rows):
             return said, None, None
         truth = self._job.task.targets[said.rows]
@@ -267,9 +268,7 @@ class Running:
         self._report(Progress(stage="training", done=0, total=0, message=message))
 
     def _tell_left_out(self) -> None:
-        message = (
+        self._tell(
             f"[Fine-Tuning] {len(self._state.failures)} images can't be decoded and are left "
             f"out, with reasons: {self._keeping.write_quarantine()}"
         )
-        with self._ranks.together():
-            self._tell(message)

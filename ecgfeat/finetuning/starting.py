@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ecgfeat.backbones import Weights, load_weights
-from ecgfeat.calibration import refuse_undecidable
 from ecgfeat.config import (
     ComputeSettings,
     EvaluationSettings,
@@ -18,20 +17,23 @@ from ecgfeat.config import (
     NetworkSettings,
     PageSettings,
 )
-from ecgfeat.errors import ConfigError, RunError
+from ecgfeat.errors import ConfigError, DeviceError, RunError
 from ecgfeat.finetuning.checkpoints import load_checkpoint
-from ecgfeat.finetuning.choosing import refuse_unchoosable
 from ecgfeat.finetuning.distributed import Ranks, joined
 from ecgfeat.finetuning.from_head import read_head
 from ecgfeat.finetuning.job import (
     KIND,
     Job,
     describe_backbone,
-    describe_rows,
     job_from_config,
     manifest_from_config,
 )
 from ecgfeat.finetuning.locking import sole
+from ecgfeat.finetuning.refusing import (
+    refuse_changed_beginning,
+    refuse_changed_rows,
+    refuse_impossible,
+)
 from ecgfeat.finetuning.running import Running
 from ecgfeat.finetuning.snapshots import Snapshot
 from ecgfeat.finetuning.state import State
@@ -52,6 +54,7 @@ def finetune(
     evaluation: EvaluationSettings = EvaluationSettings(),
     from_head: Path | None = None,
     out_dir: Path = Path("runs"),
+    recipe: str = "",
     report: Report = silent,
 ) -> Run:
     """Train all weights of a network on the images, and test it once at the end.
@@ -68,6 +71,8 @@ def finetune(
         at their defaults, the head's own are taken.
     out_dir : Path
         Parent of the run's folder.
+    recipe : str
+        Name of the recipe that the settings began as, for ``config.json``; the settings decide.
     report : callable
         Told the progress before every batch, and a log line after every epoch. When it raises
         `Interrupted`, every step that was done is kept; a note on the exception names the folder
@@ -85,7 +90,8 @@ def finetune(
     TrainingError
         When memory doesn't do for two images, or another process of the training failed.
     DataError
-        When there are too few images to train or to test on.
+        When there are too few images to train, to validate or to test on; before anything is
+        written, unless they are too few because they can't be decoded.
     WeightsError, ConfigError, DeviceError
         Before anything is written.
     RunError
@@ -103,8 +109,9 @@ def finetune(
     >>> run = finetune(manifest, training=FinetuneSettings(lr=1e-4))  # doctest: +SKIP
     """
     resolved = resolve_compute(compute, purpose="train")
-    refuse_unchoosable(training, evaluation)
     with joined(resolved.device) as ranks:
+        # Which precision is fast is measured, and may come out otherwise in each process.
+        resolved = ranks.gathered(resolved)[0]
         head = None if from_head is None else read_head(from_head)
         if head is not None:
             network, page = head.adopt(network, page)
@@ -120,8 +127,8 @@ def finetune(
             from_head=None if head is None else head.run.path.resolve(),
             ranks=ranks,
         )
-        _refuse_impossible(job, weights)
-        folder, config = _begin(job, weights, out_dir)
+        refuse_impossible(job, weights)
+        folder, config = _begin(job, weights, out_dir, recipe)
         with _sole(ranks, folder):
             return Running(job, folder, config, State(), report).run(Snapshot())
 
@@ -134,33 +141,15 @@ def _with_own_threads(compute: Compute, asked: ComputeSettings) -> Compute:
     return replace(compute, threads=max(1, compute.threads // n_processes))
 
 
-def _refuse_impossible(job: Job, weights: Weights) -> None:
-    """Refuse, before anything is written, what the data or the head don't allow."""
-    evaluation = job.evaluation
-    refuse_undecidable(
-        evaluation,
-        n_classes=len(job.task.classes),
-        has_validation=bool(evaluation.val_fraction),
-    )
-    if job.head is not None:
-        job.head.refuse_misfit(
-            weights=weights,
-            preprocessing=job.preprocessing,
-            classes=job.task.classes,
-            evaluation=evaluation,
-            manifest=job.manifest,
-            plan=job.plan,
-        )
-
-
-def _begin(job: Job, weights: Weights, out_dir: Path) -> tuple[Path, dict[str, Any]]:
+def _begin(job: Job, weights: Weights, out_dir: Path, recipe: str) -> tuple[Path, dict[str, Any]]:
     """Make the run's folder; the first process does, for all."""
     begun: tuple[Path, dict[str, Any]] | None = None
     with job.ranks.together():
         if job.ranks.is_first:
             name = job.manifest.name
             folder = create_run(out_dir, KIND, name).resolve()
-            config = {"backbone": describe_backbone(weights), **job.describe()}
+            backbone = describe_backbone(weights)
+            config = {"recipe": recipe, "backbone": backbone, **job.describe()}
             begun = folder, write_config(folder, KIND, name, config)
             if job.manifest.missing:
                 write_missing(job.manifest, folder / "missing.csv")
@@ -209,18 +198,31 @@ def resume_finetune(
     folder = run_folder.resolve()
     config = _unfinished_config(folder)
     with _naming_damage(folder):
-        device = str(config["compute"]["device"])
-    with joined(device) as ranks, _sole(ranks, folder):
+        compute = _same_compute(config, folder)
+    with joined(compute.device) as ranks, _sole(ranks, folder):
         config = _unfinished_config(folder)  # perhaps somebody else has just finished it
         with _naming_damage(folder):
             if manifest is None:
                 manifest = manifest_from_config(config)
-            job = job_from_config(config, manifest, ranks)
-            _refuse_changed_rows(config["rows"], manifest, folder)
+            job = job_from_config(config, manifest, compute, ranks)
+            refuse_changed_rows(config["rows"], manifest, folder)
             state, snapshot = load_checkpoint(folder) or (State(), Snapshot())
             if not state.is_within_fold or state.fold + 1 < len(job.plan):
-                _refuse_changed_beginning(config, job)
+                refuse_changed_beginning(config, job)
         return Running(job, folder, config, state, report).run(snapshot)
+
+
+def _same_compute(config: dict[str, Any], folder: Path) -> Compute:
+    """The device and precision that the run was begun with."""
+    settings = ComputeSettings(**config["compute"])
+    try:
+        return resolve_compute(settings, purpose="train")
+    except DeviceError as error:
+        raise DeviceError(
+            f"{folder} was begun with --device {settings.device} --precision "
+            f"{settings.precision}, which this machine doesn't have, and a run goes on as it was "
+            "begun. Go on with it where there is one, or start a new run."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -250,32 +252,3 @@ def _unfinished_config(folder: Path) -> dict[str, Any]:
             "otherwise, start a new run."
         )
     return config
-
-
-def _refuse_changed_rows(begun: Mapping[str, Any], manifest: Manifest, folder: Path) -> None:
-    found = describe_rows(manifest)
-    if found == begun:
-        return
-    then, now = (
-        f"{rows['train']} training and {rows['test']} test images ({rows['missing']} missing)"
-        for rows in (begun, found)
-    )
-    change = f"then {then}, now {now}" if then != now else f"still {now}, but not the same rows"
-    raise RunError(
-        f"the data have changed since {folder} was begun: {change}. Put them back as they were "
-        "(paths, labels, splits, groups and their order), or start a new run."
-    )
-
-
-def _refuse_changed_beginning(begun: Mapping[str, Any], job: Job) -> None:
-    """Refuse to begin another network otherwise than those before it."""
-    if describe_backbone(load_weights(job.network)) != begun["backbone"]:
-        raise RunError(
-            f"the weights {job.network.weights} have changed since the run was begun. Put them "
-            "back as they were, or start a new run."
-        )
-    if job.head is not None and job.head.describe() != begun["from_head"]:
-        raise RunError(
-            f"the head {job.from_head} has changed since the run was begun. Put it back as it "
-            "was, or start a new run."
-        )

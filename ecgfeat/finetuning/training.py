@@ -16,7 +16,8 @@ from ecgfeat.config import FinetuneSettings
 from ecgfeat.errors import TrainingError
 from ecgfeat.finetuning.asking import Asking
 from ecgfeat.finetuning.distributed import ALONE, Ranks
-from ecgfeat.finetuning.optimizing import freeze, make_optimizer, set_modes
+from ecgfeat.finetuning.gradients import Gradients
+from ecgfeat.finetuning.optimizing import Loss, freeze, make_optimizer, set_modes
 from ecgfeat.finetuning.snapshots import Snapshot, Tensors, moments_of, put_moments
 from ecgfeat.finetuning.streaming import Batches, Images, Tick
 from ecgfeat.preprocessing import Preprocessing
@@ -87,11 +88,7 @@ class Trainer:
         self._device = self._asking.device
         self._settings = settings
         self._ranks = ranks
-        self._tell = tell
-        self._n_parts = settings.accumulate
-        self._weights: torch.Tensor | None = None
-        if class_weights is not None:
-            self._weights = torch.from_numpy(class_weights).to(self._device)
+        self._loss = Loss(settings, class_weights, self._device)
         network = network.to(self._device).to(memory_format=self._asking.layout)
         if ranks.n_ranks > 1 and compute.device == "cuda":
             # Their statistics are then taken over all processes' images; the CPU has none such.
@@ -105,9 +102,17 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(compute.device, enabled=self._asking.is_scaled)
         if settings.compile:
             network.compile()
-        self._trained = network
         if ranks.n_ranks > 1:
-            self._trained = torch.nn.parallel.DistributedDataParallel(network)
+            network = torch.nn.parallel.DistributedDataParallel(network)
+        self._gradients = Gradients(
+            network,
+            self._asking,
+            self._loss,
+            self._scaler,
+            n_parts=settings.accumulate,
+            ranks=ranks,
+            tell=tell,
+        )
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the following steps."""
@@ -116,10 +121,6 @@ class Trainer:
 
     def step(self, pixels: NDArray[np.uint8], targets: NDArray[np.int64]) -> Step:
         """Move the weights once, by the mean loss over all processes' images.
-
-        Where memory runs out, the images go through the network in twice as many parts, from then
-        on. The gradient is the same, within rounding; only batch norm, where it is updated, takes
-        its statistics from each part.
 
         Parameters
         ----------
@@ -134,113 +135,21 @@ class Trainer:
         Raises
         ------
         TrainingError
-            When memory doesn't do for two images.
+            When memory doesn't do for two images, or nothing compiles the network.
         """
         truth = torch.from_numpy(targets).to(self._device)
-        own_weight = len(targets) if self._weights is None else float(self._weights[truth].sum())
-        n_all, weight = self._ranks.totals(len(targets), own_weight)
+        n_all, weight = self._ranks.totals(len(targets), self._loss.weight(truth))
         if n_all < 2:
             return Step()
         if not self.network.training:  # after an evaluation
             set_modes(self.network, self._settings)
-        with repeatable_kernels(self._compute, allow_tf32=False):
-            own_loss, own_right = self._gradients(pixels, truth, weight)
+        with repeatable_kernels(self._compute, allow_tf32=False), _naming_the_compiler():
+            own_loss, own_right = self._gradients.make(
+                pixels, truth, n_all=int(n_all), weight=weight
+            )
             self._move()
         loss, n_right = self._ranks.totals(own_loss, own_right)
         return Step(n_images=int(n_all), loss=loss / n_all, n_right=int(n_right))
-
-    def _gradients(
-        self, pixels: NDArray[np.uint8], truth: torch.Tensor, weight: float
-    ) -> tuple[float, int]:
-        """Backpropagate the images part by part; their summed loss, and how many are right."""
-        while True:
-            # A part that memory was too small for may have moved batch norm's statistics.
-            buffers = [buffer.clone() for buffer in self.network.buffers()]
-            try:
-                return self._backpropagate(pixels, truth, weight)
-            except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                self._halve(len(truth), error)
-            with torch.no_grad():
-                for buffer, before in zip(self.network.buffers(), buffers):
-                    buffer.copy_(before)
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
-
-    def _backpropagate(
-        self, pixels: NDArray[np.uint8], truth: torch.Tensor, weight: float
-    ) -> tuple[float, int]:
-        self._optimizer.zero_grad()
-        summed_loss, n_right = torch.zeros((), device=self._device), 0
-        # Alone, no part has fewer than two images: batch norm has no statistics of one.
-        n_parts = self._n_parts
-        if self._ranks.n_ranks == 1:
-            n_parts = min(n_parts, len(truth) // 2)
-        edges = np.linspace(0, len(truth), n_parts + 1).astype(int).tolist()
-        for number, (start, end) in enumerate(itertools.pairwise(edges), start=1):
-            part = truth[start:end]
-            with self._exchanging(number == n_parts), self._few(len(part)):
-                logits = self._asking.logits(self._trained, pixels[start:end])
-                losses = torch.nn.functional.cross_entropy(
-                    logits,
-                    part,
-                    weight=self._weights,
-                    label_smoothing=self._settings.label_smoothing,
-                    reduction="sum",
-                )
-                # Processes' gradients are averaged, but are to be summed.
-                share = losses * (self._ranks.n_ranks / weight)
-                torch.autograd.backward(self._scaler.scale(share))
-            with torch.no_grad():
-                plain = torch.nn.functional.cross_entropy(logits, part, reduction="sum")
-                summed_loss += plain
-                n_right += int((logits.argmax(1) == part).sum())
-        return summed_loss.item(), n_right
-
-    def _exchanging(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
-        """Gradients are exchanged once a step, with its last part."""
-        if isinstance(self._trained, torch.nn.parallel.DistributedDataParallel) and not is_last:
-            return self._trained.no_sync()
-        return contextlib.nullcontext()
-
-    @contextlib.contextmanager
-    def _few(self, n_images: int) -> Iterator[None]:
-        """Let a process that has one image of a batch, or none, take part in the step.
-
-        Its batch norms have nothing to take statistics from, and keep those they have.
-        """
-        idle = [
-            module
-            for module in self.network.modules()
-            # Synchronised ones take all processes' images together.
-            if n_images < 2 and isinstance(module, torch.nn.BatchNorm2d) and module.training
-        ]
-        for module in idle:
-            module.eval()
-        try:
-            yield
-        finally:
-            for module in idle:
-                module.train()
-
-    def _halve(self, n_images: int, error: Exception) -> None:
-        n_parts = 2 * self._n_parts
-        if self._ranks.n_ranks > 1:
-            raise TrainingError(
-                "memory ran out in one of several processes. Start again with --resume on more "
-                f"of them, or start a new run with --accumulate {n_parts}."
-            ) from error
-        if n_parts > n_images // 2:
-            raise TrainingError(
-                "memory ran out even with two images at a time. Take a smaller --size or --arch, "
-                "or --freeze-to layer2."
-            ) from error
-        self._n_parts = n_parts
-        self._tell(
-            f"[Fine-Tuning] Out of memory: from now on each step's images go through the network "
-            f"in {n_parts} parts"
-        )
 
     def _move(self) -> None:
         if self._settings.clip:
@@ -271,7 +180,7 @@ class Trainer:
             contextlib.closing(images.stream(batches, tick)) as stream,
         ):
             for batch in stream:
-                n_parts = max(1, min(self._n_parts, len(batch.rows)))
+                n_parts = max(1, min(self._gradients.n_parts, len(batch.rows)))
                 answers += [
                     self._asking.logits(self.network, pixels).cpu()
                     for pixels in np.array_split(batch.pixels, n_parts)
@@ -309,7 +218,9 @@ class Trainer:
         weights = {f"network.{name}": value for name, value in self._state().items()}
         found = {**weights, **moments_of(self._optimizer)}
         tensors = {name: value.cpu().contiguous() for name, value in found.items()}
-        return Snapshot(tensors=tensors, scaler=self._scaler.state_dict(), n_parts=self._n_parts)
+        return Snapshot(
+            tensors=tensors, scaler=self._scaler.state_dict(), n_parts=self._gradients.n_parts
+        )
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to where `snapshot` was taken."""
@@ -317,12 +228,18 @@ class Trainer:
         put_moments(self._optimizer, self._parameters, snapshot)
         if snapshot.scaler:
             self._scaler.load_state_dict(dict(snapshot.scaler))
-        self._n_parts = snapshot.n_parts
+        self._gradients.n_parts = snapshot.n_parts
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    # Only CUDA's has a kind of its own.
-    words = ("out of memory", "can't allocate memory")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-        part in str(error) for part in words
-    )
+@contextlib.contextmanager
+def _naming_the_compiler() -> Iterator[None]:
+    """Say of torch.compile's failures, which come with the first step, whose they are."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise TrainingError(
+            f"--compile: {str(error).splitlines()[0]}. Install what torch.compile needs here (a "
+            "C++ compiler, on a GPU Triton), or start a new run without --compile."
+        ) from error

@@ -79,6 +79,7 @@ def _config(job: HeadJob, reported: Sequence[Tested], grid: Grid) -> dict[str, A
     cache = job.data.cache
     solver = [tested.fitted.solver for tested in reported if tested.fitted.solver]
     return {
+        "recipe": job.recipe,
         "head": as_json(job.head),
         "sweep": as_json(job.sweep),
         **({"grid": {name: list(values) for name, values in grid.items()}} if grid else {}),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ecgfeat.calibration import refuse_undecidable
-from ecgfeat.config import EvaluationSettings, HeadKind, HeadSettings, SweepSettings
+from ecgfeat.config import RECIPES, EvaluationSettings, HeadKind, HeadSettings, SweepSettings
 from ecgfeat.errors import ConfigError
 from ecgfeat.heads.candidates import candidates, seeds_of
 from ecgfeat.heads.data import HeadData
@@ -46,6 +46,7 @@ def fit_heads(
     sweep: SweepSettings = SweepSettings(),
     evaluation: EvaluationSettings = EvaluationSettings(),
     out_dir: Path = Path("runs"),
+    recipe: str = "",
     report: Report = silent,
 ) -> list[Run]:
     """Train and test heads on a cache's features, each in a run of its own.
@@ -62,6 +63,8 @@ def fit_heads(
     head, sweep, evaluation : settings
     out_dir : Path
         Where the runs' folders are made.
+    recipe : str
+        Name of the recipe that the settings began as, for ``config.json``; the settings decide.
     report : callable, optional
         Told each epoch and each fit; may raise `Interrupted`, upon which finished runs are kept,
         and the part of a sweep that is finished.
@@ -99,6 +102,7 @@ def fit_heads(
     grid = read_grid(sweep, kinds)
     pool, seeds = candidates(kinds, head, grid), seeds_of(grid, sweep, evaluation)
     for layers in dict.fromkeys(candidate.head.taps for candidate in pool):
+        _refuse_without(layers, cache, recipe)
         cache.require(layers)
     task, plan = _lay_down(cache.listing, sweep, evaluation)
     data = HeadData(cache, task)
@@ -111,6 +115,7 @@ def fit_heads(
             seeds=seeds,
             sweep=sweep,
             evaluation=evaluation,
+            recipe=recipe,
             report=report,
         )
         for one_run in ([pool] if sweep.is_choosing else [[candidate] for candidate in pool])
@@ -136,6 +141,18 @@ def _with_validation(sweep: SweepSettings, evaluation: EvaluationSettings) -> Ev
     if sweep.is_choosing and not sweep.folds and not evaluation.val_fraction:
         return replace(evaluation, val_fraction=SWEEP_VAL_FRACTION)
     return evaluation
+
+
+def _refuse_without(layers: Sequence[str], cache: FeatureCache, recipe: str) -> None:
+    """Refuse a cache that was extracted by another recipe than its heads need."""
+    taps = cache.header.taps
+    lacking = [tap for tap in layers if tap not in taps]
+    if lacking and recipe in RECIPES and tuple(layers) == RECIPES[recipe].head.taps:
+        raise ConfigError(
+            f"the recipe {recipe} fits its head on {', '.join(layers)}, and {cache.path} holds "
+            f"{', '.join(taps)}. Make a cache for it with `ecgfeat extract DATA --recipe "
+            f"{recipe}`, or give --layers, or another --recipe."
+        )
 
 
 def _refuse_contradictions(

@@ -51,6 +51,8 @@ class HeadJob:
         The first is that of the head reported.
     sweep : SweepSettings
     evaluation : EvaluationSettings
+    recipe : str
+        The recipe that the settings began as; empty where it was none.
     report : callable
     """
 
@@ -61,6 +63,7 @@ class HeadJob:
     seeds: Sequence[int]
     sweep: SweepSettings
     evaluation: EvaluationSettings
+    recipe: str
     report: Report
 
     @property

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfeat.calibration import Decision
-from ecgfeat.config import TAPS, NetworkSettings
+from ecgfeat.config import NetworkSettings, parse_tap
 from ecgfeat.errors import ConfigError, WeightsError
 from ecgfeat.heads import Tensors, head_fits, head_probabilities
 from ecgfeat.preprocessing import Preprocessing
@@ -36,7 +36,7 @@ class Model:
     weights_digest : str
         Of the backbone's weights; empty where they are the run's own.
     taps : tuple of str
-        Layers whose pools, joined, are the features.
+        Names of the taps that, joined, are the features.
     head : mapping of str to ndarray
         As `ecgfeat.heads.head_probabilities` takes them.
     preprocessing : Preprocessing
@@ -83,7 +83,7 @@ class Model:
                 f"{self.weights_digest[:12]}), but {found.name} has the digest "
                 f"{found.digest[:12]}. Give the run's own weights with --weights PATH."
             )
-        backbone = Backbone(found, self.preprocessing, compute)
+        backbone = Backbone(found, self.preprocessing, compute, taps=self.taps)
         n_classes, width = len(self.classes), sum(backbone.taps[tap] for tap in self.taps)
         if not head_fits(self.head, n_classes=n_classes, width=width):
             raise damaged(
@@ -132,9 +132,9 @@ def _finetuned(run: Run, card: Mapping[str, Any], tensors: Tensors) -> Model:
 
 def _headed(run: Run, card: Mapping[str, Any], tensors: Tensors) -> Model:
     backbone = card["backbone"]
-    taps = tuple(card["taps"])
-    if not set(taps) <= set(TAPS):
-        raise ValueError(f"taps {', '.join(map(repr, taps))}")
+    taps = tuple(parse_tap(name).name for name in card["taps"])
+    if not taps:
+        raise ValueError("taps is empty")
     return Model(
         run=run,
         network=NetworkSettings(arch=backbone["arch"], weights=backbone["weights"]),

@@ -13,8 +13,8 @@ from ecgfeat.runs.describing import KIND_NAMES
 from ecgfeat.runs.files import damaged
 from ecgfeat.runs.reading import Run, is_finished, open_run, read_config
 from ecgfeat.runs.records import Cost, EpochRecord, Result, count_rows
-from ecgfeat.runs.tables import write_sweep
-from ecgfeat.runs.writing import append_history, create_run, write_config, write_run
+from ecgfeat.runs.tables import write_history, write_sweep
+from ecgfeat.runs.writing import create_run, write_config, write_run
 
 __all__ = [
     "KIND_NAMES",
@@ -22,7 +22,6 @@ __all__ = [
     "EpochRecord",
     "Result",
     "Run",
-    "append_history",
     "count_rows",
     "create_run",
     "damaged",
@@ -30,6 +29,7 @@ __all__ = [
     "open_run",
     "read_config",
     "write_config",
+    "write_history",
     "write_run",
     "write_sweep",
 ]

@@ -17,16 +17,15 @@ from ecgfeat.files import write_bytes, write_json, write_text
 from ecgfeat.runs.describing import describe_model, describe_scores, headline
 from ecgfeat.runs.drawing import draw_figures
 from ecgfeat.runs.reading import Run, open_run
-from ecgfeat.runs.records import FORMAT_VERSION, EpochRecord, Result
+from ecgfeat.runs.records import FORMAT_VERSION, Result
 from ecgfeat.runs.tables import (
-    read_history,
     write_history,
     write_predictions,
     write_records,
     write_sweep,
 )
 
-__all__ = ["append_history", "create_run", "write_config", "write_run"]
+__all__ = ["create_run", "write_config", "write_run"]
 
 
 def create_run(out_dir: Path, kind: str, data_name: str) -> Path:
@@ -53,17 +52,6 @@ def create_run(out_dir: Path, kind: str, data_name: str) -> Path:
                 return folder
     except OSError as error:
         raise storage_error(error, "making", folder) from error
-
-
-def append_history(folder: Path, record: EpochRecord) -> None:
-    """Add an epoch to ``history.csv`` while training goes on.
-
-    Records of the same and later epochs are dropped: a resumed training repeats them.
-    """
-    earlier = read_history(folder) if (folder / "history.csv").exists() else ()
-    place = (record.fold, record.epoch)
-    kept = [other for other in earlier if (other.fold, other.epoch) < place]
-    write_history(folder, (*kept, record))
 
 
 def write_run(folder: Path, result: Result) -> Run:

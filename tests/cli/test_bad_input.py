@@ -19,7 +19,10 @@ from ecgfeat.feature_cache import storage
 
 from ..conftest import TinyPages, draw_page, write_csv
 
-EXTRACT = ["--weights", "random", "--size", "64", "--precision", "fp32", "--batch-size", "4"]
+EXTRACT = [
+    *("--recipe", "paper", "--weights", "random", "--size", "64"),
+    *("--precision", "fp32", "--batch-size", "4"),
+]
 
 
 @pytest.fixture
@@ -283,8 +286,9 @@ def test_a_folder_whose_images_are_listed_by_a_csv_in_it(ecgfeat, tmp_path):
     )
 
 
-def test_a_resumed_run_takes_no_other_settings(ecgfeat):
-    assert ecgfeat("finetune", "--resume", "run", "--lr", "0.1") == (
+@pytest.mark.parametrize("other", [("--lr", "0.1"), ("--out", "elsewhere")])
+def test_a_resumed_run_takes_no_other_settings(ecgfeat, other):
+    assert ecgfeat("finetune", "--resume", "run", *other) == (
         2,
         "Error: --resume goes on with the run's own settings: leave the others out, or start a "
         "new run with DATA",

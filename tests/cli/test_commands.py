@@ -18,7 +18,7 @@ from ecgfeat.cli import app
 from ecgfeat.feature_cache import open_cache
 from ecgfeat.runs import open_run
 
-FAST = ["--weights", "random", "--size", "64", "--precision", "fp32"]
+FAST = ["--recipe", "paper", "--weights", "random", "--size", "64", "--precision", "fp32"]
 
 
 def invoke(*arguments: object) -> str:

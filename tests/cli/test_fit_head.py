@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from ecgfeat.cli import app
 
-FAST = ["--weights", "random", "--size", "64", "--precision", "fp32"]
+FAST = ["--recipe", "paper", "--weights", "random", "--size", "64", "--precision", "fp32"]
 
 FitHead = Callable[..., dict]
 

@@ -119,7 +119,7 @@ def link(name: str, target: object) -> Spoil:
 
 def attribute(name: str, value: object) -> Spoil:
     def spoil(file: h5py.File) -> None:
-        del file.attrs[name]
+        file.attrs.pop(name, None)
         if value is not None:
             file.attrs[name] = value
 
@@ -293,6 +293,10 @@ HOSTILE: dict[str, tuple[Spoil, str]] = {
     "a missing attribute": (
         attribute("arch", None),
         "its attribute 'arch' is missing or of another type",
+    ),
+    "a recipe that is a number": (
+        attribute("recipe", np.float64(3)),
+        "its attribute 'recipe' is missing or of another type",
     ),
     "an attribute of a wrong kind": (
         attribute("arch", np.float64(3)),

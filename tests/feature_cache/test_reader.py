@@ -236,6 +236,7 @@ def test_a_version_1_file_of_old_is_read_for_ever():
     assert cache.header.arch == "resnet18"
     assert cache.header.size == "448x320"
     assert cache.header.taps == {"layer3": 4, "layer4": 8}
+    assert cache.header.recipe == ""
     assert cache.paths[0] == "train/normal/Ä 0.png"
     assert cache.paths[10] == "test/\udcff.png"
     assert cache.classes == ("afib", "normal", "paced")

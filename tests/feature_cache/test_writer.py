@@ -270,11 +270,38 @@ def test_other_taps_are_refused(path, manifest):
         fill(path, manifest, header=other)
 
 
-def test_every_field_of_the_header_is_kept_and_compared(path, manifest):
+def test_taps_of_other_names_are_refused_in_the_words_of_the_option(path, manifest):
     fill(path, manifest)
-    assert vars(open_cache(path).header) == vars(HEADER)
+    with pytest.raises(CacheMismatchError) as caught:
+        fill(path, manifest, header=replace(HEADER, taps={"layer2-4x4": 6, "layer1": 6}))
+    assert str(caught.value) == (
+        f"{path} was computed with taps 'layer1,layer4', but 'layer1,layer2-4x4' is asked for. "
+        "Ask for 'layer1,layer4', or give another file with --cache."
+    )
+
+
+def test_every_field_of_the_header_is_kept_and_compared_but_the_recipe(path, manifest):
+    header = replace(HEADER, recipe="ecg")
+    fill(path, manifest, header=header)
+    assert vars(open_cache(path).header) == vars(header)
     compared = set(HEADER._deciding()) | {"weights_digest"}
-    assert compared == set(Header.__dataclass_fields__)
+    assert compared == set(Header.__dataclass_fields__) - {"recipe"}
+
+
+def test_another_recipe_of_the_same_options_takes_the_name_over(path, manifest):
+    before = data_of(fill(path, manifest))
+    assert open_cache(path).header.recipe == ""
+    named = replace(HEADER, recipe="ecg")
+    with open_writer(path, named, manifest) as writer:
+        assert not len(writer.pending)
+        cache = writer.finish()
+    assert cache.header == named
+    assert data_of(cache) == before
+
+
+def test_a_part_of_another_recipe_is_gone_on_with(path, manifest):
+    commit_some(path, manifest, [1, 2])
+    assert fill(path, manifest, header=replace(HEADER, recipe="ecg")).header.recipe == "ecg"
 
 
 def test_a_cache_of_other_data_is_refused(path, manifest, tmp_path):

@@ -50,7 +50,7 @@ def stopped_and_resumed(pages: Path, runs: Path) -> dict[str, Any]:
 
 def updated(pages: Path, runs: Path) -> dict[str, Any]:
     """With batch norm updated; the last batch leaves one process a single image."""
-    run = train(pages, runs, training={"batch_size": 5, "epochs": 1, "accumulate": 2})
+    run = train(pages, runs, training={"batch_size": 10, "epochs": 1, "accumulate": 2})
     return {"path": str(run.path), "loss": run.history[0].loss}
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import ecgfeat.finetuning.job as job_module
+import ecgfeat.finetuning.refusing as refusing_module
 import ecgfeat.finetuning.starting as starting_module
 from ecgfeat.backbones import Weights
 from ecgfeat.config import (
@@ -58,7 +59,8 @@ def use_tiny_network(put: Callable[[object, str, object], None]) -> None:
         return network
 
     weights = Weights("resnet18", "random:0", {"conv1.bias": torch.zeros(8)})
-    put(starting_module, "load_weights", lambda _: weights)
+    for module in (starting_module, refusing_module):
+        put(module, "load_weights", lambda _: weights)
     put(job_module, "load_network", lambda _, n_classes, seed: TinyNetwork(n_classes, seed))
     put(job_module, "network_from_tensors", restored)
 

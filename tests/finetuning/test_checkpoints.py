@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 
-from ecgfeat.errors import RunError
+from ecgfeat.errors import RunError, StorageError
 from ecgfeat.finetuning.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
 from ecgfeat.finetuning.snapshots import Snapshot
 from ecgfeat.finetuning.state import Candidate, Said, State, Tally
@@ -73,6 +75,16 @@ def test_a_checkpoint_cut_short_is_named(tmp_path, keep):
     path = tmp_path / CHECKPOINT
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(RunError, match=r"checkpoint\.safetensors is damaged"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_that_can_t_be_read_is_no_damaged_one(tmp_path, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    save_checkpoint(tmp_path, a_state(), Snapshot())
+    monkeypatch.setattr(safetensors, "safe_open", refuse)
+    with pytest.raises(StorageError, match=r"reading .*checkpoint\.safetensors failed: permission"):
         load_checkpoint(tmp_path)
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -131,28 +133,43 @@ def test_patience_without_a_score_is_refused():
         FinetuneSettings(patience=2)
 
 
-def test_validation_images_that_can_t_be_decoded_can_t_choose(pages, runs):
+def spoil_validation_images(pages: Path, runs: Path, label: str) -> None:
+    """Make those of a class undecodable that ``--val-fraction 0.3`` keeps out."""
     manifest = read_manifest(pages)
-    train(pages, runs / "first", val_fraction=0.3)
-    (first,) = (runs / "first").iterdir()
-    said = (first / "validation_predictions.csv").read_text()
-    for path in manifest.paths:
-        if path in said:
+    train(pages, runs, val_fraction=0.3)
+    (run,) = runs.iterdir()
+    said = (run / "validation_predictions.csv").read_text()
+    for path, own in zip(manifest.paths, manifest.labels):
+        if path in said and own == label:
             (pages.parent / path).write_bytes(b"no picture")
-    with pytest.raises(DataError, match="none of their images can be decoded"):
-        train(pages, runs / "second", training={"choose_by": "auroc"}, val_fraction=0.3)
 
 
-def test_an_undefined_score_is_named(pages, runs):
-    manifest = read_manifest(pages)
-    train(pages, runs / "first", val_fraction=0.3)
-    (first,) = (runs / "first").iterdir()
-    said = (first / "validation_predictions.csv").read_text()
-    for path, label in zip(manifest.paths, manifest.labels):
-        if path in said and label == "a":
-            (pages.parent / path).write_bytes(b"no picture")
-    with pytest.raises(DataError, match="--choose-by auroc is undefined: the validation rows hold"):
-        train(pages, runs / "second", training={"choose_by": "auroc"}, val_fraction=0.3)
+@pytest.mark.parametrize(
+    ("training", "evaluation"),
+    [
+        ({"choose_by": "auroc"}, {}),
+        ({}, {"calibrate": True}),
+        ({}, {"at_sensitivity": 0.9}),
+    ],
+)
+def test_validation_rows_that_lose_a_class_stop_the_training_early(
+    pages, runs, training, evaluation
+):
+    spoil_validation_images(pages, runs / "first", "a")
+    with pytest.raises(DataError) as caught:
+        train(pages, runs / "second", training=training, val_fraction=0.3, **evaluation)
+    (folder,) = (runs / "second").iterdir()
+    assert str(caught.value) == (
+        "2 of 4 validation images can't be decoded, all of 'a': nothing can be chosen or decided "
+        f"by them. The reasons are in {folder / 'quarantine.csv'}."
+    )
+    assert not (folder / "history.csv").exists()
+
+
+def test_validation_rows_that_lose_a_class_still_give_curves(pages, runs):
+    spoil_validation_images(pages, runs / "first", "a")
+    run = train(pages, runs / "second", val_fraction=0.3)
+    assert run.history[-1].val_loss is not None
 
 
 def test_probabilities_are_calibrated_on_the_validation_rows(pages, runs):

@@ -161,6 +161,8 @@ def test_torchrun_starts_the_command_and_the_first_process_speaks(two_processes,
         *("-m", "ecgfeat.cli", "finetune", str(two_processes["pages"]), "--weights", "random"),
         *("--size", "32", "--crop-mode", "squash", "--device", "cpu", "--precision", "fp32"),
         *("--batch-norm", "freeze", "--batch-size", "5", "--epochs", "2", "--json"),
+        # Adam would make a whole step of what rounding leaves of a gradient that is next to none.
+        *("--optimizer", "sgd"),
         *("--out", str(tmp_path / "runs")),
     )
     done = subprocess.run(
@@ -171,5 +173,7 @@ def test_torchrun_starts_the_command_and_the_first_process_speaks(two_processes,
     (folder,) = (tmp_path / "runs").iterdir()
     assert told["runs"][0]["path"] == str(folder)
     assert done.stderr.count("[Fine-Tuning] Epoch 1 |") == 1
-    alone = train(two_processes["pages"], tmp_path / "alone", training=FROZEN)
-    assert_close(open_run(folder), alone)
+    training = {**FROZEN, "optimizer": "sgd"}
+    assert_close(
+        open_run(folder), train(two_processes["pages"], tmp_path / "alone", training=training)
+    )

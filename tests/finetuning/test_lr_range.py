@@ -11,7 +11,7 @@ import torch
 
 import ecgfeat.finetuning.running as running_module
 from ecgfeat.config import EvaluationSettings, FinetuneSettings
-from ecgfeat.errors import DivergedError, Interrupted
+from ecgfeat.errors import DataError, DivergedError, Interrupted
 from ecgfeat.finetuning import resume_finetune
 from ecgfeat.finetuning.job import Job
 from ecgfeat.finetuning.lr_range import (
@@ -192,3 +192,10 @@ def test_a_resumed_run_keeps_the_rate_it_found(pages, runs, tmp_path, monkeypatc
     folder = interrupted(pages, runs, after_epoch(1), training={"lr": "auto"})
     monkeypatch.setattr(running_module, "find_lr", None)  # not to be called again
     assert_same_numbers(resume_finetune(folder), whole)
+
+
+def test_images_that_can_t_be_decoded_are_named_before_the_rate(pages, runs):
+    for image in (pages.parent / "train").rglob("*.png"):
+        image.write_bytes(b"no picture")
+    with pytest.raises(DataError, match="13 of 13 training images can't be decoded, all of 'a'"):
+        train(pages, runs, training={"lr": "auto"})

@@ -172,14 +172,17 @@ def test_a_diverging_loss_stops_with_advice_and_keeps_the_last_checkpoint(pages,
     assert len(read_rows(folder / "history.csv")) == 2
 
 
-def test_weights_that_a_last_step_spoiled_never_reach_a_checkpoint(pages, runs, monkeypatch):
+@pytest.mark.parametrize("val_fraction", [0.0, 0.3])
+def test_weights_that_a_last_step_spoiled_never_reach_a_checkpoint(
+    pages, runs, monkeypatch, val_fraction
+):
     def spoil(trainer: Trainer, *_: object) -> Step:
         trainer.network.fc.bias.data.fill_(float("inf"))
         return Step(n_images=4, loss=0.5, n_right=2)
 
     monkeypatch.setattr(Trainer, "step", spoil)
     with pytest.raises(DivergedError, match="a weight is no longer finite: the training diverged"):
-        train(pages, runs)
+        train(pages, runs, val_fraction=val_fraction)
     (folder,) = runs.iterdir()
     assert not (folder / CHECKPOINT).exists()
 

@@ -1,0 +1,118 @@
+"""Recipes: sets of ordinary options, from the page to the head, that go well together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, get_args
+
+from ecgfeat.config.finetuning import FinetuneSettings
+from ecgfeat.config.heads import HeadKind, HeadSettings, SweepSettings
+from ecgfeat.config.network import ExtractionSettings
+from ecgfeat.config.pages import PageSettings
+from ecgfeat.config.setting import Settings, setting
+from ecgfeat.errors import ConfigError
+
+__all__ = ["DEFAULT_RECIPE", "RECIPES", "Recipe", "RecipeName", "RecipeSettings"]
+
+RecipeName = Literal["paper", "quick", "ecg"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A set of options under one name.
+
+    Attributes
+    ----------
+    name : str
+    summary : str
+        What it does, in a line.
+    page : PageSettings
+    extraction : ExtractionSettings
+    kinds : tuple of {"linear", "logreg"}
+        The heads that are fitted, in a run each.
+    head : HeadSettings
+    sweep : SweepSettings
+    training : FinetuneSettings
+
+    Examples
+    --------
+    >>> RECIPES["paper"].page.crop_mode
+    'center'
+    """
+
+    name: RecipeName
+    summary: str
+    page: PageSettings = PageSettings()
+    extraction: ExtractionSettings = ExtractionSettings()
+    kinds: tuple[HeadKind, ...] = ("linear",)
+    head: HeadSettings = HeadSettings()
+    sweep: SweepSettings = SweepSettings()
+    training: FinetuneSettings = FinetuneSettings()
+
+
+# In a grid's cells early layers tell the shape of the traces, lead by lead; the later layers'
+# averages tell of the page as a whole. On real pages and beats each alone did worse on some.
+_PLACES = "layer1-4x4,layer2-4x4"
+# So many features for so few pages want a strong penalty.
+_STRONG = 0.01
+
+_ALL = (
+    Recipe(
+        name="paper",
+        summary="the study's: the ImageNet crop of 224 pixels, layer4, a linear head",
+    ),
+    Recipe(
+        name="quick",
+        summary="the whole page at 320x224, layer1 and layer2 in the cells of a 4x4 grid and "
+        "layer3, logistic regression",
+        page=PageSettings(crop_mode="squash", size="320x224"),
+        extraction=ExtractionSettings(taps=f"{_PLACES},layer3"),
+        kinds=("logreg",),
+        head=HeadSettings(layers=f"{_PLACES},layer3", C=_STRONG),
+    ),
+    Recipe(
+        name="ecg",
+        summary="the whole page at 448x320, layer1 and layer2 in the cells of a 4x4 grid, "
+        "layer3 and layer4, logistic regression",
+        page=PageSettings(crop_mode="squash", size="448x320"),
+        extraction=ExtractionSettings(taps=f"{_PLACES},layer3,layer4"),
+        kinds=("logreg",),
+        head=HeadSettings(layers=f"{_PLACES},layer3,layer4", C=_STRONG),
+    ),
+)
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType({recipe.name: recipe for recipe in _ALL})
+"""The recipes by name. ``paper`` is every setting's own default."""
+DEFAULT_RECIPE: RecipeName = "ecg"
+"""What the commands take where nothing is said; docs/results.md has the evidence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeSettings(Settings):
+    """The recipe."""
+
+    recipe: RecipeName | None = setting(
+        None,
+        "A set of the options below, of which those given by hand win (default: "
+        f"{DEFAULT_RECIPE}; in fit-head the cache's; with --from-head the head's).\n\n"
+        + "\n\n".join(f"{recipe.name}: {recipe.summary}." for recipe in _ALL),
+        choices=get_args(RecipeName),
+        metavar="|".join(RECIPES),
+    )
+
+    def chosen(self, default: str = DEFAULT_RECIPE) -> Recipe:
+        """The recipe asked for, else the one called `default`.
+
+        Raises
+        ------
+        ConfigError
+            When there is none of that name.
+        """
+        name = self.recipe or default
+        if name not in RECIPES:
+            raise ConfigError(
+                f"this ecgfeat has no recipe {name!r}: give --recipe, one of {', '.join(RECIPES)}"
+            )
+        return RECIPES[name]
