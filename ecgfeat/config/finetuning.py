@@ -86,12 +86,14 @@ class FinetuneSettings(Settings):
     accumulate: int = setting(
         1,
         "Parts in which a step's images go through the network one after another: less memory, "
-        "the same gradient. Doubled where memory runs out.",
+        "and the same gradient but for batch norm, which sees one part at a time. Doubled where "
+        "memory runs out.",
         minimum=1,
     )
     batch_norm: BatchNorm = setting(
         "update",
-        "freeze: keep the pretrained means and variances, which small batches estimate badly.",
+        "freeze: keep the pretrained means and variances, which small batches estimate badly; "
+        "nothing then holds the maps' size, and the rate must be lower, such as 1e-5.",
         choices=get_args(BatchNorm),
     )
     freeze_to: FreezeTo = setting(
@@ -110,7 +112,8 @@ class FinetuneSettings(Settings):
     )
     checkpoint_minutes: float = setting(
         5.0,
-        "Minutes of work that a kill can cost at most; 0 keeps a checkpoint after epochs only.",
+        "Minutes between checkpoints within an epoch, all that a kill in it can cost; 0 keeps one "
+        "after epochs only.",
         minimum=0,
     )
     compile: bool = setting(
