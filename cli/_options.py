@@ -195,7 +195,15 @@ def _default(recipe: Recipe, item: dataclasses.Field[Any], section: type[Setting
 
 
 def _number_or(words: tuple[str, ...]) -> Callable[[str], float | str]:
-    return lambda text: text if text in words else float(text)
+    def parse(text: str) -> float | str:
+        if text in words:
+            return text
+        try:
+            return float(text)
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is no number, nor {' or '.join(words)}") from None
+
+    return parse
 
 
 def _value(values: dict[str, Any], item: dataclasses.Field[Any]) -> Any:

@@ -267,8 +267,8 @@ def _minimise_log_loss(base: Floats, parts: Floats, targets: Floats) -> list[flo
     Platt's probabilistic outputs for support vector machines".
     """
     n = len(base)
+    # Not from a slope of 1: a model that is wrong and certain of it leaves no curvature there.
     factors = np.zeros(len(parts))
-    factors[0] = 1.0
     loss, probabilities = _log_loss(base, parts, targets, factors)
     for _ in range(100):
         means = np.einsum("nk,jnk->jn", probabilities, parts)

@@ -61,6 +61,16 @@ def test_a_temperature_of_overconfident_rows_is_found(n_classes: int) -> None:
     assert calibrated.answers is None
 
 
+@pytest.mark.parametrize("method", ["temperature", "platt"])
+def test_a_model_that_is_wrong_and_certain_of_it_is_calibrated_too(method: str) -> None:
+    targets = np.arange(48) % 2
+    logits = np.where(np.arange(48)[:, np.newaxis] < 20, 300, -300) * np.array([-1, 1])
+    validation = predictions_of(targets, logits)
+    decision = decide(validation, method=method, settings=CALIBRATE)  # type: ignore[arg-type]
+    assert log_loss(validation) > 200
+    assert log_loss(decision.apply(validation)) < 1
+
+
 def test_the_temperature_is_where_the_smoothed_loss_is_least() -> None:
     validation = overconfident(40, 3)
     n_rows = np.bincount(validation.targets)

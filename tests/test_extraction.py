@@ -445,6 +445,7 @@ def test_the_recipe_s_name_goes_with_the_cache_and_decides_nothing(tiny_pages, t
     named = run(manifest, tmp_path, recipe="ecg")
     assert named.n_computed == 0
     assert open_cache(named.cache).header.recipe == "ecg"
+    assert open_cache(run(manifest, tmp_path, recipe="quick").cache).header.recipe == "ecg"
     draw_page(77).save(root / "train/a/new.png")
     grown = run(read_manifest(root, DataSettings()), tmp_path)
     assert (grown.cache, grown.n_computed) == (named.cache, 1)

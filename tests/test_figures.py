@@ -178,6 +178,15 @@ class TestComparisonPlot:
         assert [text.get_text() for text in time.texts] == ["4.2 s", "87.2 min"]
         assert [text.get_text() for text in memory.texts] == ["812 MiB", "812 MiB"]
 
+    def test_a_score_that_is_not_drawn_does_not_stretch_the_axes(
+        self, tmp_path: Path, drawn: list[Figure]
+    ) -> None:
+        run = run_of("first", 0.6)
+        run["scores"]["log_loss"] = {"value": 18.0, "low": 9.0, "high": 30.0}
+        comparison_plot([run, run_of("second", 0.7)], tmp_path / "c.png", "2 runs")
+        low, high = drawn[0].axes[0].get_xlim()
+        assert 0.5 < low < high < 0.8
+
     def test_runs_are_named_from_the_top(self, tmp_path: Path, drawn: list[Figure]) -> None:
         comparison_plot([run_of("first", 0.6), run_of("x$y$z", 0.7)], tmp_path / "c.png", "2 runs")
         axes = drawn[0].axes[0]

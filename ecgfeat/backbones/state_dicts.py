@@ -70,7 +70,7 @@ def _content(path: Path) -> bytes:
     except FileNotFoundError:
         raise WeightsError(
             f"there is no file {path}: --weights takes imagenet, random, random:SEED, or the "
-            "path of a state dict (.pth or .safetensors)"
+            "path of a state dict (.pth or .safetensors) or of a fine-tuning's folder"
         ) from None
     except OSError as error:
         raise storage_error(error, "reading", path) from error

@@ -49,7 +49,7 @@ class NetworkSettings(Settings):
     weights: str = setting(
         "imagenet",
         "imagenet: torchvision's default, downloaded once, hash checked; random or random:SEED; "
-        "or the path of a state dict (.pth or .safetensors).",
+        "or the path of a state dict (.pth or .safetensors) or of a fine-tuning's folder.",
         metavar="imagenet|random|PATH",
     )
 

@@ -62,8 +62,8 @@ def extract(
         A folder, in which the settings name the file, or a file ending in ``.h5``.
     page, network, work, compute : settings
     recipe : str
-        Name of the recipe that the settings were taken from, for those who use the cache; empty
-        leaves it the one that it has.
+        Name of the recipe that the settings were taken from, for those who use the cache. A
+        cache that has one keeps it.
     rehash : bool
         Compare every image's bytes with what was computed, not just size and time of change.
     shard : str
@@ -115,7 +115,7 @@ def extract(
     backbone = None if begun else plan.load_backbone()
     if backbone:
         plan = replace(plan, compute=backbone.compute)
-    header = _header(plan, recipe or (begun.recipe if begun else ""))
+    header = _header(plan, (begun.recipe if begun else "") or recipe)
     n_computed, computing_s = 0, 0.0
     with (
         _saying_how_to_go_on(),

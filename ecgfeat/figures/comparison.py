@@ -52,7 +52,7 @@ def comparison_plot(runs: Sequence[Mapping[str, Any]], path: Path, title: str) -
     for axes, name in zip(panels, names):
         axes.set_title(capitalised(METRICS[name].title), fontsize=10)
         _draw_scores(axes, [run["scores"][name] for run in runs])
-    _share_limits(panels[: len(names)], runs)
+    _share_limits(panels[: len(names)], [run["scores"][name] for run in runs for name in names])
     for axes, (key, heading) in zip(panels[len(names) :], COSTS.items()):
         axes.set_title(heading, fontsize=10)
         in_words = _seconds_in_words if key.endswith("_s") else _mib_in_words
@@ -96,14 +96,8 @@ def _draw_scores(axes: Axes, scores: Sequence[Mapping[str, Any] | None]) -> None
         )
 
 
-def _share_limits(panels: Sequence[Axes], runs: Sequence[Mapping[str, Any]]) -> None:
-    ends = [
-        score[end]
-        for run in runs
-        for score in run["scores"].values()
-        if score
-        for end in ("low", "high")
-    ]
+def _share_limits(panels: Sequence[Axes], scores: Sequence[Mapping[str, Any] | None]) -> None:
+    ends = [score[end] for score in scores if score for end in ("low", "high")]
     margin = 0.08 * (max(ends) - min(ends)) + 0.005
     for axes in panels:
         axes.set_xlim(min(ends) - margin, max(ends) + margin)

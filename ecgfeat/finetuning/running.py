@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,7 +91,9 @@ class Running:
         except DivergedError:
             raise
         except (Interrupted, StorageError, TrainingError, KeyboardInterrupt) as error:
-            error.add_note(f"kept: {self._keeping.kept}; go on with --resume {self._folder}")
+            error.add_note(
+                f"kept: {self._keeping.kept}; go on with --resume {shlex.quote(str(self._folder))}"
+            )
             raise
 
     def _trainer(self, part: Partition, snapshot: Snapshot) -> Trainer:
