@@ -59,7 +59,8 @@ def finetune(
             "--from-head",
             metavar="RUN",
             help="Begin with a fitted head as the last layer, and with its backbone and pages: "
-            "the first steps then have no random weights to make up for. Recommended.",
+            "the first steps then have no random weights to make up for. Try it where the frozen "
+            "features are good already.",
             show_default=False,
         ),
     ] = None,
