@@ -38,7 +38,7 @@ from ecgfeat.config import (
 )
 from ecgfeat.extraction import extract
 from ecgfeat.feature_cache import open_cache
-from ecgfeat.figures.drawing import COLOURS, new_panels, save, write_caption
+from ecgfeat.figures.drawing import COLOURS, GREY, RULE, new_panels, save, write_caption
 from ecgfeat.heads import fit_heads
 from ecgfeat.manifest import Manifest, read_manifest
 from ecgfeat.metrics import bootstrap_weights, in_id_order, score_values
@@ -278,11 +278,17 @@ def plot(
         axes.set_xlabel("Seconds per 1,000 images")
         axes.set_xlim(0, max(seconds) * 1.08)
         for recipe, x in zip(order, seconds):
-            axes.axvline(x, color="#dddddd", zorder=0)
+            axes.axvline(x, color=RULE, zorder=0)
             axes.annotate(
-                recipe, (x, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom"
+                f" {recipe}",
+                (x, 0),
+                xycoords=("data", "axes fraction"),
+                rotation=90,
+                ha="right" if recipe == order[0] else "left",
+                va="bottom",
+                color=GREY,
             )
-    panels[0].legend(frameon=False, fontsize=9, loc="lower right")
+    panels[0].legend(frameon=False, fontsize=9, loc="center left")
     write_caption(figure, "Means over seeds of grouped 5-fold cross-validation, ± their spread.")
     save(figure, out / "recipes.png")
 
