@@ -89,4 +89,9 @@ def extract(
     )
     for line in extraction.summary():
         output.say(line)
+    if Path(network.weights).is_dir():
+        output.say(
+            "its network was fine-tuned and knows the rows that it was trained and validated on: "
+            "only the test rows of that run's own split are unseen"
+        )
     output.result({"recipe": chosen.name, **extraction.as_json()})

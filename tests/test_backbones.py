@@ -617,7 +617,7 @@ def test_quantised_or_sparse_weights_are_refused(resnet18, tmp_path, made, kind)
 def test_an_absent_file_is_refused_with_what_weights_may_be(asked):
     assert refusal(asked) == (
         f"there is no file {asked}: --weights takes imagenet, random, random:SEED, or the path "
-        "of a state dict (.pth or .safetensors)"
+        "of a state dict (.pth or .safetensors) or of a fine-tuning's folder"
     )
 
 

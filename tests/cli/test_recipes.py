@@ -316,13 +316,16 @@ def test_a_head_s_run_names_its_recipe_and_spells_its_options_out(study: Path, n
     assert config["head"]["C"] == RECIPES[name].head.C
 
 
-def test_a_fine_tuning_names_its_recipe_and_spells_its_options_out(study: Path) -> None:
+def test_a_fine_tuning_names_its_recipe_and_its_network_says_what_it_knows(study: Path) -> None:
     quick = ["--size", "64", "--weights", "random", "--precision", "fp32", "--epochs", "1"]
     (said,) = json.loads(run("finetune", "pages/manifest.csv", *quick, "--json"))["runs"]
     config = json.loads((Path(said["path"]) / "config.json").read_text())
     assert config["recipe"] == DEFAULT_RECIPE
     assert config["page"] == {"crop_mode": RECIPES[DEFAULT_RECIPE].page.crop_mode, "size": "64"}
     assert config["training"]["epochs"] == 1
+    small = ["--recipe", "paper", "--size", "64", "--cache", "tuned.h5"]
+    shown = run("extract", "pages/manifest.csv", "--weights", said["path"], *small)
+    assert "only the test rows of that run's own split are unseen" in shown
 
 
 def test_a_linear_head_fits_on_any_recipe_s_features(study: Path) -> None:
