@@ -195,21 +195,8 @@ def chosen(choices: Mapping[str, Choice]) -> Predictions:
     for fold in first.inner:
         best = max(choices.values(), key=lambda choice, fold=fold: choice.inner[fold])
         assert np.array_equal(best.predictions.folds, first.predictions.folds)
-        parts.append(of_fold(best.predictions, fold))
+        parts.append(best.predictions.take(np.flatnonzero(best.predictions.folds == fold)))
     return in_id_order(join(parts))
-
-
-def of_fold(predictions: Predictions, fold: int) -> Predictions:
-    rows = np.flatnonzero(predictions.folds == fold)
-    return replace(
-        predictions,
-        ids=tuple(predictions.ids[row] for row in rows),
-        targets=predictions.targets[rows],
-        probabilities=predictions.probabilities[rows],
-        groups=tuple(predictions.groups[row] for row in rows),
-        folds=predictions.folds[rows],
-        answers=None,
-    )
 
 
 def summary(seeds: Sequence[Predictions]) -> dict[str, tuple[float, float]]:

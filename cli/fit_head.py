@@ -78,7 +78,7 @@ def fit_head(
     out: OUT = Path("runs"),
     recipe: RecipeSettings,
     settings: Given[HeadSettings],
-    sweep: Given[SweepSettings],
+    sweep: SweepSettings,
     evaluation: EvaluationSettings,
     output: Output,
 ) -> None:
@@ -95,7 +95,7 @@ def fit_head(
             features,
             kinds=kinds,
             head=settings.over(chosen.head),
-            sweep=sweep.over(chosen.sweep),
+            sweep=sweep,
             evaluation=evaluation,
             out_dir=out,
             recipe=chosen.name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +106,19 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def take(self, rows: NDArray[np.int64]) -> Predictions:
+        """The rows of these numbers alone, in their order; shape (m,)."""
+        numbers = rows.tolist()
+        return replace(
+            self,
+            ids=tuple(self.ids[row] for row in numbers),
+            targets=self.targets[rows],
+            probabilities=self.probabilities[rows],
+            groups=tuple(self.groups[row] for row in numbers),
+            folds=self.folds[rows],
+            answers=None if self.answers is None else self.answers[rows],
+        )
 
     @property
     def predicted(self) -> NDArray[np.int64]:

@@ -16,7 +16,6 @@ from ecgfeat.config import (
     Recipe,
     RecipeName,
     RecipeSettings,
-    SweepSettings,
 )
 from ecgfeat.errors import ConfigError
 
@@ -35,7 +34,6 @@ def test_the_study_s_recipe_is_every_default() -> None:
     assert paper.extraction == ExtractionSettings()
     assert paper.kinds == ("linear",)
     assert paper.head == HeadSettings()
-    assert paper.sweep == SweepSettings()
     assert paper.training == FinetuneSettings()
 
 

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Literal, get_args
 
 from ecgfeat.config.finetuning import FinetuneSettings
-from ecgfeat.config.heads import HeadKind, HeadSettings, SweepSettings
+from ecgfeat.config.heads import HeadKind, HeadSettings
 from ecgfeat.config.network import ExtractionSettings
 from ecgfeat.config.pages import PageSettings
 from ecgfeat.config.setting import Settings, setting
@@ -33,7 +33,6 @@ class Recipe:
     kinds : tuple of {"linear", "logreg"}
         The heads that are fitted, in a run each.
     head : HeadSettings
-    sweep : SweepSettings
     training : FinetuneSettings
 
     Examples
@@ -48,7 +47,6 @@ class Recipe:
     extraction: ExtractionSettings = ExtractionSettings()
     kinds: tuple[HeadKind, ...] = ("linear",)
     head: HeadSettings = HeadSettings()
-    sweep: SweepSettings = SweepSettings()
     training: FinetuneSettings = FinetuneSettings()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,15 +27,7 @@ ONE_THREAD_PRODUCTS = 2**18
 def in_id_order(predictions: Predictions) -> Predictions:
     """The same predictions, rows in the order of their ids."""
     order = sorted(range(len(predictions)), key=predictions.ids.__getitem__)
-    return replace(
-        predictions,
-        ids=tuple(predictions.ids[row] for row in order),
-        targets=predictions.targets[order],
-        probabilities=predictions.probabilities[order],
-        groups=tuple(predictions.groups[row] for row in order),
-        folds=predictions.folds[order],
-        answers=None if predictions.answers is None else predictions.answers[order],
-    )
+    return predictions.take(np.array(order, dtype=np.int64))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

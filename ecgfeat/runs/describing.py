@@ -60,7 +60,8 @@ def describe_scores(result: Result, scores: Mapping[str, Score | None]) -> dict[
     if result.prevalence:
         described["prevalence"] = result.prevalence
     if predictions.split == "cv":
-        folds = [_rows_of_fold(predictions, fold) for fold in np.unique(predictions.folds)]
+        numbers = predictions.folds
+        folds = [predictions.take(np.flatnonzero(numbers == fold)) for fold in np.unique(numbers)]
         described["over_folds"] = _spread(folds)
     if result.repeats:
         described["over_seeds"] = _spread([predictions, *result.repeats])
@@ -81,19 +82,6 @@ def _spread(parts: Sequence[Predictions]) -> dict[str, Any]:
             std = float(np.std(found, ddof=1)) if len(found) > 1 else None
             spread[name] = {"n": len(found), "mean": float(np.mean(found)), "std": std}
     return spread
-
-
-def _rows_of_fold(predictions: Predictions, fold: int) -> Predictions:
-    rows = np.flatnonzero(predictions.folds == fold)
-    return dataclasses.replace(
-        predictions,
-        ids=tuple(predictions.ids[row] for row in rows),
-        targets=predictions.targets[rows],
-        probabilities=predictions.probabilities[rows],
-        groups=tuple(predictions.groups[row] for row in rows),
-        folds=predictions.folds[rows],
-        answers=None if predictions.answers is None else predictions.answers[rows],
-    )
 
 
 def headline(result: Result) -> str:

@@ -71,11 +71,10 @@ def named(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 @pytest.fixture
 def another_ecg(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let ``ecg`` have a choice and a training of its own."""
+    """Let ``ecg`` have other heads and a training of its own."""
     another = replace(
         RECIPES["ecg"],
         kinds=("linear", "logreg"),
-        sweep=SweepSettings(sweep="default", folds=5),
         training=FinetuneSettings(lr=1e-4, epochs=10, choose_by="auroc"),
     )
     monkeypatch.setattr(recipes, "RECIPES", {**RECIPES, "ecg": another})
@@ -108,12 +107,12 @@ def test_a_recipe_brings_its_training(asked: Asked) -> None:
 
 
 @pytest.mark.usefixtures("another_ecg")
-def test_a_recipe_brings_its_heads_and_their_choice(asked: Asked, named) -> None:
+def test_a_recipe_brings_its_heads(asked: Asked, named) -> None:
     named("paper")
     found = asked("fit-head", "pages.h5", "--recipe", "ecg")
     assert found["kinds"] == ("linear", "logreg")
     assert found["head"] == RECIPES["ecg"].head
-    assert found["sweep"] == SweepSettings(sweep="default", folds=5)
+    assert found["sweep"] == SweepSettings()
     assert found["recipe"] == "ecg"
 
 
@@ -140,10 +139,10 @@ def test_a_head_given_by_hand_wins(asked: Asked, named) -> None:
 
 
 @pytest.mark.usefixtures("another_ecg")
-def test_a_choice_and_a_training_given_by_hand_win(asked: Asked, named) -> None:
+def test_a_training_and_a_choice_given_by_hand_win(asked: Asked, named) -> None:
     named("ecg")
     found = asked("fit-head", "pages.h5", "--folds", "0", "--grid", "C=1", "--grid", "lr=1")
-    assert found["sweep"] == SweepSettings(sweep="default", grid=("C=1", "lr=1"))
+    assert found["sweep"] == SweepSettings(grid=("C=1", "lr=1"))
     # --patience needs a --choose-by, which the recipe has.
     found = asked("finetune", "pages", "--lr", "auto", "--patience", "2")
     wanted = FinetuneSettings(lr="auto", epochs=10, choose_by="auroc", patience=2)
