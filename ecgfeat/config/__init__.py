@@ -5,27 +5,39 @@ library takes them as they are, and a run's ``config.json`` stores them. Upper l
 reason of their own only catch slips of the keyboard. Standard library only.
 """
 
-from ecgfeat.config.data import DataSettings, Difficulty, ImageFormat, SynthSettings
-from ecgfeat.config.evaluation import EvaluationSettings
-from ecgfeat.config.finetuning import (
+from ecgfeat.config.base import Settings, as_json, comma_separated, option_name, setting
+from ecgfeat.config.options import (
+    ARCHITECTURES,
+    LAYERS,
+    TAPS,
     BatchNorm,
+    ChoiceScore,
+    ClassWeights,
+    ComputeSettings,
+    CropMode,
+    DataSettings,
+    Device,
+    Difficulty,
     EpochChoice,
+    EvaluationSettings,
+    ExtractionSettings,
     FinetuneSettings,
     FreezeTo,
+    HeadKind,
+    HeadSettings,
+    ImageFormat,
+    NetworkSettings,
     Optimizer,
+    PageSettings,
+    Precision,
+    PreviewSettings,
     Schedule,
     Strength,
+    SweepSettings,
+    SynthSettings,
+    Tap,
+    parse_tap,
 )
-from ecgfeat.config.heads import ChoiceScore, ClassWeights, HeadKind, HeadSettings, SweepSettings
-from ecgfeat.config.network import (
-    ARCHITECTURES,
-    ComputeSettings,
-    Device,
-    ExtractionSettings,
-    NetworkSettings,
-    Precision,
-)
-from ecgfeat.config.pages import CropMode, PageSettings, PreviewSettings
 from ecgfeat.config.recipes import (
     DEFAULT_RECIPE,
     RECIPES,
@@ -33,8 +45,6 @@ from ecgfeat.config.recipes import (
     RecipeName,
     RecipeSettings,
 )
-from ecgfeat.config.setting import Settings, as_json, comma_separated, option_name, setting
-from ecgfeat.config.taps import LAYERS, TAPS, Tap, parse_tap
 
 __all__ = [
     "ARCHITECTURES",

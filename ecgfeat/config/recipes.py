@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, get_args
 
-from ecgfeat.config.finetuning import FinetuneSettings
-from ecgfeat.config.heads import HeadKind, HeadSettings
-from ecgfeat.config.network import ExtractionSettings
-from ecgfeat.config.pages import PageSettings
-from ecgfeat.config.setting import Settings, setting
+from ecgfeat.config.base import Settings, setting
+from ecgfeat.config.options import (
+    ExtractionSettings,
+    FinetuneSettings,
+    HeadKind,
+    HeadSettings,
+    PageSettings,
+)
 from ecgfeat.errors import ConfigError
 
 __all__ = ["DEFAULT_RECIPE", "RECIPES", "Recipe", "RecipeName", "RecipeSettings"]
