@@ -54,8 +54,9 @@ def assert_predicts_as_it_did(run_path: Path, kept_path: Path) -> None:
     try:
         found = predict(open_run(run_path), images, compute=FP32)
     except WeightsError as error:
-        # Only for the heads' backbone, which is drawn anew from its seed.
-        assert "random" in str(error)
+        # Only the heads' backbone may lack, which is drawn anew from its seed.
+        if kept_path.name.startswith("finetune"):
+            raise
         pytest.skip(f"torch draws other random weights here than when it was made: {error}")
     old = [list(image["probabilities"].values()) for image in kept["images"]]
     assert [image["path"] for image in kept["images"]] == [
