@@ -44,7 +44,7 @@ from ecgfeat.config import (
     SynthSettings,
 )
 from ecgfeat.finetuning.job import Job
-from ecgfeat.finetuning.streaming import shuffled_batches
+from ecgfeat.finetuning.trainer import shuffled_batches
 from ecgfeat.images import Batch
 from ecgfeat.runs import Run
 from ecgfeat.runtime import machine, n_cpus, resolve_compute, versions

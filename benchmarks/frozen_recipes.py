@@ -38,7 +38,7 @@ from ecgfeat.config import (
 )
 from ecgfeat.extraction import extract
 from ecgfeat.feature_cache import open_cache
-from ecgfeat.figures.drawing import COLOURS, GREY, RULE, new_panels, save, write_caption
+from ecgfeat.figures.style import COLOURS, GREY, RULE, new_panels, save, write_caption
 from ecgfeat.heads import fit_heads
 from ecgfeat.manifest import Manifest, read_manifest
 from ecgfeat.metrics import bootstrap_weights, in_id_order, score_values

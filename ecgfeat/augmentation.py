@@ -20,7 +20,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from ecgfeat.images.fitting import border_colour
+from ecgfeat.images.resizing import border_colour
 
 __all__ = ["AMOUNTS", "Amounts", "augment", "augmenting"]
 

@@ -18,6 +18,7 @@ import torchvision
 from numpy.typing import NDArray
 from PIL import Image
 
+import ecgfeat.backbones.extractor as extractor_module
 from ecgfeat.backbones import (
     Backbone,
     CheckPages,
@@ -25,8 +26,7 @@ from ecgfeat.backbones import (
     load_weights,
     network_from_tensors,
 )
-from ecgfeat.backbones import engine as engine_module
-from ecgfeat.backbones.state_dicts import read_state_dict
+from ecgfeat.backbones.weights import read_state_dict
 from ecgfeat.config import ARCHITECTURES, TAPS, NetworkSettings, PageSettings
 from ecgfeat.errors import DeviceError, RunError, StorageError, WeightsError
 from ecgfeat.images import decode, prepare
@@ -202,7 +202,7 @@ def test_the_taps_have_the_widths_of_the_family():
 
 def disturb(monkeypatch, is_wrong: Callable[[Compute], bool]) -> None:
     """Let every engine whose compute `is_wrong` give features of its own."""
-    sound = engine_module.Engine.features
+    sound = extractor_module.Engine.features
 
     def features(engine, pixels):
         found = sound(engine, pixels)
@@ -210,7 +210,7 @@ def disturb(monkeypatch, is_wrong: Callable[[Compute], bool]) -> None:
             found["layer3"] = found["layer3"][:, ::-1]
         return found
 
-    monkeypatch.setattr(engine_module.Engine, "features", features)
+    monkeypatch.setattr(extractor_module.Engine, "features", features)
 
 
 def test_a_precision_that_fails_the_self_check_gives_way_to_float32(monkeypatch):
@@ -226,14 +226,14 @@ def test_a_precision_that_fails_the_self_check_gives_way_to_float32(monkeypatch)
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_features_that_are_not_finite_fail_the_self_check(monkeypatch, value):
-    sound = engine_module.Engine.features
+    sound = extractor_module.Engine.features
 
     def features(engine, pixels):
         found = sound(engine, pixels)
         is_exact = engine.compute.precision == "fp32"
         return found if is_exact else {k: v * 0 + value for k, v in found.items()}
 
-    monkeypatch.setattr(engine_module.Engine, "features", features)
+    monkeypatch.setattr(extractor_module.Engine, "features", features)
     reason = "bf16 failed the self-check: cosine nan to float32 at layer1"
     assert load(compute=BF16).compute == replace(FP32, reason=reason)
 
@@ -246,7 +246,7 @@ def test_a_device_whose_float32_is_wrong_is_refused(monkeypatch):
             values[:, 1] = -1
         return {"layer1": values}
 
-    monkeypatch.setattr(engine_module.Engine, "features", features)
+    monkeypatch.setattr(extractor_module.Engine, "features", features)
     with pytest.raises(DeviceError) as caught:
         load(compute=replace(BF16, device="meta"))
     assert str(caught.value) == (
@@ -264,13 +264,13 @@ def test_float32_that_is_fused_wrongly_gives_way_to_plain_float32(monkeypatch):
 
 
 def disturb_fused(monkeypatch) -> None:
-    sound = engine_module.Engine.features
+    sound = extractor_module.Engine.features
 
     def features(engine, pixels):
         found = sound(engine, pixels)
         return {tap: -values for tap, values in found.items()} if engine.is_fused else found
 
-    monkeypatch.setattr(engine_module.Engine, "features", features)
+    monkeypatch.setattr(extractor_module.Engine, "features", features)
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
@@ -279,7 +279,7 @@ def disturb_fused(monkeypatch) -> None:
 def test_the_fused_network_is_used_and_equals_the_plain_one(arch, compute, monkeypatch):
     fast = load(arch=arch, compute=compute)
     assert fast._engine.is_fused
-    monkeypatch.setattr(engine_module, "fused", lambda trunk, images: None)
+    monkeypatch.setattr(extractor_module, "fused", lambda trunk, images: None)
     plain = load(arch=arch, compute=compute)
     assert not plain._engine.is_fused
     found, expected = fast.features(pages(5)), plain.features(pages(5))

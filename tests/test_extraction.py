@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from ecgfeat.backbones import Backbone, trunk
-from ecgfeat.backbones.engine import Engine
+import ecgfeat.backbones.trunk as trunk_module
+import ecgfeat.extraction.extraction as extraction_module
+import ecgfeat.extraction.parts as parts_module
+from ecgfeat.backbones import Backbone
+from ecgfeat.backbones.extractor import Engine
 from ecgfeat.config import (
     ComputeSettings,
     DataSettings,
@@ -26,8 +29,8 @@ from ecgfeat.errors import (
     Interrupted,
     WeightsError,
 )
-from ecgfeat.extraction import Extraction, computing, extract, job, shard_of
-from ecgfeat.extraction.checking import check_pages
+from ecgfeat.extraction import Extraction, extract, shard_of
+from ecgfeat.extraction.extraction import check_pages
 from ecgfeat.feature_cache import FeatureCache, open_cache
 from ecgfeat.manifest import Manifest, read_manifest
 from ecgfeat.runtime import Progress
@@ -55,7 +58,7 @@ def assert_equal(one: FeatureCache, other: FeatureCache) -> None:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(computing, "PART_ROWS", 8)
+    monkeypatch.setattr(parts_module, "PART_ROWS", 8)
 
 
 def stop_after(n_images: int):
@@ -81,7 +84,7 @@ def test_a_second_extraction_opens_no_image(tiny_pages, tmp_path, monkeypatch):
     manifest = read_manifest(tiny_pages(), DataSettings())
     first = run(manifest, tmp_path)
     content = first.cache.read_bytes()
-    monkeypatch.setattr(computing, "stream", None)
+    monkeypatch.setattr(parts_module, "stream", None)
     monkeypatch.setattr(Backbone, "features", None)
     second = run(manifest, tmp_path)
     assert second.n_computed == 0
@@ -212,7 +215,9 @@ def test_lower_precisions_are_given_torchs_resize_and_float32_pillows(tiny_pages
 
 
 def test_a_cache_goes_on_with_the_resize_that_it_was_begun_with(tiny_pages, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "FAST_RESAMPLING", "pillow-bilinear")  # as versions before had it
+    monkeypatch.setattr(
+        extraction_module, "FAST_RESAMPLING", "pillow-bilinear"
+    )  # as versions before had it
     root = tiny_pages()
     begun = run(read_manifest(root, DataSettings()), tmp_path, compute=BF16)
     monkeypatch.undo()
@@ -233,7 +238,7 @@ def test_a_precision_that_the_data_s_own_pages_disprove_gives_way_to_float32(
         assert len(found.given) == 3
         return replace(found, given=255 - found.given)
 
-    monkeypatch.setattr(job, "check_pages", far_off)
+    monkeypatch.setattr(extraction_module, "check_pages", far_off)
     done = run(manifest, tmp_path, compute=BF16)
     header = open_cache(done.cache).header
     assert (header.precision, header.resampling) == ("fp32", "pillow-bilinear")
@@ -249,7 +254,9 @@ def test_a_cache_begun_in_a_precision_that_now_fails_is_not_gone_on_with(
     begun = run(read_manifest(root, DataSettings()), tmp_path, compute=BF16)
     draw_page(77).save(root / "train/a/new.png")
     monkeypatch.setattr(
-        job, "check_pages", lambda *given: replace(c := check_pages(*given), given=255 - c.given)
+        extraction_module,
+        "check_pages",
+        lambda *given: replace(c := check_pages(*given), given=255 - c.given),
     )
     with pytest.raises(DeviceError) as caught:
         run(read_manifest(root, DataSettings()), tmp_path, compute=BF16)
@@ -318,7 +325,7 @@ def test_too_little_memory_for_decoding_is_told_with_the_mend(tiny_pages, tmp_pa
     def broken(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("ecgfeat.images.png.load", broken)
+    monkeypatch.setattr("ecgfeat.images.decoding.load", broken)
     with pytest.raises(DeviceError, match=r"too little memory to decode the images: .* --threads"):
         run(read_manifest(tiny_pages(), DataSettings()), tmp_path)
 
@@ -345,7 +352,7 @@ def with_taps(taps: str) -> ExtractionSettings:
 
 def named_file(taps: tuple[str, ...], **page: str) -> str:
     settings = PageSettings(**page), NetworkSettings(), ComputeSettings()
-    return job.cache_file(Path("cache"), "pages", *settings, taps).name
+    return extraction_module.cache_file(Path("cache"), "pages", *settings, taps).name
 
 
 def test_caches_of_the_default_taps_keep_the_names_that_they_always_had():
@@ -356,7 +363,7 @@ def test_caches_of_the_default_taps_keep_the_names_that_they_always_had():
         NetworkSettings(arch="resnet50"),
         ComputeSettings(precision="fp32"),
     )
-    file = job.cache_file(Path("cache"), "pages", pages, network, compute)
+    file = extraction_module.cache_file(Path("cache"), "pages", pages, network, compute)
     assert file == Path("cache/pages-resnet50-96ae6c16.h5")
 
 
@@ -404,14 +411,14 @@ def test_an_extraction_of_early_layers_keeps_and_computes_no_later_one(
 ):
     manifest = read_manifest(tiny_pages(), DataSettings())
     expected = open_cache(run(manifest, tmp_path / "all").cache)
-    fold = trunk.fuse_conv_bn_eval
+    fold = trunk_module.fuse_conv_bn_eval
 
     def refusing(convolution, norm):
         if convolution.out_channels > 128:  # those of layer3 and layer4, in a ResNet-18
             raise AssertionError("a later layer was built")
         return fold(convolution, norm)
 
-    monkeypatch.setattr(trunk, "fuse_conv_bn_eval", refusing)
+    monkeypatch.setattr(trunk_module, "fuse_conv_bn_eval", refusing)
     with pytest.raises(AssertionError, match="a later layer was built"):
         run(manifest, tmp_path / "none", work=with_taps("layer1,layer3"))
     done = run(manifest, tmp_path / "early", work=with_taps("layer1,layer2"))
@@ -454,7 +461,7 @@ def test_the_recipe_s_name_goes_with_the_cache_and_decides_nothing(tiny_pages, t
 
 def nan_features(monkeypatch: pytest.MonkeyPatch, of_image: int | None) -> None:
     """Spoil one image's features, or all of them."""
-    plain = computing._finished
+    plain = parts_module._finished
     seen = 0
 
     def finished(batch, pending):
@@ -468,7 +475,7 @@ def nan_features(monkeypatch: pytest.MonkeyPatch, of_image: int | None) -> None:
         seen += len(batch.rows)
         return batch, values
 
-    monkeypatch.setattr(computing, "_finished", finished)
+    monkeypatch.setattr(parts_module, "_finished", finished)
 
 
 def test_an_image_with_features_that_are_not_finite_is_quarantined(

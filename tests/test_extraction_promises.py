@@ -22,12 +22,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import ecgfeat.extraction.extraction as extraction_module
+import ecgfeat.extraction.parts as parts_module
+import ecgfeat.images.decoding as decoding_module
 from ecgfeat.backbones import Backbone
 from ecgfeat.cli import app
-from ecgfeat.extraction import computing, job
 from ecgfeat.feature_cache import Header, open_cache, verify_cache
 from ecgfeat.feature_cache.reader import part_paths
-from ecgfeat.images import files
 
 from .conftest import TinyPages, draw_page
 from .feature_cache.fakes import data_of
@@ -41,13 +42,13 @@ GO_ON = "what was computed is kept: run the same command again to go on from the
 
 
 # Drawing a ResNet-18's weights takes longer than a dozen tiny pages.
-load_weights = functools.cache(job.load_weights)
+load_weights = functools.cache(extraction_module.load_weights)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_drawing() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "load_weights", load_weights)
+        patch.setattr(extraction_module, "load_weights", load_weights)
         yield
 
 
@@ -72,8 +73,8 @@ def refusal(data: Path, cache: Path, *options: object) -> str:
 
 
 SMALL_PARTS = """
-import ecgfeat.cli, ecgfeat.extraction.computing
-ecgfeat.extraction.computing.PART_ROWS = {}
+import ecgfeat.cli, ecgfeat.extraction.parts
+ecgfeat.extraction.parts.PART_ROWS = {}
 ecgfeat.cli.main()
 """
 
@@ -198,7 +199,7 @@ def test_a_second_signal_stops_at_once_and_still_says_how_to_go_on(pages, tmp_pa
         raise AssertionError("the second signal must not wait for the step's end")
 
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    monkeypatch.setattr(computing._Part, "add", impatient)
+    monkeypatch.setattr(parts_module._Part, "add", impatient)
     code, _, log = invoke("extract", pages, *OPTIONS, "--cache", tmp_path / "pages.h5")
     assert code == 143
     assert log.splitlines()[-2:] == ["interrupted", GO_ON]
@@ -311,12 +312,12 @@ def test_features_of_other_settings_are_refused(pages, finished, field):
 
 def under(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
     """From now on, extract as another machine or another version would."""
-    plain = job._header
+    plain = extraction_module._header
 
     def header(*arguments: Any) -> Header:
         return replace(plain(*arguments), **changes)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(job, "_header", header)
+    monkeypatch.setattr(extraction_module, "_header", header)
 
 
 @pytest.mark.parametrize("field", FOUND)
@@ -330,7 +331,7 @@ def test_features_of_other_decoders_or_devices_are_refused(pages, finished, fiel
 
 
 def test_the_header_names_the_decoder_that_is_in_use(pages, finished, monkeypatch):
-    monkeypatch.setattr(job, "DECODER", "rgb 1, pillow 99")
+    monkeypatch.setattr(extraction_module, "DECODER", "rgb 1, pillow 99")
     assert "but 'rgb 1, pillow 99' is asked for" in refusal(pages, finished)
 
 
@@ -445,7 +446,7 @@ def test_where_every_locking_call_of_the_process_fails_it_works(
 def test_a_full_disk_ends_with_exit_code_1_and_its_cause(
     pages, whole, small_disk, monkeypatch, n_sizes
 ):
-    monkeypatch.setattr(computing, "PART_ROWS", 4)
+    monkeypatch.setattr(parts_module, "PART_ROWS", 4)
     codes = []
     for n_kib in np.linspace(40, 260, n_sizes).astype(int).tolist():
         path = small_disk(n_kib) / "pages.h5"
@@ -463,14 +464,14 @@ def test_a_full_disk_ends_with_exit_code_1_and_its_cause(
 
 def test_an_image_that_cannot_be_read_for_now_is_tried_again(pages, whole, tmp_path, monkeypatch):
     path = tmp_path / "pages.h5"
-    plain, failing = files._open_without_waiting, {"0004.png", "0007.png"}
+    plain, failing = decoding_module._open_without_waiting, {"0004.png", "0007.png"}
 
     def refuse(name: str, flags: int) -> int:
         if Path(name).name in failing:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
         return plain(name, flags)
 
-    monkeypatch.setattr(files, "_open_without_waiting", refuse)
+    monkeypatch.setattr(decoding_module, "_open_without_waiting", refuse)
     assert extract(pages, path)["quarantined"] == 2
     content = path.read_bytes()
     done = extract(pages, path)

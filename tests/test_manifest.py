@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from ecgfeat.config import DataSettings
 from ecgfeat.errors import ConfigError, DataError, StorageError
 from ecgfeat.manifest import Manifest, MissingImage, read_manifest, write_missing
-from ecgfeat.manifest.listing import ListedRows, list_csv
-from ecgfeat.manifest.splitting import split_by_hash
+from ecgfeat.manifest.listing import ListedRows, list_csv, split_by_hash
 
 
 def make_files(root: Path, *paths: str) -> Path:

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import ecgfeat.backbones.extractor as extractor_module
 from ecgfeat.backbones import Backbone, Weights, load_weights, tap_widths
-from ecgfeat.backbones import engine as engine_module
-from ecgfeat.backbones.pooling import pooled
+from ecgfeat.backbones.trunk import pooled
 from ecgfeat.config import LAYERS, TAPS, NetworkSettings, PageSettings, parse_tap
 from ecgfeat.errors import ConfigError
 from ecgfeat.preprocessing import Preprocessing
@@ -156,7 +156,7 @@ def test_a_tap_does_not_depend_on_the_others_asked_for(compute):
 def test_the_fused_network_gives_the_plain_one_s_taps(taps, monkeypatch):
     fast = backbone("96x64", taps)
     assert fast._engine.is_fused
-    monkeypatch.setattr(engine_module, "fused", lambda trunk, images: None)
+    monkeypatch.setattr(extractor_module, "fused", lambda trunk, images: None)
     plain = backbone("96x64", taps)
     assert not plain._engine.is_fused
     assert_close(fast.features(pages("96x64")), plain.features(pages("96x64")))
@@ -166,7 +166,7 @@ def test_the_fused_network_gives_the_plain_one_s_taps(taps, monkeypatch):
 @pytest.mark.parametrize("last", range(1, 5))
 def test_layers_after_the_last_one_asked_for_are_not_kept(last, fuse, monkeypatch):
     if not fuse:
-        monkeypatch.setattr(engine_module, "fused", lambda trunk, images: None)
+        monkeypatch.setattr(extractor_module, "fused", lambda trunk, images: None)
     trunk = backbone("96x64", ("layer1-max", f"layer{last}-4x4"))._engine._trunk
     assert [name for name, _ in trunk.layers.named_children()] == list(LAYERS[:last])
     if not fuse:
@@ -184,7 +184,7 @@ def test_bfloat16_passes_the_self_check_with_every_kind_of_tap():
 
 def test_only_taps_that_are_nothing_in_both_are_alike_without_a_direction():
     nothing, something = np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32)
-    compare = engine_module._failing_tap
+    compare = extractor_module._failing_tap
     assert compare({"layer1-std": nothing}, {"layer1-std": nothing}) is None
     assert compare({"layer1-std": something}, {"layer1-std": something}) is None
     for found, expected in ((something, nothing), (nothing, something)):
@@ -193,7 +193,7 @@ def test_only_taps_that_are_nothing_in_both_are_alike_without_a_direction():
 
 
 def test_the_self_check_names_the_tap(monkeypatch):
-    sound = engine_module.Engine.features
+    sound = extractor_module.Engine.features
 
     def features(engine, pixels):
         found = sound(engine, pixels)
@@ -201,7 +201,7 @@ def test_the_self_check_names_the_tap(monkeypatch):
             found["layer2-max-4x4"] = -found["layer2-max-4x4"]
         return found
 
-    monkeypatch.setattr(engine_module.Engine, "features", features)
+    monkeypatch.setattr(extractor_module.Engine, "features", features)
     compute = backbone("96x64", ("layer1", "layer2-max-4x4"), BF16).compute
     assert compute.precision == "fp32"
     assert compute.reason.endswith(" to float32 at layer2-max-4x4")

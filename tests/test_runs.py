@@ -31,7 +31,7 @@ from ecgfeat.runs import (
     write_run,
     write_sweep,
 )
-from ecgfeat.runs.tables import read_predictions, write_predictions
+from ecgfeat.runs.folder import read_predictions, write_predictions
 
 SPECIFICATION = (Path(__file__).parents[1] / "docs" / "run-format.md").read_text(encoding="utf-8")
 COST = Cost(
@@ -184,7 +184,7 @@ def test_a_subset_of_the_test_rows_is_named_as_one_everywhere(
 ) -> None:
     titles = []
     monkeypatch.setattr(
-        runs.drawing.figures, "confusion_matrix_plot", lambda *args: titles.append(args[-1])
+        runs.writing.figures, "confusion_matrix_plot", lambda *args: titles.append(args[-1])
     )
     subset = some_predictions(split="test-subset")
     run = write_run(folder, some_result(predictions=subset, n_test_total=18136))

@@ -20,15 +20,15 @@ from ecgfeat.manifest import read_manifest
 from ecgfeat.runtime import Progress
 from ecgfeat.synth import CLASSES, dataset, draw_page, synthesize
 from ecgfeat.synth.heart import Condition, Subject
-from ecgfeat.synth.leads import (
+from ecgfeat.synth.page import LAYOUTS, Style, draw
+from ecgfeat.synth.recording import (
     LEADS,
     SAMPLES_PER_S,
     Disturbance,
     electrical_axis_deg,
     record,
+    trace_coverage,
 )
-from ecgfeat.synth.page import LAYOUTS, Style, draw
-from ecgfeat.synth.trace import trace_coverage
 
 SILENCE = Disturbance(noise_mv=0.0, mains_mv=0.0, mains_hz=50, wander_mv=0.0)
 NOISE = Disturbance(noise_mv=0.02, mains_mv=0.01, mains_hz=60, wander_mv=0.1)

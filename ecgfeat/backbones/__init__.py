@@ -6,9 +6,16 @@ random ones, fit the networks of `networks`; `trunk` freezes one and takes its l
 `extractor` runs it. `kernels` and `memory` are what frozen and trained networks share on a device.
 """
 
-from ecgfeat.backbones.engine import CheckPages
-from ecgfeat.backbones.extractor import Backbone, Lanes, default_batch_size, filled, tap_widths
-from ecgfeat.backbones.kernels import memory_format, repeatable_kernels
+from ecgfeat.backbones.extractor import (
+    Backbone,
+    CheckPages,
+    Lanes,
+    default_batch_size,
+    filled,
+    memory_format,
+    repeatable_kernels,
+    tap_widths,
+)
 from ecgfeat.backbones.weights import Weights, load_network, load_weights, network_from_tensors
 
 __all__ = [

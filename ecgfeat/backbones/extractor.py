@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ecgfeat.backbones.engine import CheckPages, Features, sound_engine, synthetic_pages
-from ecgfeat.backbones.memory import free_device_memory, is_out_of_memory
-from ecgfeat.backbones.networks import feature_width
-from ecgfeat.backbones.trunk import build_trunk
-from ecgfeat.backbones.weights import Weights
+from ecgfeat.backbones.trunk import CENTRE, Trunk, build_trunk
+from ecgfeat.backbones.weights import Weights, feature_width
 from ecgfeat.config import LAYERS, TAPS, parse_tap
 from ecgfeat.errors import ConfigError, DeviceError
 from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.runtime import Compute
 
-__all__ = ["Backbone", "Lanes", "default_batch_size", "filled", "tap_widths"]
+__all__ = [
+    "Backbone",
+    "CheckPages",
+    "Engine",
+    "Features",
+    "Lanes",
+    "Shape",
+    "default_batch_size",
+    "filled",
+    "free_device_memory",
+    "fused",
+    "is_out_of_memory",
+    "memory_format",
+    "repeatable_kernels",
+    "sound_engine",
+    "synthetic_pages",
+    "tap_widths",
+]
+
 
 CPU_BATCH_SIZE = 4
 """With packed weights the smallest batch is nearly as fast as any, and 4 images of 224×224 stay
@@ -259,3 +276,295 @@ def _joined(pieces: list[Features], n_images: int) -> Features:
     if len(pieces) == 1:
         return pieces[0]
     return {tap: np.concatenate([piece[tap] for piece in pieces])[:n_images] for tap in pieces[0]}
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MIN_COSINE = 0.999
+"""Least cosine, page by page and tap by tap, between a device's features and the CPU's
+float32; the promise that ``--precision auto`` makes."""
+CHECK_SIDE_PX = 256
+"""The synthetic pages are at most this wide and high: a fraction of a second."""
+
+Features = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CheckPages:
+    """A few pages by which a precision or a device is judged.
+
+    Attributes
+    ----------
+    given : ndarray of shape (b, height_px, width_px, 3), uint8
+        Prepared as they will be for the network.
+    exact : ndarray of the same shape, uint8
+        The same pages, prepared as for float32.
+    """
+
+    given: NDArray[np.uint8]
+    exact: NDArray[np.uint8]
+
+
+class Engine:
+    """A trunk laid out for one device and precision, fed with 8-bit pages."""
+
+    def __init__(self, trunk: Trunk, compute: Compute, images: Shape, *, fuse: bool) -> None:
+        self.compute = compute
+        self.is_fused = False
+        self._device = torch.device(compute.device)
+        self._dtype = DTYPES[compute.precision]
+        self._layout = memory_format(compute)
+        laid_out = copy.deepcopy(trunk).to(self._device, self._dtype)
+        self._trunk = laid_out.to(memory_format=self._layout)
+        if fuse and compute.device == "cpu":
+            faster = fused(self._trunk, images)
+            self.is_fused = faster is not None
+            self._trunk = faster or self._trunk
+
+    def kernels(self) -> contextlib.AbstractContextManager[None]:
+        """What CUDA may compute with."""
+        # float32 is not to be TF32 in disguise, which rounds to 10 bits.
+        return repeatable_kernels(self.compute, allow_tf32=self.compute.precision != "fp32")
+
+    def features(self, pixels: NDArray[np.uint8]) -> Features:
+        """Features of prepared pages (b, height_px, width_px, 3)."""
+        with torch.inference_mode(), self.kernels():
+            pools = self._trunk(self._images(pixels))
+            # Joined, so that there is one copy to wait for.
+            joined = torch.cat(list(pools.values()), dim=1).cpu().numpy()
+        ends = np.cumsum([pool.shape[1] for pool in pools.values()])
+        return dict(zip(pools, np.split(joined, ends[:-1], axis=1)))
+
+    def _images(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
+        """The four channels that the trunk wants, shape (b, 4, height, width)."""
+        centred = torch.from_numpy((pixels ^ CENTRE).view(np.int8))
+        if self.compute.device == "cuda":
+            # From pinned memory the copy doesn't hold up this thread.
+            centred = centred.pin_memory().to(self._device, non_blocking=True)
+        images = torch.nn.functional.pad(centred, (0, 1), value=1).permute(0, 3, 1, 2)
+        return images.to(self._device, self._dtype, memory_format=self._layout)
+
+
+def sound_engine(trunk: Trunk, compute: Compute, images: Shape, check: CheckPages) -> Engine:
+    """An engine whose features of the check's pages agree with the CPU's plain float32.
+
+    Raises
+    ------
+    DeviceError
+        When the device's float32 doesn't agree either.
+    """
+    exact = replace(compute, device="cpu", precision="fp32", channels_last=True)
+    plain = Engine(trunk, exact, images, fuse=False)
+    reference = plain.features(check.exact)
+    while True:
+        engine = Engine(trunk, compute, images, fuse=True)
+        # Only float32 is given the pages as the reference is.
+        pages = check.exact if compute.precision == "fp32" else check.given
+        failing = _failing_tap(engine.features(pages), reference)
+        if failing is None:
+            return engine
+        if compute.precision == "fp32":
+            break
+        reason = f"{compute.precision} failed the self-check: {failing}"
+        compute = replace(compute, precision="fp32", reason=reason)
+    if compute.device == "cpu":
+        plain.compute = compute
+        return plain
+    raise DeviceError(
+        f"the device {compute.device} computes other features than the CPU ({failing}). Take "
+        "--device cpu, and look for a newer version of torch or of the device's driver."
+    )
+
+
+def _failing_tap(found: Features, reference: Features) -> str | None:
+    """The first tap that isn't like its reference, with its cosine; None when all are."""
+    for name, expected in reference.items():
+        # In double precision, whose range the products of float32 can't leave.
+        x, y = found[name].astype(np.float64), expected.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            cosines = (x * y).sum(axis=1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))
+        # Alike, though without a direction: the standard deviation in cells of a single pixel.
+        cosines[~(x.any(axis=1) | y.any(axis=1))] = 1
+        # Written so that NaN fails.
+        if not cosines.min() >= MIN_COSINE:
+            return f"cosine {cosines.min():.4f} to float32 at {name}"
+    return None
+
+
+def synthetic_pages(preprocessing: Preprocessing) -> CheckPages:
+    """Two pages with grid and trace."""
+    width = min(preprocessing.width_px, CHECK_SIDE_PX)
+    height = min(preprocessing.height_px, CHECK_SIDE_PX)
+    pages = np.full((2, height, width, 3), (255, 250, 245), dtype=np.uint8)
+    pages[:, ::8] = pages[:, :, ::8] = (240, 180, 180)
+    x = np.arange(width)
+    for page, period_px in zip(pages, (17.0, 41.0)):
+        beat = np.exp(-np.square((x % period_px) - period_px / 2) / 8)
+        y = np.rint((0.8 - 0.6 * beat) * (height - 1)).astype(np.int64)
+        page[y, x] = page[np.maximum(y - 1, 0), x] = (20, 20, 30)
+    return CheckPages(given=pages, exact=pages)
+
+
+# A trunk for the CPU: weights packed once, ReLU and addition inside the convolutions.
+#
+# What torch's own compiler does with a frozen network on the CPU, done by hand: it needs no C++
+# compiler and no minute of start-up. The operators are torch's, but not of its public interface;
+# where they are missing or refuse, the plain trunk serves, and every fused one is compared with it
+# before use (see `engine`).
+
+Shape = tuple[int, int, int, int]
+"""Of images or maps: (b, channels, height, width)."""
+
+
+def fused(trunk: Trunk, images: Shape) -> Trunk | None:
+    """The same trunk with its convolutions packed and fused; None where torch can't.
+
+    Parameters
+    ----------
+    trunk : Trunk
+        In the precision and memory layout that it will be computed in, on the CPU.
+    images : tuple of 4 int
+        Shape of the images to come. Others give the same numbers, but the weights are then
+        packed anew for every batch.
+    """
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return None
+    try:
+        with torch.inference_mode():
+            return _fused(trunk, images)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        return None
+
+
+def _fused(trunk: Trunk, images: Shape) -> Trunk:
+    first = _Convolution(trunk.stem[0], images, "relu")
+    pool: Any = trunk.stem[2]
+    maps = _shape_after(pool, first.shape, first.shape[1])
+    layers = {}
+    for name, blocks in trunk.layers.named_children():
+        fused_blocks = []
+        for block in blocks.children():
+            fused_blocks.append(_Block(block, maps))
+            maps = fused_blocks[-1].shape
+        layers[name] = torch.nn.Sequential(*fused_blocks)
+    return Trunk(torch.nn.Sequential(first, pool), layers.items(), trunk.taps)
+
+
+class _Convolution(torch.nn.Module):
+    """A convolution with packed weights, followed by ``"relu"`` or ``"none"``.
+
+    Attributes
+    ----------
+    shape : tuple of 4 int
+        Of what comes out.
+    """
+
+    def __init__(self, convolution: Any, maps: Shape, activation: str) -> None:
+        super().__init__()
+        self.shape = _shape_after(convolution, maps, convolution.out_channels)
+        self._how = (
+            list(convolution.padding),
+            list(convolution.stride),
+            list(convolution.dilation),
+            convolution.groups,
+        )
+        self._weight = torch.ops.mkldnn._reorder_convolution_weight(
+            convolution.weight, *self._how, maps
+        )
+        self._bias = convolution.bias
+        self._activation = activation
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        after: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
+            maps, self._weight, self._bias, *self._how, self._activation, [], None
+        )
+        return after
+
+    def onto(self, identity: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+        """relu(identity + convolution of `maps`), which takes the place of `identity`."""
+        after: torch.Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
+            identity, maps, self._weight, self._bias, *self._how, "add", 1.0, "relu", [], None
+        )
+        return after
+
+
+class _Block(torch.nn.Module):
+    """A residual block; it overwrites its input where that is what is added at the end."""
+
+    def __init__(self, block: Any, maps: Shape) -> None:
+        super().__init__()
+        shortcut = block.downsample
+        self._shortcut = None if shortcut is None else _Convolution(shortcut[0], maps, "none")
+        *others, last = (layer for name, layer in block.named_children() if name.startswith("conv"))
+        first = []
+        for layer in others:
+            first.append(_Convolution(layer, maps, "relu"))
+            maps = first[-1].shape
+        self._first = torch.nn.Sequential(*first)
+        self._last = _Convolution(last, maps, "none")
+        self.shape = self._last.shape
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        identity = maps if self._shortcut is None else self._shortcut(maps)
+        return self._last.onto(identity, self._first(maps))
+
+
+def _shape_after(layer: Any, maps: Shape, channels: int) -> Shape:
+    """Shape of what a convolution or a pooling makes of `maps`, by the formula in torch's docs."""
+    how = map(_pair, (layer.padding, layer.dilation, layer.kernel_size, layer.stride))
+    height, width = (
+        (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        for side, padding, dilation, kernel, stride in zip(maps[2:], *how)
+    )
+    return maps[0], channels, height, width
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def memory_format(compute: Compute) -> torch.memory_format:
+    """The layout of images and weights that `compute` asks for."""
+    return torch.channels_last if compute.channels_last else torch.contiguous_format
+
+
+def repeatable_kernels(
+    compute: Compute, *, allow_tf32: bool = True
+) -> contextlib.AbstractContextManager[None]:
+    """While inside, let CUDA take only kernels that give the same numbers every time.
+
+    Parameters
+    ----------
+    compute : Compute
+    allow_tf32 : bool, default True
+        Let float32 convolutions round to TF32's 10 bits, as PyTorch's own default does.
+    """
+    if compute.device != "cuda":
+        return contextlib.nullcontext()
+    context: contextlib.AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, deterministic=True, allow_tf32=allow_tf32
+    )
+    return context
+
+
+_WORDS = (
+    "out of memory",  # CUDA and MPS, also where it isn't a torch.OutOfMemoryError
+    "alloc_failed",  # cuDNN and cuBLAS
+    "can't allocate memory",  # torch's allocator on the CPU
+    "not enough memory",  # the same on Windows
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch or numpy raised `error` for a lack of memory."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _WORDS)
+
+
+def free_device_memory(device: str) -> None:
+    """Give what torch keeps for reuse back to the device."""
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    if device == "mps":
+        torch.mps.empty_cache()

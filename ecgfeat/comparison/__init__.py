@@ -4,7 +4,7 @@
 `refusing` says how runs differ that can't be compared.
 """
 
-from ecgfeat.comparison.comparing import ComparedRun, Comparison, Pair, compare
+from ecgfeat.comparison.paired import ComparedRun, Comparison, Pair, compare
 from ecgfeat.comparison.significance import AreaTest, compare_areas, holm, mcnemar_p_value
 
 __all__ = [

@@ -4,7 +4,6 @@
 network part by part, ``summary`` tells what was done.
 """
 
-from ecgfeat.extraction.job import extract, shard_of
-from ecgfeat.extraction.summary import Extraction
+from ecgfeat.extraction.extraction import Extraction, extract, shard_of
 
 __all__ = ["Extraction", "extract", "shard_of"]

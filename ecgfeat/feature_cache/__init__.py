@@ -6,7 +6,7 @@ by byte. docs/cache-format.md is its specification; nothing else in ecgfeat impo
 
 from __future__ import annotations
 
-from ecgfeat.feature_cache.header import Header
+from ecgfeat.feature_cache.format import Header
 from ecgfeat.feature_cache.inspection import (
     CacheInfo,
     cache_info,

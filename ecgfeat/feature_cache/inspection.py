@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfeat.errors import CacheDamagedError, CacheFormatError
-from ecgfeat.feature_cache.header import Header
+from ecgfeat.feature_cache.format import Header
 from ecgfeat.feature_cache.reader import FeatureCache, open_cache, part_paths
-from ecgfeat.feature_cache.storage import make_folder, writing
+from ecgfeat.feature_cache.writer import make_folder, writing
 
 __all__ = ["CacheInfo", "cache_info", "export_cache", "list_caches", "verify_cache"]
 

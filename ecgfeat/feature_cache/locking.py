@@ -25,6 +25,7 @@ from ecgfeat.errors import CacheLockedError, storage_error
 
 __all__ = ["hold"]
 
+
 PATIENCE_S = 0.3
 """A lock that is only being looked at, or is just being released, is free again by then."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)

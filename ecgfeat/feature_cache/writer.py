@@ -7,28 +7,64 @@ extraction is what its files say: the cache, if there is one, and the parts besi
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import hashlib
+import io
+import math
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+import h5py
 import numpy as np
+from h5py import h5d, h5p, h5s, h5t
 from numpy.typing import NDArray
 
-from ecgfeat.errors import CacheError, CacheMismatchError, DataError, StorageError
-from ecgfeat.feature_cache.description import attributes, check_texts, columns
-from ecgfeat.feature_cache.header import Header
-from ecgfeat.feature_cache.ledger import Ledger, hash_images
+from ecgfeat.errors import CacheError, CacheMismatchError, DataError, StorageError, storage_error
+from ecgfeat.feature_cache.format import (
+    F32,
+    GROUPS,
+    HDF5_TYPES,
+    Attributes,
+    Header,
+    attributes,
+    check_texts,
+    columns,
+    encode_texts,
+)
 from ecgfeat.feature_cache.locking import hold
-from ecgfeat.feature_cache.reader import FeatureCache, open_cache, part_paths, parts_folder
-from ecgfeat.feature_cache.schema import F32
-from ecgfeat.feature_cache.serialization import DataSet, write_cache
-from ecgfeat.feature_cache.storage import ASIDE, make_folder, remove
+from ecgfeat.feature_cache.reader import (
+    NO_DIGEST,
+    FeatureCache,
+    Section,
+    UserBlock,
+    block_size,
+    open_cache,
+    part_paths,
+    parts_folder,
+)
 from ecgfeat.manifest import Manifest
-from ecgfeat.runtime import Report, silent, versions
+from ecgfeat.runtime import Progress, Report, silent, versions
 
-__all__ = ["CacheWriter", "existing_header", "open_writer"]
+__all__ = [
+    "ASIDE",
+    "CacheWriter",
+    "DataSet",
+    "Ledger",
+    "existing_header",
+    "hash_images",
+    "make_folder",
+    "open_writer",
+    "remove",
+    "write_cache",
+    "writing",
+]
+
 
 SHARD_ROWS = 64
 """Rows dealt to the shards at a time: few enough that each gets its share of small data."""
@@ -334,3 +370,444 @@ def _refuse_other_data(sources: Sequence[FeatureCache], manifest: Manifest, path
             f"{found.data_name} ({found.paths[0]}, …)",
             path,
         )
+
+
+BLOCK_BYTES = 2**23
+"""Features gathered at a time: 1,024 rows of a ResNet-50's layer4."""
+_PENDING, _QUARANTINED = -1, -2
+
+
+class Ledger:
+    """The rows of a manifest against some sources (a cache and its parts).
+
+    Attributes
+    ----------
+    sources : list of FeatureCache
+    reasons : dict of int to str
+        Why rows are quarantined.
+    passing : set of int
+        Those of them that are left out by this writer only; the next one tries them again.
+    """
+
+    def __init__(self, manifest: Manifest, hashed: Mapping[int, bytes]) -> None:
+        self.sources: list[FeatureCache] = []
+        self.reasons: dict[int, str] = {}
+        self.passing: set[int] = set()
+        self._row_of = {name: row for row, name in enumerate(manifest.paths)}
+        self._size_and_time = list(zip(manifest.n_bytes, manifest.mtime_ns))
+        self._hashed = dict(hashed)
+        # Where each row's features are: number of the source (or one of two signs), row in it.
+        self._source = np.full(len(manifest.paths), _PENDING, dtype=np.int64)
+        self._source_row = np.zeros(len(manifest.paths), dtype=np.int64)
+
+    @property
+    def pending(self) -> Rows:
+        """Rows that no source knows."""
+        return np.flatnonzero(self._source == _PENDING).astype(np.int64)
+
+    @property
+    def kept(self) -> Rows:
+        """Rows that have features."""
+        return np.flatnonzero(self._source >= 0).astype(np.int64)
+
+    def adopt(self, source: FeatureCache) -> None:
+        """Take note of what `source` knows of images that haven't changed; the latest wins."""
+        number = len(self.sources)
+        self.sources.append(source)
+        columns = (source.column(name).tolist() for name in ("n_bytes", "mtime_ns"))
+        digests = (digest.tobytes() for digest in source.column("digest"))
+        for at, (name, *size_and_time, digest) in enumerate(zip(source.paths, *columns, digests)):
+            row = self._row_of.get(name)
+            if row is not None and self._is_unchanged(row, size_and_time, digest):
+                self._source[row], self._source_row[row] = number, at
+                self.reasons.pop(row, None)
+        times = source.column("quarantine/mtime_ns").tolist()
+        for item, mtime_ns in zip(source.quarantined, times):
+            row = self._row_of.get(item.path)
+            if row is not None and self._is_unchanged(row, [item.n_bytes, mtime_ns], None):
+                self._source[row] = _QUARANTINED
+                self.reasons[row] = item.reason
+
+    def leave_out(self, row: int, reason: str) -> None:
+        """Quarantine a row for now, though no source knows it."""
+        self._source[row] = _QUARANTINED
+        self.reasons[row] = reason
+        self.passing.add(row)
+
+    def _is_unchanged(self, row: int, size_and_time: list[int], digest: bytes | None) -> bool:
+        if row in self._hashed:
+            return self._hashed[row] == digest
+        return tuple(size_and_time) == self._size_and_time[row]
+
+    def forget_hashes(self, rows: Sequence[int]) -> None:
+        """From now on, size and time tell whether these images changed: they were just read."""
+        for row in rows:
+            self._hashed.pop(row, None)
+
+    def is_copy_of(self, cache: FeatureCache) -> bool:
+        """Whether the rows kept are the rows of `cache`, the first source, in their order."""
+        rows = self.kept
+        return (
+            self.sources[0] is cache
+            and not self._source[rows].any()
+            and np.array_equal(self._source_row[rows], np.arange(len(cache)))
+        )
+
+    def digests(self) -> NDArray[np.uint8]:
+        """Digests of the images kept, shape (n, 16)."""
+        rows = self.kept
+        digests = np.empty((len(rows), 16), np.uint8)
+        for number, chosen in self._by_source(rows):
+            found = self.sources[number].column("digest")
+            digests[chosen] = found[self._source_row[rows[chosen]]]
+        return digests
+
+    def features(self, tap: str, width: int) -> Iterator[NDArray[np.float32]]:
+        """Features of the images kept, in blocks of shape (some, width), `BLOCK_BYTES` long."""
+        rows = self.kept
+        n_rows = max(1, BLOCK_BYTES // (4 * width))
+        for start in range(0, len(rows), n_rows):
+            some = rows[start : start + n_rows]
+            block = np.empty((len(some), width), np.float32)
+            for number, chosen in self._by_source(some):
+                source = self.sources[number]
+                block[chosen] = source.features(tap, self._source_row[some[chosen]])
+            yield block
+
+    def _by_source(self, rows: Rows) -> Iterator[tuple[int, Rows]]:
+        """Each source's number, and which of `rows` it holds."""
+        numbers = self._source[rows]
+        for number in np.unique(numbers).tolist():
+            yield number, np.flatnonzero(numbers == number)
+
+
+def hash_images(
+    manifest: Manifest, sources: Sequence[FeatureCache], report: Report
+) -> dict[int, bytes]:
+    """Digest of every image that a source knows, by row."""
+    known = {name for source in sources for name in source.paths}
+    known.update(item.path for source in sources for item in source.quarantined)
+    rows = [row for row, name in enumerate(manifest.paths) if name in known]
+    hashed = {}
+    for done, row in enumerate(rows):
+        report(Progress(stage="comparing", done=done, total=len(rows)))
+        hashed[row] = _image_digest(manifest.image_path(row))
+    return hashed
+
+
+def _image_digest(path: Path) -> bytes:
+    """BLAKE2b of the file's bytes; empty where there are none to be had."""
+    try:
+        # Opening a pipe would wait for its other end.
+        if path.is_file():
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+    except OSError:
+        pass
+    return b""
+
+
+# Writing a cache: HDF5 lays the file out in memory, the contents go straight to the disk.
+#
+# HDF5 is asked for the structure only; the data sets are plain bytes at the places it reserves
+# for them. Its own code never touches the disk, so a full one can't take it by surprise, and
+# memory doesn't grow with the cache.
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One data set to be written: its blocks in order, row by row, never all in memory."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    blocks: Iterable[NDArray[Any]]
+
+    @classmethod
+    def of(cls, array: NDArray[Any]) -> DataSet:
+        """A data set that is in memory."""
+        return cls(array.dtype, array.shape, (array,))
+
+    @property
+    def n_bytes(self) -> int:
+        """Its size in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_cache(
+    path: Path, attributes: Attributes, versions: Attributes, contents: Mapping[str, DataSet]
+) -> None:
+    """Write a whole cache: aside, sealed with its digest, then renamed.
+
+    Raises
+    ------
+    StorageError
+    """
+    block_bytes = block_size(list(contents))
+    image = _Skeleton()
+    offsets = _lay_out(image, block_bytes, attributes, versions, contents)
+    with writing(path) as file:
+        seal = _Seal(file, block_bytes)
+        for name, offset in sorted(offsets.items(), key=lambda pair: pair[1]):
+            seal.fill(image, offset)
+            seal.add(name, contents[name])
+        seal.fill(image, image.n_bytes)
+        seal.close()
+
+
+class _Seal:
+    """Writes a file from its user block on, and the block at last."""
+
+    def __init__(self, file: io.RawIOBase, block_bytes: int) -> None:
+        self._file = file
+        self._block_bytes = block_bytes
+        self._digest = hashlib.sha256()
+        self._sections: list[Section] = []
+        self._position = file.seek(block_bytes)
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._digest.update(data)
+        self._file.write(data)
+        self._position += len(data)
+
+    def fill(self, image: _Skeleton, end: int) -> None:
+        """Write what HDF5 put between the current position and `end`."""
+        for data in image.pieces(self._position, end):
+            self._write(data)
+
+    def add(self, name: str, item: DataSet) -> None:
+        """Write a data set's contents."""
+        start = self._position
+        digest = hashlib.sha256()
+        for block in item.blocks:
+            data = np.ascontiguousarray(block, dtype=item.dtype).reshape(-1).view(np.uint8).data
+            digest.update(data)
+            self._write(data)
+        if self._position != start + item.n_bytes:
+            raise ValueError(f"{self._position - start} bytes for {name}, not {item.n_bytes}")
+        self._sections.append(Section(start, item.n_bytes, digest.hexdigest(), name))
+
+    def close(self) -> None:
+        """Write the user block."""
+        unsealed = UserBlock(self._block_bytes, NO_DIGEST, tuple(self._sections))
+        self._digest.update(unsealed.encode())
+        self._file.seek(0)
+        self._file.write(replace(unsealed, digest=self._digest.hexdigest()).encode())
+
+
+def _lay_out(
+    image: _Skeleton,
+    block_bytes: int,
+    attributes: Attributes,
+    versions: Attributes,
+    contents: Mapping[str, DataSet],
+) -> dict[str, int]:
+    """Let HDF5 lay out the file in `image`; returns the offset of each data set with contents."""
+    properties = h5p.create(h5p.DATASET_CREATE)
+    properties.set_layout(h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5d.FILL_TIME_NEVER)
+    # The oldest file format is the one that every HDF5 library reads, and it holds no clock.
+    with h5py.File(image, "w", userblock_size=block_bytes, libver=("earliest", "v108")) as file:
+        for group in GROUPS:
+            file.create_group(group)
+        _set_attributes(file, attributes)
+        _set_attributes(file["versions"], versions)
+        offsets = {}
+        for name, item in contents.items():
+            space = h5s.create_simple(item.shape)
+            stored = h5d.create(file.id, name.encode(), _hdf5_type(item.dtype), space, properties)
+            if item.n_bytes:
+                offsets[name] = stored.get_offset()
+    return offsets
+
+
+def _hdf5_type(dtype: np.dtype[Any]) -> h5t.TypeID:
+    if dtype.kind == "S":
+        return h5t.py_create(h5py.string_dtype("utf-8", dtype.itemsize), logical=True)
+    return HDF5_TYPES[dtype]
+
+
+def _set_attributes(target: h5py.Group, attributes: Attributes) -> None:
+    for name, value in attributes.items():
+        if isinstance(value, str):
+            data = encode_texts([value], name)
+            target.attrs.create(name, data[0], dtype=h5py.string_dtype("utf-8", data.itemsize))
+        elif isinstance(value, int):
+            target.attrs.create(name, value, dtype="<i8")
+        else:
+            target.attrs.create(name, value, dtype="<f8")
+
+
+class _Skeleton(io.RawIOBase):
+    """A file in memory that keeps only the pages written to: HDF5's own structures."""
+
+    PAGE = 4096
+
+    def __init__(self) -> None:
+        self._pages: dict[int, bytearray] = {}
+        self._position = 0
+        self.n_bytes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.n_bytes}[whence]
+        self._position = start + offset
+        return self._position
+
+    def truncate(self, size: int | None = None) -> int:
+        self.n_bytes = self._position if size is None else size
+        return self.n_bytes
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        for page, inside, start, stop in self._spans(len(view)):
+            target = self._pages.setdefault(page, bytearray(self.PAGE))
+            target[inside : inside + stop - start] = view[start:stop]
+        self._position += len(view)
+        self.n_bytes = max(self.n_bytes, self._position)
+        return len(view)
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        n_bytes = max(0, min(len(view), self.n_bytes - self._position))
+        for page, inside, start, stop in self._spans(n_bytes):
+            source = self._pages.get(page, bytes(self.PAGE))
+            view[start:stop] = source[inside : inside + stop - start]
+        self._position += n_bytes
+        return n_bytes
+
+    def _spans(self, n_bytes: int) -> Iterator[tuple[int, int, int, int]]:
+        """Page, place in it, and the range of the buffer, for bytes at the current position."""
+        start = 0
+        while start < n_bytes:
+            page, inside = divmod(self._position + start, self.PAGE)
+            stop = min(n_bytes, start + self.PAGE - inside)
+            yield page, inside, start, stop
+            start = stop
+
+    def pieces(self, start: int, stop: int) -> Iterator[bytes]:
+        """The bytes from `start` to `stop`, a page at a time."""
+        self.seek(start)
+        while self._position < stop:
+            yield self.read(min(self.PAGE, stop - self._position))
+
+
+# The one place where the cache's bytes reach the disk: aside, flushed, then renamed.
+#
+# A file therefore exists under its own name only once it is whole and on the disk, and a reader
+# never sees one being written.
+
+# One family of calls, each of which the tests make fail:
+# ruff: noqa: PTH103, PTH105, PTH106, PTH108
+
+
+ASIDE = ".writing"
+"""Ending of a file that isn't finished; what a killed process leaves is named so."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[io.RawIOBase]:
+    """A seekable file that takes the name `path` when the block ends, and is gone if it fails.
+
+    Raises
+    ------
+    StorageError
+        When the disk refuses; what stood under `path` before still stands there.
+    """
+    aside = path.with_name(path.name + ASIDE)
+    try:
+        with _Unbuffered(aside) as file:
+            yield file
+            _flush(file.fileno())
+        os.replace(aside, path)
+        _flush_folder(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(aside)
+        if isinstance(error, OSError):
+            raise storage_error(error, "writing", path) from error
+        raise
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder `path`, and those above it, unless it is there."""
+    if path.is_dir():
+        return
+    try:
+        os.makedirs(path, exist_ok=True)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise storage_error(error, "making the folder", path) from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there; a folder with something in it stays."""
+    try:
+        if path.is_dir():
+            os.rmdir(path)
+        else:
+            os.unlink(path)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTEMPTY):
+            return
+        raise storage_error(error, "removing", path) from error
+
+
+class _Unbuffered(io.RawIOBase):
+    """A new file whose `write` takes everything it is given, or raises."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return os.lseek(self._fd, offset, whence)
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        n_bytes = len(left)
+        while left:
+            left = left[os.write(self._fd, left) :]
+        return n_bytes
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            os.close(self._fd)
+
+
+def _flush(fd: int) -> None:
+    os.fsync(fd)
+    # macOS's fsync stops at the drive's own cache; not every file system there can do more.
+    if hasattr(fcntl, "F_FULLFSYNC"):
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+
+
+def _flush_folder(path: Path) -> None:
+    """Make a new name in the folder `path` last through a power cut."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        # Some network file systems can't flush a folder; their servers do so by themselves.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(fd)

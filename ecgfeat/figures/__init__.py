@@ -7,12 +7,15 @@ shared between figures. The same numbers give the same bytes.
 `comparison` draw a kind each.
 """
 
+from ecgfeat.figures.choice import sweep_plot
+from ecgfeat.figures.classification import (
+    confusion_matrix_plot,
+    precision_recall_plot,
+    reliability_plot,
+    roc_plot,
+)
 from ecgfeat.figures.comparison import comparison_plot
-from ecgfeat.figures.confusion import confusion_matrix_plot
-from ecgfeat.figures.curves import precision_recall_plot, reliability_plot, roc_plot
-from ecgfeat.figures.learning import learning_curve_plot
-from ecgfeat.figures.sweep import sweep_plot
-from ecgfeat.figures.training import accuracy_curve, loss_curve, lr_range_plot
+from ecgfeat.figures.training import accuracy_curve, learning_curve_plot, loss_curve, lr_range_plot
 
 __all__ = [
     "accuracy_curve",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecgfeat.figures.drawing import (
+from ecgfeat.figures.style import (
     COLOURS,
     GREY,
     INK,

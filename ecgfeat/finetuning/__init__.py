@@ -14,6 +14,6 @@ and `snapshots` see to it that it stays; `locking` lets one process at it, `dist
 that share the work.
 """
 
-from ecgfeat.finetuning.starting import finetune, resume_finetune
+from ecgfeat.finetuning.run import finetune, resume_finetune
 
 __all__ = ["finetune", "resume_finetune"]

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ecgfeat import figures
 from ecgfeat.errors import DivergedError
 from ecgfeat.files import write_csv
-from ecgfeat.finetuning.streaming import Batches, Images, Tick, shuffled_batches
+from ecgfeat.finetuning.trainer import Batches, Images, Tick, shuffled_batches
 from ecgfeat.protocol import Partition
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ does the whole work behind a run on its `data`, `outcomes` are its parts, `descr
 kept of it, and `fitting` goes from a cache to finished runs.
 """
 
-from ecgfeat.heads.applying import Tensors, head_fits, head_probabilities
-from ecgfeat.heads.fitting import fit_heads
+from ecgfeat.heads.fit import fit_heads
+from ecgfeat.heads.head import Tensors, head_fits, head_probabilities
 from ecgfeat.heads.linear import HeadEpoch, LinearSpec, fit_linear_heads
 from ecgfeat.heads.logistic import LogisticFit, as_pipeline, fit_logistic, fit_logistic_path
 

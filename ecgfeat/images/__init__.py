@@ -34,9 +34,15 @@ doesn't know is decoded by Pillow, which doesn't tell of complaints.) A refusal 
 
 from __future__ import annotations
 
-from ecgfeat.images.decoding import DECODER, MAX_PIXELS, MAX_SIDE_PX, decode
-from ecgfeat.images.files import MAX_BYTES, image_digest
-from ecgfeat.images.fitting import prepare
+from ecgfeat.images.decoding import (
+    DECODER,
+    MAX_BYTES,
+    MAX_PIXELS,
+    MAX_SIDE_PX,
+    decode,
+    image_digest,
+)
+from ecgfeat.images.resizing import prepare
 from ecgfeat.images.streaming import Alter, Batch, Failure, stream
 
 __all__ = [

@@ -14,9 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfeat.errors import ImageError
-from ecgfeat.images.decoding import MAX_PIXELS, decode_picture, read_header
-from ecgfeat.images.files import DIGEST_BYTES, digest, read_file, size_on_disk
-from ecgfeat.images.fitting import fit
+from ecgfeat.images.decoding import (
+    DIGEST_BYTES,
+    MAX_PIXELS,
+    decode_picture,
+    digest,
+    read_file,
+    read_header,
+    size_on_disk,
+)
+from ecgfeat.images.resizing import fit
 from ecgfeat.preprocessing import Preprocessing
 
 __all__ = ["Alter", "Batch", "Failure", "stream"]

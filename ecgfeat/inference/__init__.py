@@ -6,6 +6,6 @@ fine-tuned network the head is its last layer.
 `model` reads what the run kept, `predicting` takes images through it.
 """
 
-from ecgfeat.inference.predicting import FailedImage, InferenceResult, predict
+from ecgfeat.inference.prediction import FailedImage, InferenceResult, predict
 
 __all__ = ["FailedImage", "InferenceResult", "predict"]

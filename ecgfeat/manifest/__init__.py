@@ -7,8 +7,7 @@ is counted and left out, never replaced.
 and `reading` looks which files are there: a `Manifest`, which `model` holds.
 """
 
-from ecgfeat.manifest.listing import IMAGE_SUFFIXES
-from ecgfeat.manifest.model import Manifest, MissingImage, write_missing
-from ecgfeat.manifest.reading import read_manifest
+from ecgfeat.manifest.listing import IMAGE_SUFFIXES, read_manifest
+from ecgfeat.manifest.manifest import Manifest, MissingImage, write_missing
 
 __all__ = ["IMAGE_SUFFIXES", "Manifest", "MissingImage", "read_manifest", "write_missing"]

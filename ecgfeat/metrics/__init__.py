@@ -8,16 +8,22 @@ bootstrap resamples (how often each row was drawn) go through the same few array
 curves, and `tables` counts right and wrong answers by class.
 """
 
-from ecgfeat.metrics.curves import MACRO, Curve, Curves, Reliability, curves
 from ecgfeat.metrics.intervals import Resampled, Score, evaluate, resample
-from ecgfeat.metrics.names import MAIN, METRICS, Metric
-from ecgfeat.metrics.sampling import Z_95, Sample, bootstrap_weights, in_id_order
-from ecgfeat.metrics.scores import auroc, score_values
-from ecgfeat.metrics.tables import (
+from ecgfeat.metrics.roc import MACRO, Curve, Curves, Reliability, curves
+from ecgfeat.metrics.scores import (
+    MAIN,
+    METRICS,
+    Z_95,
     ClassificationTable,
+    Metric,
+    Sample,
     TableRow,
+    auroc,
+    bootstrap_weights,
     classification_table,
     confusion_matrix,
+    in_id_order,
+    score_values,
 )
 
 __all__ = [

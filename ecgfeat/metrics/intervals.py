@@ -9,10 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from ecgfeat.errors import DataError
-from ecgfeat.metrics.names import AT_PREVALENCE, METRICS, score_names
-from ecgfeat.metrics.ranking import Floats
-from ecgfeat.metrics.sampling import Z_95, Sample, bootstrap_weights, in_id_order
-from ecgfeat.metrics.scores import CALIBRATION_NOISE, scorer
+from ecgfeat.metrics.scores import (
+    AT_PREVALENCE,
+    CALIBRATION_NOISE,
+    METRICS,
+    Z_95,
+    Floats,
+    Sample,
+    bootstrap_weights,
+    in_id_order,
+    score_names,
+    scorer,
+)
 from ecgfeat.predictions import Predictions
 
 __all__ = ["Resampled", "Score", "at_prevalence", "evaluate", "interval_of", "resample"]

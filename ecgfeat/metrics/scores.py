@@ -1,28 +1,281 @@
-"""The scores themselves, as functions of how much each row weighs."""
+"""Scores and curves that depend on the order of the probabilities alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfeat.metrics.names import WORST_LOG_LOSS, score_names
-from ecgfeat.metrics.ranking import Floats, Integers, Ranking, ratio
-from ecgfeat.metrics.sampling import weighted_sums
 from ecgfeat.predictions import Predictions
+from ecgfeat.protocol import group_numbers
 
 __all__ = [
     "CALIBRATION_NOISE",
+    "GRID",
+    "MAIN",
+    "METRICS",
     "N_BINS",
+    "Z_95",
+    "Basis",
+    "ClassificationTable",
+    "Floats",
+    "Integers",
+    "Metric",
+    "Ranking",
+    "Rates",
+    "Sample",
     "Scorer",
+    "TableRow",
+    "Tally",
     "auroc",
     "bin_numbers",
+    "bootstrap_weights",
+    "classification_table",
+    "confusion_matrix",
+    "in_id_order",
     "rankings",
+    "ratio",
+    "score_names",
     "score_values",
     "scorer",
     "sureness_of",
+    "weighted_sums",
 ]
+
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+GRID = np.linspace(0, 1, 101)
+"""False positive rates of a drawn ROC curve, and recalls of a precision-recall curve."""
+
+N_THRESHOLDS = 200
+"""Thresholds of a drawn curve in each of three series; fewer rows have one at each value."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tally:
+    """Weights of the positive and negative rows, summed up in the order of their scores.
+
+    Attributes
+    ----------
+    drawn : ndarray of shape (b, n_positives), float64
+        Weights of the positive rows, the lowest score first.
+    positives, negatives : ndarray of shape (b, 1 + their number), float64
+        Entry i is the weight of the i rows of lowest score.
+    """
+
+    drawn: Floats
+    positives: Floats
+    negatives: Floats
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rates:
+    """The curves' coordinates by falling threshold, from above all scores to the lowest one.
+
+    Attributes
+    ----------
+    recall, fallout, precision : ndarray of shape (b, n_thresholds), float64
+        Fallout is the false positive rate. NaN where the rows drawn leave one undefined.
+    """
+
+    recall: Floats
+    fallout: Floats
+    precision: Floats
+
+
+class Ranking:
+    """One class against the rest: the order of the rows, worked out once for all weights.
+
+    Parameters
+    ----------
+    is_positive : ndarray of shape (n,), bool
+    scores : ndarray of shape (n,), float64
+        The positive class's probabilities.
+    """
+
+    def __init__(self, is_positive: NDArray[np.bool_], scores: Floats) -> None:
+        order = np.argsort(scores, kind="stable")
+        self._positives = order[is_positive[order]]
+        self._negatives = order[~is_positive[order]]
+        positives, negatives = scores[self._positives], scores[self._negatives]
+        # A positive row beats the negatives before `below`, and ties with those up to `upto`;
+        # the positive rows before `lower` have lower scores than it.
+        self._below = np.searchsorted(negatives, positives, side="left")
+        self._upto = np.searchsorted(negatives, positives, side="right")
+        self._lower = np.searchsorted(positives, positives, side="left")
+        thresholds = _thresholds(positives, negatives)
+        self._positives_below = np.searchsorted(positives, thresholds, side="left")
+        self._negatives_below = np.searchsorted(negatives, thresholds, side="left")
+
+    def tally(self, weights: Floats) -> Tally:
+        """Sum up row weights of shape (b, n)."""
+        drawn = weights.take(self._positives, axis=1)
+        return Tally(drawn, _summed(drawn), _summed(weights.take(self._negatives, axis=1)))
+
+    def auroc(self, tally: Tally) -> Floats:
+        """How often a positive row scores above a negative one, shape (b,); ties count half.
+
+        Mann & Whitney 1947; Hanley & McNeil 1982.
+        """
+        beaten = tally.negatives.take(self._below, axis=1)
+        wins = np.einsum("bi,bi->b", tally.drawn, beaten)
+        if not np.array_equal(self._below, self._upto):
+            upto = tally.negatives.take(self._upto, axis=1)
+            wins = (wins + np.einsum("bi,bi->b", tally.drawn, upto)) / 2
+        return ratio(wins, tally.positives[:, -1] * tally.negatives[:, -1])
+
+    def average_precision(self, tally: Tally) -> Floats:
+        """Mean over the positive rows of the precision at each one's score, shape (b,).
+
+        As scikit-learn defines it: the sum over all thresholds of the gain in recall times the
+        precision, with no interpolation. NaN where there are no positive rows or no negative ones.
+        """
+        n_positive, n_negative = tally.positives[:, -1:], tally.negatives[:, -1:]
+        found = n_positive - tally.positives.take(self._lower, axis=1)
+        answered = n_negative - tally.negatives.take(self._below, axis=1)
+        answered += found
+        # Where nothing is answered positive, the row itself isn't drawn, and its term is 0.
+        found /= np.maximum(answered, np.finfo(np.float64).tiny, out=answered)
+        summed = np.einsum("bi,bi->b", tally.drawn, found)
+        return ratio(summed, n_positive[:, 0] * (n_negative[:, 0] > 0))
+
+    def roc(self, tally: Tally) -> Floats:
+        """True positive rate at each false positive rate of `GRID`, shape (b, len(GRID))."""
+        rates = self.rates(tally)
+        return np.array([np.interp(GRID, x, y) for x, y in zip(rates.fallout, rates.recall)])
+
+    def precision_recall(self, tally: Tally) -> Floats:
+        """Precision at each recall of `GRID`, shape (b, len(GRID)).
+
+        At the highest threshold whose recall is no less, as average precision counts it.
+        """
+        rates = self.rates(tally)
+        last = rates.recall.shape[1] - 1
+        # Rounding must not make the last threshold's recall less than 1.
+        columns = [np.minimum(np.searchsorted(row + 1e-12, GRID), last) for row in rates.recall]
+        return np.take_along_axis(rates.precision, np.array(columns), axis=1)
+
+    def rates(self, tally: Tally) -> Rates:
+        """What falling thresholds give."""
+        found = tally.positives[:, -1:] - tally.positives.take(self._positives_below, axis=1)
+        false = tally.negatives[:, -1:] - tally.negatives.take(self._negatives_below, axis=1)
+        precision = ratio(found, found + false)
+        # Before the first row that is drawn: what the first answer will be right in.
+        first = np.isfinite(precision).argmax(axis=1)[:, np.newaxis]
+        precision = np.where(
+            np.isnan(precision), np.take_along_axis(precision, first, axis=1), precision
+        )
+        return Rates(
+            recall=ratio(found, np.broadcast_to(tally.positives[:, -1:], found.shape)),
+            fallout=ratio(false, np.broadcast_to(tally.negatives[:, -1:], false.shape)),
+            precision=precision,
+        )
+
+
+def ratio(part: Floats, whole: Floats) -> Floats:
+    """`part` / `whole`, NaN where there is no whole."""
+    return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
+
+
+def _summed(weights: Floats) -> Floats:
+    sums = np.zeros((len(weights), weights.shape[1] + 1))
+    np.cumsum(weights, axis=1, out=sums[:, 1:])
+    return sums
+
+
+def _thresholds(positives: Floats, negatives: Floats) -> Floats:
+    """From above all scores to the lowest one: evenly over both classes, densely at the top."""
+    chosen = [np.array([np.inf])]
+    for scores in (positives, negatives):
+        if len(scores):
+            even = np.linspace(0, len(scores) - 1, N_THRESHOLDS).astype(int)
+            chosen.append(scores[even])
+    top = np.sort(np.concatenate([positives, negatives]))[::-1]
+    chosen.append(top[np.geomspace(1, len(top), N_THRESHOLDS).astype(int) - 1])
+    falling: Floats = np.unique(np.concatenate(chosen))[::-1]
+    return falling
+
+
+Basis = Literal[
+    "rows",
+    "rarest",
+    "positives",
+    "negatives",
+    "answered positive",
+    "answered negative",
+]
+"""Which rows a score rests on: all, or those of the rarest class, or of one side's."""
+
+WORST_LOG_LOSS = 36.04365338911715
+"""-log of the double's machine epsilon, below which no probability is told from 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A score.
+
+    Attributes
+    ----------
+    title : str
+        Its name for people, short enough for a table.
+    basis : Basis
+        The rows it rests on, where their number decides how sure it is.
+    is_share : bool
+        Whether it is the share of right answers among these rows.
+    is_binary : bool
+        Whether it speaks of positives, and so needs two classes.
+    is_loss : bool
+        Whether less of it is better.
+    greatest : float
+        Upper end of its scale, which begins at 0.
+    """
+
+    title: str
+    basis: Basis = "rarest"
+    is_share: bool = False
+    is_binary: bool = False
+    is_loss: bool = False
+    greatest: float = 1.0
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(title="accuracy", basis="rows", is_share=True),
+    "balanced_accuracy": Metric(title="balanced accuracy"),
+    "sensitivity": Metric(title="sensitivity", basis="positives", is_share=True, is_binary=True),
+    "specificity": Metric(title="specificity", basis="negatives", is_share=True, is_binary=True),
+    "ppv": Metric(title="PPV", basis="answered positive", is_share=True, is_binary=True),
+    "npv": Metric(title="NPV", basis="answered negative", is_share=True, is_binary=True),
+    "ppv_at_prevalence": Metric(title="PPV at prevalence", is_binary=True),
+    "npv_at_prevalence": Metric(title="NPV at prevalence", is_binary=True),
+    "f1": Metric(title="F1"),
+    "auroc": Metric(title="AUROC"),
+    "average_precision": Metric(title="average precision"),
+    "brier": Metric(title="Brier score", basis="rows", is_loss=True, greatest=2.0),
+    "ece": Metric(title="calibration error", basis="rows", is_loss=True),
+    "log_loss": Metric(title="log loss", basis="rows", is_loss=True, greatest=WORST_LOG_LOSS),
+}
+"""Every score by its name in ``metrics.json``, in the order in which they are shown."""
+
+MAIN = ("accuracy", "balanced_accuracy", "auroc")
+"""The scores to look at first, which every task has."""
+
+AT_PREVALENCE = ("ppv_at_prevalence", "npv_at_prevalence")
+"""Scores that follow from sensitivity and specificity at a share of positives stated by hand."""
+
+
+def score_names(n_classes: int) -> tuple[str, ...]:
+    """Names of the scores that are computed from rows of so many classes, in order."""
+    return tuple(
+        name
+        for name, metric in METRICS.items()
+        if name not in AT_PREVALENCE and (n_classes == 2 or not metric.is_binary)
+    )
+
 
 N_BINS = 15
 """Bins of equal width over the probabilities, as in Guo et al. 2017, "On calibration of modern
@@ -171,3 +424,194 @@ def _mean(values: list[Floats], n: Floats) -> Floats:
         return np.full_like(n, np.nan)
     mean: Floats = np.mean(values, axis=0)
     return mean
+
+
+Z_95 = 1.959963984540054
+"""The standard normal distribution's 97.5 % point."""
+
+CHUNK_WEIGHTS = 2**18
+"""Row weights held at once (2 MiB), which stay in a processor's cache."""
+
+ONE_THREAD_PRODUCTS = 2**18
+"""Multiplications up to which OpenBLAS uses one thread."""
+
+
+def in_id_order(predictions: Predictions) -> Predictions:
+    """The same predictions, rows in the order of their ids."""
+    order = sorted(range(len(predictions)), key=predictions.ids.__getitem__)
+    return predictions.take(np.array(order, dtype=np.int64))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """The rows scored, as far as their intervals depend on them.
+
+    Attributes
+    ----------
+    units : ndarray of shape (n,), int64
+        Number of each row's group, from 0; a row without a group is its own.
+    n_units_by_basis : mapping of Basis to int
+        Units among the rows that a score rests on.
+    """
+
+    units: Integers
+    n_units_by_basis: Mapping[Basis, int]
+
+    @classmethod
+    def of(cls, predictions: Predictions) -> Sample:
+        """The sample that these predictions score."""
+        units = group_numbers(predictions.ids, predictions.groups)
+        targets, predicted = predictions.targets, predictions.predicted
+        masks: dict[Basis, Integers] = {
+            "positives": targets == 1,
+            "negatives": targets == 0,
+            "answered positive": predicted == 1,
+            "answered negative": predicted == 0,
+        }
+        by_class = [len(np.unique(units[targets == index])) for index in np.unique(targets)]
+        counts: dict[Basis, int] = {"rows": int(units.max()) + 1, "rarest": min(by_class)}
+        counts |= {basis: len(np.unique(units[mask])) for basis, mask in masks.items()}
+        return cls(units=units, n_units_by_basis=counts)
+
+    @property
+    def n_units(self) -> int:
+        """Independent units: groups, and rows without one."""
+        return self.n_units_by_basis["rows"]
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether any group has more than one row."""
+        return self.n_units < len(self.units)
+
+    @property
+    def method(self) -> str:
+        """What a bootstrap of these rows is called."""
+        return "group bootstrap" if self.is_grouped else "bootstrap"
+
+
+def bootstrap_weights(units: Integers, n_bootstrap: int, seed: int) -> Iterator[Floats]:
+    """How often each row is in each of `n_bootstrap` resamples, drawn by whole units.
+
+    Parameters
+    ----------
+    units : ndarray of shape (n,), int64
+        Unit of each row, numbered from 0 without gaps.
+    n_bootstrap, seed : int
+
+    Yields
+    ------
+    ndarray of shape (b, n), float64
+        The next b resamples, few enough that memory does not grow with `n_bootstrap`.
+    """
+    n_units = int(units.max()) + 1
+    random = np.random.default_rng(seed)
+    n_at_once = max(1, CHUNK_WEIGHTS // len(units))
+    for start in range(0, n_bootstrap, n_at_once):
+        counts = np.empty((min(n_at_once, n_bootstrap - start), n_units))
+        for row in counts:
+            chosen = random.integers(n_units, size=n_units)
+            row[:] = np.bincount(chosen, minlength=n_units)
+        yield counts.take(units, axis=1)
+
+
+def weighted_sums(weights: Floats, summands: Floats) -> Floats:
+    """``weights @ summands``, shape (b, n_sums), in blocks that BLAS computes on one thread.
+
+    Spread over threads, products as thin as these cost four times the processor time, and on a
+    busy machine each waits for the slowest.
+
+    Parameters
+    ----------
+    weights : ndarray of shape (b, n), float64
+    summands : ndarray of shape (n, n_sums), float64
+    """
+    sums = np.zeros((len(weights), summands.shape[1]))
+    n_at_once = max(1, ONE_THREAD_PRODUCTS // sums.size)
+    for start in range(0, len(summands), n_at_once):
+        rows = slice(start, start + n_at_once)
+        sums += weights[:, rows] @ summands[rows]
+    return sums
+
+
+def confusion_matrix(predictions: Predictions) -> Integers:
+    """Count rows by true class (first axis) and predicted class, shape (n_classes, n_classes)."""
+    k = len(predictions.classes)
+    cells = predictions.targets * k + predictions.predicted
+    return np.bincount(cells, minlength=k * k).reshape(k, k).astype(np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRow:
+    """Precision, recall and F1 of a class or an average of classes; support counts its rows."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationTable:
+    """Precision, recall and F1 by class, and their averages.
+
+    ``str()`` is the text of scikit-learn's ``classification_report`` with ``digits=4`` and
+    ``zero_division=0``, character by character.
+    """
+
+    rows: tuple[TableRow, ...]
+    accuracy: float
+    macro: TableRow
+    weighted: TableRow
+
+    def __str__(self) -> str:
+        width = max(len(row.name) for row in (*self.rows, self.weighted))
+        head = f"{'':>{width}} " + "".join(
+            f" {name:>9}" for name in ("precision", "recall", "f1-score", "support")
+        )
+        n_rows = self.weighted.support
+        accuracy = f"{'accuracy':>{width}} {'':20} {self.accuracy:>9.4f} {n_rows:>9}"
+        classes = [_table_line(row, width) for row in self.rows]
+        averages = [_table_line(row, width) for row in (self.macro, self.weighted)]
+        return "\n".join([head, "", *classes, "", accuracy, *averages, ""])
+
+
+def _table_line(row: TableRow, width: int) -> str:
+    shares = f"{row.precision:>9.4f} {row.recall:>9.4f} {row.f1:>9.4f}"
+    return f"{row.name:>{width}}  {shares} {row.support:>9}"
+
+
+def classification_table(predictions: Predictions) -> ClassificationTable:
+    """Precision, recall and F1 of every class; 0 where one is undefined.
+
+    The averages count a class without any row as 0, as scikit-learn's do; `evaluate` leaves it
+    out of balanced accuracy.
+    """
+    matrix = confusion_matrix(predictions)
+    right, support, n_predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+    shares = np.stack(
+        [
+            _ratio_or_zero(right, n_predicted),
+            _ratio_or_zero(right, support),
+            _ratio_or_zero(2 * right, support + n_predicted),
+        ]
+    )
+    n_rows = int(support.sum())
+    return ClassificationTable(
+        rows=tuple(
+            _table_row(name, column, n)
+            for name, column, n in zip(predictions.classes, shares.T, support.tolist())
+        ),
+        accuracy=int(right.sum()) / n_rows,
+        macro=_table_row("macro avg", shares.mean(axis=1), n_rows),
+        weighted=_table_row("weighted avg", np.average(shares, axis=1, weights=support), n_rows),
+    )
+
+
+def _table_row(name: str, shares: Floats, support: int) -> TableRow:
+    precision, recall, f1 = shares.tolist()
+    return TableRow(name=name, precision=precision, recall=recall, f1=f1, support=support)
+
+
+def _ratio_or_zero(part: Integers, whole: Integers) -> Floats:
+    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)

@@ -6,15 +6,18 @@ Both take their rows from here, so that runs on the same data are compared on th
 rows out, and `sampling` draws rows and whole groups of each class.
 """
 
-from ecgfeat.protocol.plan import (
+from ecgfeat.protocol.splits import (
     Partition,
+    group_numbers,
+    hash_place,
     inner_folds,
     keep_rows,
+    n_kept_out,
     partitions,
     refuse_thin_validation,
+    stratified_subset,
     training_share,
 )
-from ecgfeat.protocol.sampling import group_numbers, hash_place, n_kept_out, stratified_subset
 from ecgfeat.protocol.tasks import Task, class_order, define_task
 
 __all__ = [

@@ -9,12 +9,17 @@ say and show what came out, `reading` opens a finished run; `tables` are its CSV
 reads what a stranger may have changed.
 """
 
-from ecgfeat.runs.describing import KIND_NAMES
-from ecgfeat.runs.files import damaged
-from ecgfeat.runs.reading import Run, is_finished, open_run, read_config
+from ecgfeat.runs.folder import (
+    Run,
+    damaged,
+    is_finished,
+    open_run,
+    read_config,
+    write_history,
+    write_sweep,
+)
 from ecgfeat.runs.records import Cost, EpochRecord, Result, count_rows
-from ecgfeat.runs.tables import write_history, write_sweep
-from ecgfeat.runs.writing import create_run, write_config, write_run
+from ecgfeat.runs.writing import KIND_NAMES, create_run, write_config, write_run
 
 __all__ = [
     "KIND_NAMES",

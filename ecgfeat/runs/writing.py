@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -11,21 +12,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfeat import metrics
+from ecgfeat import figures, metrics
 from ecgfeat.errors import storage_error
 from ecgfeat.files import write_bytes, write_json, write_text
-from ecgfeat.runs.describing import describe_model, describe_scores, headline
-from ecgfeat.runs.drawing import draw_figures
-from ecgfeat.runs.reading import Run, open_run
-from ecgfeat.runs.records import FORMAT_VERSION, Result
-from ecgfeat.runs.tables import (
+from ecgfeat.metrics import METRICS, Score
+from ecgfeat.predictions import Predictions
+from ecgfeat.runs.folder import (
+    Run,
+    open_run,
     write_history,
     write_predictions,
     write_records,
     write_sweep,
 )
+from ecgfeat.runs.records import FORMAT_VERSION, Result
 
-__all__ = ["create_run", "write_config", "write_run"]
+__all__ = [
+    "KIND_NAMES",
+    "create_run",
+    "describe_model",
+    "describe_scores",
+    "draw_figures",
+    "headline",
+    "write_config",
+    "write_run",
+]
 
 
 def create_run(out_dir: Path, kind: str, data_name: str) -> Path:
@@ -110,3 +121,136 @@ def _serialised(tensors: Mapping[str, NDArray[Any]]) -> bytes:
 
     # safetensors takes an array's memory as it lies, whatever its strides.
     return save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
+
+
+KIND_NAMES = {
+    "linear": "Linear head",
+    "logreg": "Logistic regression",
+    "both": "Linear head or logistic regression",
+    "finetune": "Fine-tuning",
+}
+
+
+def describe_model(result: Result) -> dict[str, Any]:
+    """The content of ``model.json``."""
+    card = {
+        "format_version": FORMAT_VERSION,
+        "kind": result.kind,
+        "classes": result.predictions.classes,
+        **result.model_card,
+    }
+    if result.model and result.decisions:
+        card["decision"] = result.decisions[0].as_json()
+    return card
+
+
+def describe_scores(result: Result, scores: Mapping[str, Score | None]) -> dict[str, Any]:
+    """The content of ``metrics.json``.
+
+    Parameters
+    ----------
+    result : Result
+    scores : mapping of str to Score or None
+        Of its predictions, as `metrics.evaluate` gives them.
+    """
+    predictions = result.predictions
+    described = {
+        "n_test": len(predictions),
+        "n_test_total": result.n_test_total,
+        "test_rows": _tested_rows(result),
+        "split": predictions.split,
+        "classes": predictions.classes,
+        "positive": predictions.positive,
+        "scores": {name: score and dataclasses.asdict(score) for name, score in scores.items()},
+        "confusion_matrix": metrics.confusion_matrix(predictions).tolist(),
+        "cost": dataclasses.asdict(result.cost),
+    }
+    if result.prevalence:
+        described["prevalence"] = result.prevalence
+    if predictions.split == "cv":
+        numbers = predictions.folds
+        folds = [predictions.take(np.flatnonzero(numbers == fold)) for fold in np.unique(numbers)]
+        described["over_folds"] = _spread(folds)
+    if result.repeats:
+        described["over_seeds"] = _spread([predictions, *result.repeats])
+    if result.decisions:
+        described["decisions"] = [decision.as_json() for decision in result.decisions]
+    if result.choice:
+        described["choice"] = dict(result.choice)
+    return described
+
+
+def _spread(parts: Sequence[Predictions]) -> dict[str, Any]:
+    """Number, mean and standard deviation (n - 1) of each score over those that define it."""
+    values = [metrics.score_values(part) for part in parts]
+    spread = {}
+    for name in METRICS:
+        found = [value[name] for value in values if name in value and np.isfinite(value[name])]
+        if found:
+            std = float(np.std(found, ddof=1)) if len(found) > 1 else None
+            spread[name] = {"n": len(found), "mean": float(np.mean(found)), "std": std}
+    return spread
+
+
+def headline(result: Result) -> str:
+    """Kind of run, data, test rows and positive class, in a line."""
+    title = f"{KIND_NAMES[result.kind]} on {result.data_name}, test rows: {_tested_rows(result)}"
+    positive = result.predictions.positive
+    return f"{title}, positive: {positive}" if positive else title
+
+
+def _tested_rows(result: Result) -> str:
+    """The test rows in words, which say so wherever they are a subset."""
+    predictions, n = result.predictions, len(result.predictions)
+    if predictions.split == "test-subset":
+        return f"subset of {n} of {result.n_test_total}"
+    words = f"all {n}" if n == result.n_test_total else f"{n} of {result.n_test_total}"
+    if predictions.split == "cv":
+        return f"{words}, in {len(np.unique(predictions.folds))} folds"
+    return words
+
+
+def draw_figures(folder: Path, result: Result, scores: Mapping[str, Score | None]) -> None:
+    """Draw everything that the result has, as PNG files in the run's folder.
+
+    Raises
+    ------
+    StorageError
+        When the disk refuses.
+    """
+    title, predictions = headline(result), result.predictions
+    _draw_training(folder, result, f"{KIND_NAMES[result.kind]} on {result.data_name}")
+    figures.confusion_matrix_plot(
+        metrics.confusion_matrix(predictions),
+        predictions.classes,
+        folder / "confusion_matrix.png",
+        title,
+    )
+    found = metrics.curves(predictions)
+    if found.roc and found.precision_recall:
+        figures.roc_plot(found.roc, scores, folder / "roc.png", title)
+        share = float(np.mean(predictions.targets == 1)) if predictions.positive else None
+        figures.precision_recall_plot(
+            found.precision_recall, scores, share, folder / "precision_recall.png", title
+        )
+    figures.reliability_plot(
+        found.reliability, scores, predictions.positive, folder / "reliability.png", title
+    )
+
+
+def _draw_training(folder: Path, result: Result, title: str) -> None:
+    if result.history:
+        history = [dataclasses.asdict(record) for record in result.history]
+        figures.accuracy_curve(history, folder / "accuracy_curve.png", title)
+        figures.loss_curve(history, folder / "loss_curve.png", title)
+    if result.sweep:
+        by = str(result.choice.get("by", "auroc"))
+        figures.sweep_plot(
+            result.sweep,
+            by if by in METRICS and by in result.sweep[0] else "accuracy",
+            folder / "sweep.png",
+            f"Sweep on {result.data_name}",
+        )
+    if result.learning_curve:
+        path = folder / "learning_curve.png"
+        figures.learning_curve_plot(result.learning_curve, path, title)

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from ecgfeat.synth.heart import Signal
-from ecgfeat.synth.leads import DURATION_S, LEADS, SAMPLES_PER_S
-from ecgfeat.synth.trace import trace_coverage
+from ecgfeat.synth.recording import DURATION_S, LEADS, SAMPLES_PER_S, trace_coverage
 
 __all__ = ["LAYOUTS", "Style", "draw", "draw_style"]
 

@@ -14,8 +14,8 @@ import h5py
 import pytest
 from typer.testing import CliRunner
 
+import ecgfeat.feature_cache.writer as writer_module
 from ecgfeat.cli import app
-from ecgfeat.feature_cache import storage
 
 from ..conftest import TinyPages, draw_page, write_csv
 
@@ -227,7 +227,7 @@ def test_a_disk_that_refuses(ecgfeat, tiny_pages, monkeypatch, number, words):
     def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(storage, "_flush", refuse)
+    monkeypatch.setattr(writer_module, "_flush", refuse)
     code, message = ecgfeat("extract", tiny_pages(), "--cache", "new.h5", *EXTRACT)
     assert code == 1
     assert message.startswith("Error: writing ")

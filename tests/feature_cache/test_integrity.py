@@ -111,7 +111,7 @@ def test_a_block_size_that_is_none_is_found(cache, tmp_path):
 @pytest.mark.slow
 def test_checking_171_mb_takes_less_than_a_second(tmp_path):
     """What a study's layer4 weighs: 83,736 rows of 512 values."""
-    from ecgfeat.feature_cache.integrity import NO_DIGEST, UserBlock, check_file
+    from ecgfeat.feature_cache.reader import NO_DIGEST, UserBlock, check_file
 
     path = tmp_path / "big"
     body = bytes(83_736 * 512 * 4)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecgfeat.errors import DataError
-from ecgfeat.feature_cache.schema import column_name, decode_texts, encode_texts, link_name
+from ecgfeat.feature_cache.format import column_name, decode_texts, encode_texts, link_name
 
 any_bytes = st.binary(max_size=20).filter(lambda data: b"\0" not in data)
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import ecgfeat.feature_cache.writer as writer_module
 from ecgfeat.errors import StorageError, storage_error
-from ecgfeat.feature_cache import export_cache, open_cache, open_writer, storage
+from ecgfeat.feature_cache import export_cache, open_cache, open_writer
 from ecgfeat.feature_cache.reader import part_paths
 from ecgfeat.manifest import Manifest
 
@@ -58,11 +59,11 @@ class FailingOS:
 @contextlib.contextmanager
 def on(failing: FailingOS) -> Iterator[None]:
     """Write on a disk that fails."""
-    storage.os = failing  # type: ignore[assignment]
+    writer_module.os = failing  # type: ignore[assignment]
     try:
         yield
     finally:
-        storage.os = os
+        writer_module.os = os
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def assert_nothing_is_lost(
     assert CAUSES[number] in str(caught.value), fault
     assert str(path.parent) in str(caught.value), fault
     assert committed <= committed_rows(path), fault
-    assert not list(path.parent.rglob(f"*{storage.ASIDE}")), fault
+    assert not list(path.parent.rglob(f"*{writer_module.ASIDE}")), fault
     assert data_of(fill(path, manifest, part=3)) == expected, fault
     assert [file.name for file in path.parent.iterdir()] == [path.name], fault
 

@@ -12,8 +12,8 @@ import torch
 
 from ecgfeat.errors import EcgfeatError, Interrupted, StorageError
 from ecgfeat.finetuning import resume_finetune
-from ecgfeat.finetuning.checkpoints import load_checkpoint
-from ecgfeat.finetuning.training import Trainer
+from ecgfeat.finetuning.checkpoint import load_checkpoint
+from ecgfeat.finetuning.trainer import Trainer
 from ecgfeat.runtime import Progress
 
 from .jobs import train, use_tiny_network

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import ecgfeat.finetuning.job as job_module
-import ecgfeat.finetuning.refusing as refusing_module
-import ecgfeat.finetuning.starting as starting_module
+import ecgfeat.finetuning.job as refusing_module
+import ecgfeat.finetuning.run as starting_module
 from ecgfeat.backbones import Weights
 from ecgfeat.config import (
     ComputeSettings,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ecgfeat.config import FinetuneSettings
-from ecgfeat.finetuning.training import Trainer
+from ecgfeat.finetuning.trainer import Trainer
 from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.runtime import Compute
 

@@ -10,9 +10,16 @@ import safetensors
 import torch
 
 from ecgfeat.errors import RunError, StorageError
-from ecgfeat.finetuning.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
-from ecgfeat.finetuning.snapshots import Snapshot
-from ecgfeat.finetuning.state import Candidate, Said, State, Tally
+from ecgfeat.finetuning.checkpoint import (
+    CHECKPOINT,
+    Candidate,
+    Said,
+    State,
+    Tally,
+    load_checkpoint,
+    save_checkpoint,
+)
+from ecgfeat.finetuning.trainer import Snapshot
 from ecgfeat.images import Failure
 from ecgfeat.runs import EpochRecord
 
@@ -93,9 +100,9 @@ import os, random, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from ecgfeat.finetuning.checkpoints import load_checkpoint, save_checkpoint
-from ecgfeat.finetuning.snapshots import Snapshot
-from ecgfeat.finetuning.state import State
+from ecgfeat.finetuning.checkpoint import load_checkpoint, save_checkpoint
+from ecgfeat.finetuning.trainer import Snapshot
+from ecgfeat.finetuning.checkpoint import State
 
 def save_for_ever(told):
     load = load_checkpoint(folder)

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import ecgfeat.finetuning.running as running_module
+import ecgfeat.finetuning.run as running_module
 from ecgfeat.config import EvaluationSettings, FinetuneSettings
 from ecgfeat.errors import ConfigError, DataError
 from ecgfeat.finetuning import finetune, resume_finetune
-from ecgfeat.finetuning.choosing import is_enough
-from ecgfeat.finetuning.state import Candidate, Said
-from ecgfeat.finetuning.training import Trainer
+from ecgfeat.finetuning.checkpoint import Candidate, Said
+from ecgfeat.finetuning.run import is_enough
+from ecgfeat.finetuning.trainer import Trainer
 from ecgfeat.manifest import read_manifest
 
 from .jobs import FP32, RANDOM, SMALL, after_epoch, interrupted, train

@@ -28,7 +28,7 @@ from ecgfeat.files import write_json
 from ecgfeat.finetuning import resume_finetune
 from ecgfeat.finetuning.from_head import as_last_layer, read_head
 from ecgfeat.finetuning.job import Job
-from ecgfeat.finetuning.streaming import consecutive_batches
+from ecgfeat.finetuning.trainer import consecutive_batches
 from ecgfeat.heads import fit_logistic, head_probabilities
 from ecgfeat.manifest import Manifest, read_manifest
 from ecgfeat.runs import Run

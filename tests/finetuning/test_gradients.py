@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ecgfeat.errors import Interrupted, TrainingError
 from ecgfeat.finetuning.distributed import Ranks
-from ecgfeat.finetuning.gradients import most_parts
+from ecgfeat.finetuning.trainer import most_parts
 
 from .steps import PIXELS, PREPROCESSING, TARGETS, TinyNetwork, gradients, trainer
 

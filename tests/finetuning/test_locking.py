@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-import ecgfeat.finetuning.locking as locking_module
+import ecgfeat.finetuning.run as locking_module
 from ecgfeat.errors import RunError
 from ecgfeat.finetuning import resume_finetune
 from ecgfeat.runtime import Progress

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import ecgfeat.finetuning.running as running_module
+import ecgfeat.finetuning.run as running_module
 from ecgfeat.config import EvaluationSettings, FinetuneSettings
 from ecgfeat.errors import DataError, DivergedError, Interrupted
 from ecgfeat.finetuning import resume_finetune

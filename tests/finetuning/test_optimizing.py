@@ -9,7 +9,7 @@ import torch
 
 from ecgfeat.backbones import load_network
 from ecgfeat.config import EvaluationSettings, FinetuneSettings
-from ecgfeat.finetuning.optimizing import (
+from ecgfeat.finetuning.trainer import (
     Schedule,
     balanced_weights,
     freeze,

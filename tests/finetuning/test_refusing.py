@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import ecgfeat.finetuning.job as job_module
-import ecgfeat.finetuning.refusing as refusing_module
-import ecgfeat.finetuning.starting as starting_module
+import ecgfeat.finetuning.job as refusing_module
+import ecgfeat.finetuning.run as starting_module
 from ecgfeat.backbones import Weights
 from ecgfeat.errors import ConfigError, DataError, DeviceError, RunError
 from ecgfeat.finetuning import resume_finetune
-from ecgfeat.finetuning.checkpoints import CHECKPOINT
+from ecgfeat.finetuning.checkpoint import CHECKPOINT
 from ecgfeat.finetuning.distributed import Ranks
 from ecgfeat.finetuning.job import describe_rows
 from ecgfeat.manifest import read_manifest

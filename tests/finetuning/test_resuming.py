@@ -12,14 +12,14 @@ import pytest
 import safetensors.torch
 from safetensors import SafetensorError
 
-import ecgfeat.finetuning.keeping as keeping_module
-import ecgfeat.finetuning.running as running_module
-import ecgfeat.finetuning.starting as starting_module
+import ecgfeat.finetuning.run as keeping_module
+import ecgfeat.finetuning.run as running_module
+import ecgfeat.finetuning.run as starting_module
 from ecgfeat.config import DataSettings
 from ecgfeat.errors import Interrupted, RunError, StorageError
 from ecgfeat.finetuning import finetune, resume_finetune
-from ecgfeat.finetuning.checkpoints import CHECKPOINT
-from ecgfeat.finetuning.streaming import Images
+from ecgfeat.finetuning.checkpoint import CHECKPOINT
+from ecgfeat.finetuning.trainer import Images
 from ecgfeat.manifest import read_manifest
 from ecgfeat.runs import open_run
 from ecgfeat.runtime import Progress

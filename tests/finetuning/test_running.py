@@ -12,9 +12,8 @@ from ecgfeat.backbones import load_network, network_from_tensors
 from ecgfeat.config import ComputeSettings
 from ecgfeat.errors import DataError, DivergedError
 from ecgfeat.finetuning import resume_finetune
-from ecgfeat.finetuning.checkpoints import CHECKPOINT
-from ecgfeat.finetuning.streaming import shuffled_batches
-from ecgfeat.finetuning.training import Step, Trainer
+from ecgfeat.finetuning.checkpoint import CHECKPOINT
+from ecgfeat.finetuning.trainer import Step, Trainer, shuffled_batches
 from ecgfeat.images import decode, prepare
 from ecgfeat.manifest import read_manifest
 from ecgfeat.preprocessing import Preprocessing

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-import ecgfeat.finetuning.training as training_module
+import ecgfeat.finetuning.trainer as training_module
 from ecgfeat.errors import TrainingError
 
 from .steps import PIXELS, TARGETS, gradients, trainer

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import ecgfeat.heads.fit as fit_module
+import ecgfeat.heads.sweep as sweep_module
 from ecgfeat.calibration import decide
 from ecgfeat.config import EvaluationSettings
 from ecgfeat.errors import ConfigError, DataError, Interrupted
-from ecgfeat.heads import choosing, fit_logistic, fitting, head_probabilities
-from ecgfeat.heads.scoring import SCORES, validation_scores
+from ecgfeat.heads import fit_logistic, head_probabilities
+from ecgfeat.heads.sweep import SCORES, validation_scores
 from ecgfeat.protocol import Partition, define_task, inner_folds, partitions
 from ecgfeat.runs import Result
 from ecgfeat.runtime import Progress
@@ -32,7 +34,7 @@ PATH = ("C=0.001,0.1,10",)
 def result_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`fit` up to what is handed over to be kept: the one `Result`."""
     results: list[Result] = []
-    monkeypatch.setattr(fitting, "write_run", lambda _, result: results.append(result))
+    monkeypatch.setattr(fit_module, "write_run", lambda _, result: results.append(result))
 
     def run(cache: Any = None, *kinds: Any, **options: Any) -> Result:
         results.clear()
@@ -233,8 +235,8 @@ def test_folds_that_choose_other_kinds_and_layers_say_so(
     result_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     takes = iter([0, 3])
-    monkeypatch.setattr("ecgfeat.heads.job.best", lambda found: found[min(next(takes, 0), 3)])
-    monkeypatch.setattr("ecgfeat.heads.job.HeadJob._try", _quietly)
+    monkeypatch.setattr("ecgfeat.heads.fit.best", lambda found: found[min(next(takes, 0), 3)])
+    monkeypatch.setattr("ecgfeat.heads.fit.HeadJob._try", _quietly)
     result = result_of(None, "linear", "logreg", grid=("layers=layer3,layer4",), cv=2, seeds=2)
     assert result.kind == "both"
     assert [chosen["head"] for chosen in result.choice["chosen"]] == ["linear", "logreg"]
@@ -250,7 +252,7 @@ def test_folds_that_choose_other_kinds_and_layers_say_so(
 
 
 def _quietly(job: Any, fold: Any, meter: Any, on_tried: Any) -> Any:
-    return choosing.try_heads(
+    return sweep_module.try_heads(
         job.data,
         job.pool,
         fold.choosing,
@@ -359,7 +361,7 @@ def test_a_head_that_diverges_is_not_chosen(result_of: Any) -> None:
 def test_an_interrupted_sweep_keeps_what_is_finished_and_says_where(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choosing, "HEADS_AT_ONCE", 2)
+    monkeypatch.setattr(sweep_module, "HEADS_AT_ONCE", 2)
 
     def stop(progress: Progress) -> None:
         if "Tried 4/6" in progress.message:

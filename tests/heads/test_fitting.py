@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import ecgfeat.heads.logistic as logistic_module
 from ecgfeat.config import EvaluationSettings
 from ecgfeat.errors import ConfigError, DataError, Interrupted
-from ecgfeat.heads import descent, fit_heads, fit_logistic, head_probabilities
+from ecgfeat.heads import fit_heads, fit_logistic, head_probabilities
 from ecgfeat.protocol import define_task, partitions
 from ecgfeat.runs import open_run
 from ecgfeat.runtime import Progress
@@ -157,7 +158,7 @@ def test_log_lines_are_the_studys(tmp_path: Path) -> None:
 def test_a_fit_that_does_not_converge_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(descent, "MAX_ITERATIONS", 1)
+    monkeypatch.setattr(logistic_module, "MAX_ITERATIONS", 1)
     reports: list[Progress] = []
     (run,) = fit(tmp_path, None, "logreg", report=reports.append)
     assert [progress.message for progress in reports] == [

@@ -7,8 +7,7 @@ import pytest
 
 from ecgfeat.config import EvaluationSettings, HeadSettings, SweepSettings
 from ecgfeat.errors import ConfigError, StorageError
-from ecgfeat.heads.candidates import Candidate, candidates, seeds_of
-from ecgfeat.heads.grids import AXES, DEFAULT_GRID, Grid, read_grid
+from ecgfeat.heads.sweep import AXES, DEFAULT_GRID, Candidate, Grid, candidates, read_grid, seeds_of
 
 BOTH = ("linear", "logreg")
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import ecgfeat.heads.linear as linear_module
 from ecgfeat.errors import Interrupted
 from ecgfeat.heads import (
     HeadEpoch,
     LinearSpec,
     fit_linear_heads,
     head_probabilities,
-    linear,
 )
 from ecgfeat.predictions import softmax
 from ecgfeat.protocol import Partition
@@ -125,8 +125,8 @@ def torch_on_one_thread() -> Iterator[None]:
 def test_heads_trained_in_one_pass_are_what_pytorchs_own_loop_gives_each(
     n_classes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(linear, "CHUNK_BYTES", 100 * 12 * 8)  # two batches in float64
-    monkeypatch.setattr(linear, "BLOCK_HEADS", (1, 3))
+    monkeypatch.setattr(linear_module, "CHUNK_BYTES", 100 * 12 * 8)  # two batches in float64
+    monkeypatch.setattr(linear_module, "BLOCK_HEADS", (1, 3))
     X, y = some_features(n=330, n_classes=n_classes)
     part = part_of(range(5, 325))
     specs = [*GRID, replace(GRID[4], seed=3)]

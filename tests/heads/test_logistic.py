@@ -7,6 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+import ecgfeat.heads.logistic as logistic_module
 from ecgfeat.errors import Interrupted
 from ecgfeat.heads import (
     LogisticFit,
@@ -14,8 +15,6 @@ from ecgfeat.heads import (
     fit_logistic,
     fit_logistic_path,
     head_probabilities,
-    likelihood,
-    logistic,
 )
 
 from .test_linear import some_features
@@ -45,8 +44,8 @@ def objective(
 def test_a_path_is_scikit_learns_optimum_at_each_c(
     n_classes: int, balanced: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(likelihood, "TASK_ROWS", 64)
-    monkeypatch.setattr(likelihood, "CHUNK_BYTES", 20 * 12 * 8)
+    monkeypatch.setattr(logistic_module, "TASK_ROWS", 64)
+    monkeypatch.setattr(logistic_module, "CHUNK_BYTES", 20 * 12 * 8)
     X, y = some_features(n=340, n_classes=n_classes)
     rows = np.random.default_rng(0).permutation(np.arange(10, 310))
     fits = fit_logistic_path(X, y, rows, Cs=CS, balanced=balanced)
@@ -74,16 +73,16 @@ def test_few_rows_of_many_features_have_the_same_optimum(
     X[:, 4] = 0.1
     rows = np.random.default_rng(0).permutation(np.arange(5, 65))
     n_spans = []
-    in_their_span = likelihood.Rows.in_their_span
+    in_their_span = logistic_module.Rows.in_their_span
 
-    def counted(of_rows: likelihood.Rows) -> object:
+    def counted(of_rows: logistic_module.Rows) -> object:
         n_spans.append(1)
         return in_their_span(of_rows)
 
-    monkeypatch.setattr(likelihood.Rows, "in_their_span", counted)
+    monkeypatch.setattr(logistic_module.Rows, "in_their_span", counted)
     fits = fit_logistic_path(X, y, rows, Cs=CS, balanced=balanced)
     assert len(n_spans) == 1
-    monkeypatch.setattr(logistic, "SPAN_SHARE", 0.0)
+    monkeypatch.setattr(logistic_module, "SPAN_SHARE", 0.0)
     expected = fit_logistic_path(X, y, rows, Cs=CS, balanced=balanced)
     assert len(n_spans) == 1
     for C, fit, other in zip(CS, fits, expected):
@@ -166,7 +165,7 @@ def test_what_the_caller_raises_ends_the_path() -> None:
 
 
 def test_the_number_of_threads_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(likelihood, "TASK_ROWS", 16)
+    monkeypatch.setattr(logistic_module, "TASK_ROWS", 16)
     X, y = some_features()
     coefs = []
     for n_threads in (1, 3):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, log_loss, roc_auc_score
 
-from ecgfeat.heads.scoring import SCORES, validation_scores, value_or_none
+from ecgfeat.heads.sweep import SCORES, validation_scores, value_or_none
 
 
 @settings(max_examples=20)

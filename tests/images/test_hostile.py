@@ -417,7 +417,7 @@ def test_a_pipe_put_in_a_files_place_at_the_last_moment_does_not_block(
 ) -> None:
     path = tmp_path / "x.png"
     os.mkfifo(path)
-    monkeypatch.setattr("ecgfeat.images.files._refuse_by_status", lambda status: None)
+    monkeypatch.setattr("ecgfeat.images.decoding._refuse_by_status", lambda status: None)
     with pytest.raises(ImageError):
         decode(path)
 
@@ -484,7 +484,7 @@ def test_a_file_that_can_not_be_read_says_why(
 
     path = tmp_path / "x.png"
     path.write_bytes(PNG)
-    monkeypatch.setattr("ecgfeat.images.files._open_without_waiting", refuse)
+    monkeypatch.setattr("ecgfeat.images.decoding._open_without_waiting", refuse)
     with pytest.raises(ImageError) as caught:
         decode(path)
     assert str(caught.value) == reason

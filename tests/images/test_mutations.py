@@ -13,9 +13,7 @@ import pytest
 from PIL import Image
 
 from ecgfeat.errors import ImageError
-from ecgfeat.images.decoding import read_header
-from ecgfeat.images.jpeg import Jpeg
-from ecgfeat.images.pillow import blaming_the_file, load
+from ecgfeat.images.decoding import Jpeg, blaming_the_file, load, read_header
 from ecgfeat.runtime import peak_memory_mib
 
 from . import crafted

@@ -181,7 +181,7 @@ def test_too_many_open_files_stop_the_stream_and_blame_no_image(
     def refuse(path: str, flags: int) -> int:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("ecgfeat.images.files._open_without_waiting", refuse)
+    monkeypatch.setattr("ecgfeat.images.decoding._open_without_waiting", refuse)
     with pytest.raises(StorageError) as caught:
         list(stream(pages, [[0]], PREPROCESSING, threads=1))
     assert str(caught.value) == (

@@ -10,7 +10,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from ecgfeat.metrics import MACRO, bootstrap_weights, curves
-from ecgfeat.metrics.ranking import GRID
+from ecgfeat.metrics.scores import GRID
 
 from .samples import binary, noisy, perfect, predictions_of
 

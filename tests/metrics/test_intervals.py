@@ -20,7 +20,7 @@ from ecgfeat.metrics import (
     resample,
 )
 from ecgfeat.metrics.intervals import _wilson, at_prevalence
-from ecgfeat.metrics.sampling import weighted_sums
+from ecgfeat.metrics.scores import weighted_sums
 
 from .samples import binary, noisy, perfect, predictions_of
 
@@ -99,7 +99,7 @@ class TestIntervals:
     def test_the_same_resamples_come_in_any_chunks(self, monkeypatch: pytest.MonkeyPatch) -> None:
         units = np.arange(20)
         whole = np.concatenate(list(bootstrap_weights(units, 64, seed=3)))
-        monkeypatch.setattr("ecgfeat.metrics.sampling.CHUNK_WEIGHTS", 100)
+        monkeypatch.setattr("ecgfeat.metrics.scores.CHUNK_WEIGHTS", 100)
         parts = list(bootstrap_weights(units, 64, seed=3))
         assert len(parts) == 13
         assert np.array_equal(np.concatenate(parts), whole)

@@ -1,0 +1,331 @@
+"""Runs on the same test rows: their scores, and every two of them against each other."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfeat.comparison.significance import AreaTest, compare_areas, holm, mcnemar_p_value
+from ecgfeat.errors import RunError
+from ecgfeat.metrics import Resampled, Score, in_id_order, resample
+from ecgfeat.predictions import Predictions, positive_class
+from ecgfeat.runs import KIND_NAMES, Cost, Run
+
+__all__ = [
+    "ComparedRun",
+    "Comparison",
+    "Pair",
+    "compare",
+    "refuse_different_rows",
+    "refuse_equal_names",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedRun:
+    """One run's scores on the shared rows, and what it cost.
+
+    Attributes
+    ----------
+    name, kind : str
+        The run's.
+    label : str
+        The kind in words.
+    scores : dict of str to Score or None
+        As `metrics.evaluate` gives them.
+    cost : Cost
+    """
+
+    name: str
+    kind: str
+    label: str
+    scores: dict[str, Score | None]
+    cost: Cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two runs against each other.
+
+    Attributes
+    ----------
+    first, second : str
+        Names of the runs.
+    differences : dict of str to Score or None
+        Scores of `second` minus those of `first`, with the paired bootstrap's 95 % intervals.
+    n_first_only, n_second_only : int
+        Rows that only the one run got right.
+    p_value : float
+        See `mcnemar_p_value`.
+    auroc_test : AreaTest or None
+        See `compare_areas`; None with more than two classes, or where it is undefined.
+    p_adjusted, auroc_p_adjusted : float or None
+        The p-values of both tests, adjusted for all pairs of the comparison (see `holm`).
+    is_identical : bool
+        Whether both gave every row exactly the same probabilities and answer. The differences
+        are then 0 by construction, with intervals of no width.
+    """
+
+    first: str
+    second: str
+    differences: dict[str, Score | None]
+    n_first_only: int
+    n_second_only: int
+    p_value: float
+    auroc_test: AreaTest | None
+    p_adjusted: float | None
+    auroc_p_adjusted: float | None
+    is_identical: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Runs on the same test rows.
+
+    Attributes
+    ----------
+    runs : tuple of ComparedRun
+        In the order given.
+    pairs : tuple of Pair
+        Every two of them.
+    data : str
+        Name of the data set.
+    test_rows : str
+        The test rows in words, such as ``"subset of 1000 of 18136"``.
+    n_rows, n_groups : int
+        Test rows, and the independent units among them: groups, and rows without one.
+    classes : tuple of str
+    p_value_method : str
+        ``"McNemar, exact"`` or ``"McNemar, exact, by group"``.
+    auroc_method : str
+        ``"DeLong"`` or, with groups, ``"DeLong, by group (Obuchowski)"``.
+    adjustment : str
+        ``"Holm, N pairs"``.
+    """
+
+    runs: tuple[ComparedRun, ...]
+    pairs: tuple[Pair, ...]
+    data: str
+    test_rows: str
+    n_rows: int
+    n_groups: int
+    classes: tuple[str, ...]
+    p_value_method: str
+    auroc_method: str
+    adjustment: str
+
+    @property
+    def title(self) -> str:
+        """What is compared, in words."""
+        title = f"{len(self.runs)} runs on {self.data}, same test rows: {self.test_rows}"
+        return f"{title}, positive: {self.positive}" if self.positive else title
+
+    @property
+    def positive(self) -> str | None:
+        """The positive class of a binary task, else None."""
+        return positive_class(self.classes)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as plain values, ready for ``json.dumps``."""
+        return {**dataclasses.asdict(self), "positive": self.positive}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Entry:
+    """A run with its predictions, rows in the order that all runs share, and their scores."""
+
+    run: Run
+    predictions: Predictions
+    resampled: Resampled
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """Which rows the run got right, shape (n,)."""
+        right: NDArray[np.bool_] = self.predictions.predicted == self.predictions.targets
+        return right
+
+
+def compare(runs: Sequence[Run]) -> Comparison:
+    """Set runs side by side that were tested on the same rows.
+
+    The scores are those of each run's own ``metrics.json``. Differences are resampled in pairs:
+    every run is scored on the same resamples, so that a difference's interval knows how their
+    errors coincide; by whole groups where any has more than one row.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        At least two, of different names. The order of their rows does not matter.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    RunError
+        When there is only one run, a name comes twice, or the runs' classes, test rows, targets
+        or groups differ; the message says how.
+    StorageError
+        When a run's predictions can't be read.
+
+    Examples
+    --------
+    >>> comparison = compare([open_run(path) for path in paths])  # doctest: +SKIP
+    >>> comparison.pairs[0].differences["accuracy"].value  # doctest: +SKIP
+    0.0686
+    """
+    if len(runs) < 2:
+        raise RunError(f"a comparison needs at least two runs; found {len(runs)}")
+    refuse_equal_names(runs)
+    models = [in_id_order(run.predictions) for run in runs]
+    for run, model in zip(runs[1:], models[1:]):
+        refuse_different_rows(runs[0].name, models[0], run.name, model)
+    entries = [
+        _Entry(run=run, predictions=model, resampled=resampled)
+        for run, model, resampled in zip(runs, models, resample(models))
+    ]
+    sample = entries[0].resampled.sample
+    pairs = _adjusted(_pairs(entries))
+    return Comparison(
+        runs=tuple(_compared(entry) for entry in entries),
+        pairs=pairs,
+        data=str(runs[0].config["data"]),
+        test_rows=str(runs[0].metrics["test_rows"]),
+        n_rows=len(models[0]),
+        n_groups=sample.n_units,
+        classes=models[0].classes,
+        p_value_method="McNemar, exact" + (", by group" if sample.is_grouped else ""),
+        auroc_method="DeLong" + (", by group (Obuchowski)" if sample.is_grouped else ""),
+        adjustment=f"Holm, {len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'}",
+    )
+
+
+def _compared(entry: _Entry) -> ComparedRun:
+    run = entry.run
+    return ComparedRun(
+        name=run.name,
+        kind=run.kind,
+        label=KIND_NAMES.get(run.kind, run.kind),
+        scores=entry.resampled.scores(),
+        cost=run.cost,
+    )
+
+
+def _pairs(entries: Sequence[_Entry]) -> list[Pair]:
+    predictions = entries[0].predictions
+    tests: dict[tuple[int, int], AreaTest | None] = {}
+    if predictions.positive is not None:
+        scores = [entry.predictions.probabilities[:, 1] for entry in entries]
+        units = entries[0].resampled.sample.units
+        tests = compare_areas(predictions.targets == 1, scores, units)
+    numbered = list(enumerate(entries))
+    return [
+        _pair(first, second, tests.get((i, j)))
+        for (i, first), (j, second) in combinations(numbered, 2)
+    ]
+
+
+def _adjusted(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+    adjusted = zip(
+        pairs,
+        holm([pair.p_value for pair in pairs]),
+        holm([pair.auroc_test.p_value if pair.auroc_test else None for pair in pairs]),
+    )
+    return tuple(
+        dataclasses.replace(pair, p_adjusted=p_value, auroc_p_adjusted=auroc_p_value)
+        for pair, p_value, auroc_p_value in adjusted
+    )
+
+
+def _pair(first: _Entry, second: _Entry, auroc_test: AreaTest | None) -> Pair:
+    is_identical = np.array_equal(
+        first.predictions.probabilities, second.predictions.probabilities
+    ) and np.array_equal(first.predictions.predicted, second.predictions.predicted)
+    differences = second.resampled.minus(first.resampled)
+    if is_identical:
+        differences = {
+            name: score and Score(0.0, 0.0, 0.0, score.method)
+            for name, score in differences.items()
+        }
+    return Pair(
+        first=first.run.name,
+        second=second.run.name,
+        differences=differences,
+        n_first_only=int(np.sum(first.right & ~second.right)),
+        n_second_only=int(np.sum(second.right & ~first.right)),
+        p_value=mcnemar_p_value(first.right, second.right, first.resampled.sample.units),
+        auroc_test=auroc_test,
+        p_adjusted=None,
+        auroc_p_adjusted=None,
+        is_identical=is_identical,
+    )
+
+
+def refuse_equal_names(runs: Sequence[Run]) -> None:
+    """Refuse two runs of one name, which a table could not tell apart."""
+    paths: dict[str, Path] = {}
+    for run in runs:
+        if run.name in paths:
+            raise RunError(
+                f"two of the runs are called {run.name} ({paths[run.name]} and {run.path}). Give "
+                "each run once; rename a folder where different runs share a name."
+            )
+        paths[run.name] = run.path
+
+
+def refuse_different_rows(
+    first_name: str, first: Predictions, second_name: str, second: Predictions
+) -> None:
+    """Refuse runs that were not tested on the same rows; both in the order of their ids.
+
+    Raises
+    ------
+    RunError
+        When classes, test rows, targets or groups differ.
+    """
+    who = f"{first_name} and {second_name}"
+    if first.classes != second.classes:
+        raise RunError(
+            f"{who} can't be compared, their classes differ: {', '.join(first.classes)} in the "
+            f"one, {', '.join(second.classes)} in the other. Make both runs on the same data "
+            "with the same --positive."
+        )
+    if first.ids != second.ids:
+        ours, theirs = Counter(first.ids), Counter(second.ids)
+        example = min((ours - theirs) | (theirs - ours))
+        owner = first_name if ours[example] > theirs[example] else second_name
+        raise RunError(
+            f"{who} can't be compared, their test rows differ: {_rows_in_words(first)} and "
+            f"{_rows_in_words(second)}, {(ours & theirs).total()} of them in both; {example} is "
+            f"only in {owner}. Make both runs on the same data with the same split, "
+            "--test-subset and --cv."
+        )
+    for what, one, other in (
+        ("class", _labels(first), _labels(second)),
+        ("group", first.groups, second.groups),
+    ):
+        differing = [row for row, (a, b) in enumerate(zip(one, other)) if a != b]
+        if differing:
+            row = differing[0]
+            raise RunError(
+                f"{who} can't be compared, the {what} of {len(differing)} of their {len(first)} "
+                f"test rows differs: {first.ids[row]} has {one[row]!r} in the one, "
+                f"{other[row]!r} in the other. Make both runs on the same version of the data."
+            )
+
+
+def _rows_in_words(predictions: Predictions) -> str:
+    return f"{len(predictions)} rows ({predictions.split})"
+
+
+def _labels(predictions: Predictions) -> tuple[str, ...]:
+    return tuple(predictions.classes[target] for target in predictions.targets.tolist())

@@ -1,0 +1,442 @@
+"""What is asked for, what is there already, and what is made of it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfeat.backbones import (
+    Backbone,
+    CheckPages,
+    Weights,
+    default_batch_size,
+    load_weights,
+    tap_widths,
+)
+from ecgfeat.config import (
+    TAPS,
+    ComputeSettings,
+    ExtractionSettings,
+    NetworkSettings,
+    PageSettings,
+    as_json,
+)
+from ecgfeat.errors import ConfigError, DeviceError, EcgfeatError, Interrupted
+from ecgfeat.extraction.parts import compute_pending
+from ecgfeat.feature_cache import (
+    Header,
+    Quarantined,
+    existing_header,
+    open_writer,
+)
+from ecgfeat.files import write_csv
+from ecgfeat.images import DECODER, decode, prepare
+from ecgfeat.manifest import Manifest, write_missing
+from ecgfeat.preprocessing import EXACT_RESAMPLING, FAST_RESAMPLING, Preprocessing
+from ecgfeat.runtime import Compute, Report, peak_memory_mib, resolve_compute, silent
+
+__all__ = ["Extraction", "check_pages", "extract", "shard_of"]
+
+
+def extract(
+    manifest: Manifest,
+    *,
+    cache: Path = Path("cache"),
+    page: PageSettings = PageSettings(),
+    network: NetworkSettings = NetworkSettings(),
+    work: ExtractionSettings = ExtractionSettings(),
+    compute: ComputeSettings = ComputeSettings(),
+    recipe: str = "",
+    rehash: bool = False,
+    shard: str = "",
+    report: Report = silent,
+) -> Extraction:
+    """Compute the features of every image of `manifest` that the cache doesn't hold yet.
+
+    Parameters
+    ----------
+    manifest : Manifest
+    cache : Path
+        A folder, in which the settings name the file, or a file ending in ``.h5``.
+    page, network, work, compute : settings
+    recipe : str
+        Name of the recipe that the settings were taken from, for those who use the cache. A
+        cache that has one keeps it.
+    rehash : bool
+        Compare every image's bytes with what was computed, not just size and time of change.
+    shard : str
+        ``"i/n"`` computes every n-th part only; empty takes the rank that torchrun or SLURM
+        give, if any.
+    report : callable
+        Told the progress; may raise `Interrupted`, upon which the part under way is kept.
+
+    Returns
+    -------
+    Extraction
+        What was done, and where the cache is.
+
+    Raises
+    ------
+    ConfigError
+        When `shard`, or `limit` with a file, can't be.
+    CacheMismatchError
+        When the file holds features computed another way.
+    CacheLockedError, CacheDamagedError, WeightsError, DeviceError, StorageError, Interrupted
+
+    Examples
+    --------
+    >>> done = extract(read_manifest("pages"))  # doctest: +SKIP
+    >>> X, y, groups = open_cache(done.cache).arrays("train", ["layer4"])  # doctest: +SKIP
+    """
+    started = time.monotonic()
+    share = shard_of(shard, os.environ)
+    if work.limit and cache.suffix == ".h5":
+        raise ConfigError(
+            "--limit would cut a cache of all images down to these: give --cache a folder"
+        )
+    if work.limit:
+        # Another name, so that the cache of all images isn't cut down to these.
+        name = f"{manifest.name}-limit{work.limit}"
+        manifest = replace(manifest.limited(work.limit), name=name)
+    path = cache_file(cache, manifest.name, page, network, compute, work.tap_names)
+    begun = existing_header(path)
+    plan = _Plan(
+        manifest=manifest,
+        page=page,
+        weights=load_weights(network),
+        compute=_resolve(compute, begun),
+        resampling=begun.resampling if begun else "",
+        taps=work.tap_names,
+        batch_size=work.batch_size,
+    )
+    # A new cache's precision is what the self-check leaves of the one asked for.
+    backbone = None if begun else plan.load_backbone()
+    if backbone:
+        plan = replace(plan, compute=backbone.compute)
+    header = _header(plan, (begun.recipe if begun else "") or recipe)
+    n_computed, computing_s = 0, 0.0
+    with (
+        _saying_how_to_go_on(),
+        open_writer(path, header, manifest, rehash=rehash, shard=share, report=report) as writer,
+    ):
+        if len(writer.pending):
+            backbone = backbone or plan.load_backbone_as_begun(path)
+            n_computed, computing_s = compute_pending(
+                writer,
+                manifest,
+                backbone,
+                plan.preprocessing,
+                batch_size=plan.full_batch,
+                report=report,
+            )
+        finished = None if share else writer.finish()
+    extraction = Extraction(
+        cache=path,
+        complete=finished is not None,
+        n_images=len(finished.paths) if finished else n_computed,
+        n_computed=n_computed,
+        missing=len(manifest.missing),
+        missing_by_class={
+            f"{split}/{label}": n for (label, split), n in manifest.missing_counts().items()
+        },
+        quarantined=len(finished.quarantined) if finished else 0,
+        wall_s=time.monotonic() - started,
+        images_per_s=n_computed / computing_s if computing_s else 0.0,
+        peak_memory_mib=peak_memory_mib(),
+        device=plan.compute.device,
+        precision=plan.compute.precision,
+        precision_reason=plan.compute.reason,
+    )
+    if finished:
+        write_missing(manifest, extraction.missing_csv)
+        _write_quarantine(finished.quarantined, extraction.quarantine_csv)
+    return extraction
+
+
+@contextlib.contextmanager
+def _saying_how_to_go_on() -> Iterator[None]:
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as stop:
+        stop.add_note("what was computed is kept: run the same command again to go on from there")
+        raise
+    except MemoryError as error:
+        raise DeviceError(
+            "there is too little memory to decode the images: run the same command again, which "
+            "goes on from there, with fewer --threads"
+        ) from error
+
+
+def _write_quarantine(quarantined: Sequence[Quarantined], path: Path) -> None:
+    rows = [(item.path, item.reason, item.n_bytes) for item in quarantined]
+    write_csv(path, [("path", "reason", "n_bytes"), *rows])
+
+
+def shard_of(text: str, environment: Mapping[str, str]) -> tuple[int, int] | None:
+    """Which share to compute, as (index, count); None for all of it.
+
+    Parameters
+    ----------
+    text : str
+        ``"i/n"`` from the command line, or empty.
+    environment : mapping
+        ``RANK`` and ``WORLD_SIZE`` (torchrun) or, inside an ``srun`` step, ``SLURM_PROCID`` and
+        ``SLURM_STEP_NUM_TASKS`` are taken where `text` is empty.
+
+    Raises
+    ------
+    ConfigError
+        When the text isn't of that form.
+    """
+    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
+        if not text and int(environment.get(size, "1")) > 1 and rank in environment:
+            text = f"{environment[rank]}/{environment[size]}"
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise ConfigError(f"--shard must be I/N with I from 0 to N-1, such as 0/4; found {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def cache_file(
+    cache: Path,
+    data_name: str,
+    page: PageSettings,
+    network: NetworkSettings,
+    compute: ComputeSettings,
+    taps: Sequence[str] = TAPS,
+) -> Path:
+    """The cache's file: `cache` itself if it ends in ``.h5``, else a file of that folder.
+
+    The name holds a digest of the settings as asked for, so that ``auto`` names the same file
+    wherever it is resolved; what it was resolved to stands in the header. The taps count only
+    where they aren't the default ones, which were once all there were.
+    """
+    if cache.suffix == ".h5":
+        return cache
+    if cache.suffix in (".hdf5", ".hdf", ".he5"):
+        raise ConfigError(f"--cache must be a folder, or a file ending in .h5; found {cache}")
+    asked: dict[str, object] = {
+        "arch": network.arch,
+        "weights": Path(network.weights).name,
+        "preprocessing": Preprocessing.from_settings(page).fingerprint,
+        "precision": compute.precision,
+    }
+    if set(taps) != set(TAPS):
+        asked["taps"] = sorted(taps)
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    return cache / f"{data_name}-{network.arch}-{digest[:8]}.h5"
+
+
+def _resolve(compute: ComputeSettings, begun: Header | None) -> Compute:
+    """`compute` with nothing left open; ``auto`` precision is what the cache was begun with."""
+    if begun is None or compute.precision != "auto":
+        return resolve_compute(compute, purpose="extract")
+    asked = ComputeSettings(**{**as_json(compute), "precision": begun.precision})
+    return replace(resolve_compute(asked, purpose="extract"), reason="as the cache was begun")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Plan:
+    """How the features are computed, before a backbone is there to compute them.
+
+    Attributes
+    ----------
+    manifest : Manifest
+    page : PageSettings
+    weights : Weights
+    compute : Compute
+    resampling : str
+        As the cache was begun; empty where it is new.
+    taps : tuple of str
+    batch_size : int
+        As asked for; 0 takes the default.
+    """
+
+    manifest: Manifest
+    page: PageSettings
+    weights: Weights
+    compute: Compute
+    resampling: str
+    taps: tuple[str, ...]
+    batch_size: int
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """From page to network input: float32 deserves the exact resize, the others the fast."""
+        is_exact = self.compute.precision == "fp32"
+        resampling = self.resampling or (EXACT_RESAMPLING if is_exact else FAST_RESAMPLING)
+        return Preprocessing.from_settings(self.page, resampling=resampling)
+
+    @property
+    def full_batch(self) -> int:
+        """Images per forward pass."""
+        return self.batch_size or default_batch_size(self.compute)
+
+    def load_backbone(self) -> Backbone:
+        """Lay the network out, and check it on pages of the data."""
+        check = None
+        if self.compute.precision != "fp32":
+            check = check_pages(self.manifest, self.page, self.preprocessing)
+        return Backbone(
+            self.weights,
+            self.preprocessing,
+            self.compute,
+            taps=self.taps,
+            batch_size=self.full_batch,
+            check=check,
+        )
+
+    def load_backbone_as_begun(self, path: Path) -> Backbone:
+        """The same for a cache that must go on in the precision that it has.
+
+        Raises
+        ------
+        DeviceError
+            When the precision fails the self-check now.
+        """
+        backbone = self.load_backbone()
+        if backbone.compute.precision != self.compute.precision:
+            raise DeviceError(
+                f"{path} was begun in {self.compute.precision}, but here "
+                f"{backbone.compute.reason}. Go on where it was begun, or give another file with "
+                "--cache."
+            )
+        return backbone
+
+
+def _header(plan: _Plan, recipe: str) -> Header:
+    weights, preprocessing, compute = plan.weights, plan.preprocessing, plan.compute
+    return Header(
+        arch=weights.arch,
+        weights=weights.name,
+        weights_digest=weights.digest,
+        crop_mode=preprocessing.crop_mode,
+        size=preprocessing.size,
+        resampling=preprocessing.resampling,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        precision=compute.precision,
+        device=compute.device,
+        decoder=DECODER,
+        taps=tap_widths(weights.arch, plan.taps),
+        recipe=recipe,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """What an extraction did.
+
+    Attributes
+    ----------
+    cache : Path
+        The cache's file; while shards are at work, where it will be.
+    complete : bool
+        Whether the cache holds every row; False after one shard.
+    n_images : int
+        Rows in the cache.
+    n_computed : int
+        Images that went through the network this time.
+    missing, quarantined : int
+        Listed files that are absent; files that can't be decoded.
+    missing_by_class : mapping of str to int
+        Absent files by ``"split/class"``.
+    wall_s, images_per_s : float
+        Time for the whole job; rate of the images computed, start-up apart.
+    """
+
+    cache: Path
+    complete: bool
+    n_images: int
+    n_computed: int
+    missing: int
+    missing_by_class: Mapping[str, int]
+    quarantined: int
+    wall_s: float
+    images_per_s: float
+    peak_memory_mib: float
+    device: str
+    precision: str
+    precision_reason: str
+
+    @property
+    def size_mib(self) -> float:
+        """The cache's size in MiB."""
+        return self.cache.stat().st_size / 2**20 if self.complete else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for ``json.dumps``."""
+        return {**asdict(self), "cache": str(self.cache), "size_mib": self.size_mib}
+
+    def summary(self) -> list[str]:
+        """The same in words, one line each."""
+        rate = f"{self.images_per_s:.1f} images/s, " if self.n_computed else ""
+        lines = [
+            f"{self.n_images} images: {self.n_computed} computed, "
+            f"{self.n_images - self.n_computed} already there",
+            f"{rate}{self.wall_s:.1f} s in all, peak memory {self.peak_memory_mib:.0f} MiB, "
+            f"{self.device} {self.precision} ({self.precision_reason})",
+        ]
+        if self.missing:
+            counts = ", ".join(f"{name} {n}" for name, n in self.missing_by_class.items())
+            lines.append(f"{self.missing} listed images are missing ({counts}): {self.missing_csv}")
+        if self.quarantined:
+            lines.append(
+                f"{self.quarantined} images are left out, with reasons: {self.quarantine_csv}"
+            )
+        if self.complete:
+            lines.append(f"cache: {self.cache} ({self.size_mib:.1f} MiB)")
+        else:
+            lines.append(f"shard done; once all are, a plain extract puts {self.cache} together")
+        return lines
+
+    @property
+    def missing_csv(self) -> Path:
+        """Where the absent files are listed, beside the cache."""
+        return self.cache.with_name(f"{self.cache.stem}-missing.csv")
+
+    @property
+    def quarantine_csv(self) -> Path:
+        """Where the files left out are listed with their reasons, beside the cache."""
+        return self.cache.with_name(f"{self.cache.stem}-quarantine.csv")
+
+
+N_PAGES = 3
+"""Pages computed both ways: with those of the grid, a tenth of a second at 224×224."""
+
+
+def check_pages(
+    manifest: Manifest, page: PageSettings, preprocessing: Preprocessing
+) -> CheckPages | None:
+    """A few of the manifest's pages, resized both ways; None where none can be decoded."""
+    exact = Preprocessing.from_settings(page)
+    pages = [
+        (prepare(decoded, preprocessing), prepare(decoded, exact))
+        for decoded in _decodable(manifest)
+    ]
+    if not pages:
+        return None
+    given, reference = zip(*pages)
+    return CheckPages(given=np.stack(given), exact=np.stack(reference))
+
+
+def _decodable(manifest: Manifest) -> Iterator[NDArray[np.uint8]]:
+    rows = np.linspace(0, len(manifest) - 1, N_PAGES).astype(int)
+    for row in np.unique(rows).tolist():
+        try:
+            yield decode(manifest.image_path(row))
+        except EcgfeatError:
+            continue  # its turn, and its reason, come with the others

@@ -1,0 +1,331 @@
+"""What a cache is made of: its objects, their types, and how texts are stored.
+
+docs/cache-format.md says the same in words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+from h5py import h5t
+from numpy.typing import NDArray
+
+from ecgfeat.errors import CacheMismatchError, DataError
+from ecgfeat.manifest import Manifest
+
+__all__ = ["Header", "attributes", "check_texts", "columns"]
+
+
+FORMAT_NAME = "ecgfeat feature cache"
+FORMAT_VERSION = 1
+
+MAX_TEXT_BYTES = 4096
+"""Longest path on Linux, and the longest text in a cache: each row takes the longest's room."""
+MAX_NAME_BYTES = 255
+MAX_LINKS = 1024
+MAX_ATTRIBUTES = 64
+
+TEXT, I64, U8, F32 = np.dtype("S"), np.dtype("<i8"), np.dtype("u1"), np.dtype("<f4")
+HDF5_TYPES = {I64: h5t.STD_I64LE, U8: h5t.STD_U8LE, F32: h5t.IEEE_F32LE}
+
+ROOT = {
+    "classes": TEXT,
+    "path": TEXT,
+    "label": TEXT,
+    "split": TEXT,
+    "group": TEXT,
+    "n_bytes": I64,
+    "mtime_ns": I64,
+    "digest": U8,
+}
+GROUPS: dict[str, dict[str, np.dtype[Any]]] = {
+    "features": {},
+    "metadata": {},
+    "missing": {"label": TEXT, "split": TEXT, "count": I64},
+    "quarantine": {
+        "path": TEXT,
+        "label": TEXT,
+        "split": TEXT,
+        "group": TEXT,
+        "reason": TEXT,
+        "before": I64,
+        "n_bytes": I64,
+        "mtime_ns": I64,
+    },
+    "versions": {},
+}
+OPEN_GROUPS = {"features": F32, "metadata": TEXT}
+"""Groups whose data sets have names of the writer's choice."""
+
+Attributes = Mapping[str, str | int | float | tuple[float, ...]]
+
+
+def encode_texts(values: Sequence[str], what: str) -> NDArray[np.bytes_]:
+    """Texts as an array of fixed-length bytes: UTF-8, a path's undecodable bytes as they are.
+
+    Raises
+    ------
+    DataError
+        For a text that is too long, or can't be told from a shorter one (NUL).
+    """
+    encoded = []
+    for row, value in enumerate(values):
+        try:
+            data = value.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            raise DataError(f"{what} of row {row} isn't text: {value[:40]!r}") from error
+        if len(data) > MAX_TEXT_BYTES or b"\0" in data:
+            fault = "holds a NUL character" if b"\0" in data else f"has {len(data)} bytes"
+            raise DataError(
+                f"{what} of row {row} {fault}; a cache takes texts of up to {MAX_TEXT_BYTES} "
+                f"bytes without NUL. Shorten it or leave the column out: {value[:40]!r}"
+            )
+        encoded.append(data)
+    width = max((len(data) for data in encoded), default=0) or 1
+    return np.array(encoded, dtype=f"S{width}")
+
+
+def decode_texts(array: NDArray[np.bytes_]) -> tuple[str, ...]:
+    """The inverse of `encode_texts`."""
+    ended = (data.partition(b"\0")[0] for data in array.tolist())
+    return tuple(data.decode("utf-8", "surrogateescape") for data in ended)
+
+
+def link_name(name: str) -> str:
+    """A metadata column's name as HDF5 takes it: ``%XX`` for ``/``, ``%`` and control codes.
+
+    Raises
+    ------
+    DataError
+        When it is too long.
+    """
+    special = re.compile(r"[%/\x00-\x1f\x7f]|^\.$")
+    encoded = special.sub(lambda match: f"%{ord(match[0]):02X}", name) or "%"
+    if len(encoded.encode()) > MAX_NAME_BYTES:
+        raise DataError(
+            f"the column name {name[:40]!r}… is too long: a cache takes {MAX_NAME_BYTES} bytes. "
+            "Give the column a shorter name."
+        )
+    return encoded
+
+
+def column_name(link: str) -> str:
+    """The inverse of `link_name`."""
+    return "" if link == "%" else unquote(link)
+
+
+_TEXTS = (
+    "arch",
+    "weights",
+    "weights_digest",
+    "crop_mode",
+    "size",
+    "resampling",
+    "decoder",
+    "device",
+    "precision",
+)
+_TRIPLES = ("mean", "std")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """Everything that decides the numbers in a cache; two that are equal give equal features.
+
+    The recipe decides nothing: its options do.
+
+    Attributes
+    ----------
+    arch : str
+        Architecture, such as ``"resnet18"``.
+    weights : str
+        What the weights are called, for people; `weights_digest` decides.
+    weights_digest : str
+        SHA-256 over the tensors used, hexadecimal.
+    crop_mode, size, resampling : str
+    mean, std : tuple of 3 floats
+        See `ecgfeat.preprocessing.Preprocessing`.
+    decoder : str
+        Names and versions of what turns files into pixels.
+    device : {"cpu", "cuda", "mps"}
+    precision : {"fp32", "bf16", "fp16"}
+    taps : mapping of str to int
+        Width of each tap's features.
+    recipe : str
+        Name of the recipe that the options were taken from; empty where there was none.
+    """
+
+    arch: str
+    weights: str
+    weights_digest: str
+    crop_mode: str
+    size: str
+    resampling: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    decoder: str
+    device: str
+    precision: str
+    taps: Mapping[str, int]
+    recipe: str = ""
+
+    def attributes(self) -> dict[str, str | tuple[float, ...]]:
+        """The header as a cache's attributes; the taps are data sets there."""
+        recipe = {"recipe": self.recipe} if self.recipe else {}
+        return {**self._deciding_attributes(), **recipe}
+
+    @classmethod
+    def from_attributes(cls, attributes: Attributes, taps: Mapping[str, int]) -> Header:
+        """The inverse of `attributes`.
+
+        Raises
+        ------
+        TypeError
+            For an attribute that is missing or of another type; its name is the message.
+        """
+        kinds: dict[str, type] = {
+            **dict.fromkeys((*_TEXTS, "recipe"), str),
+            **dict.fromkeys(_TRIPLES, tuple),
+        }
+        attributes = {"recipe": "", **attributes}
+        fields: dict[str, Any] = {name: attributes.get(name) for name in kinds}
+        for name, kind in kinds.items():
+            if not isinstance(fields[name], kind):
+                raise TypeError(name)
+        return cls(**fields, taps=taps)
+
+    def require(self, found: Header, path: Path) -> None:
+        """Refuse features that were computed another way.
+
+        Raises
+        ------
+        CacheMismatchError
+            For the first field in which `found`, the header of `path`, differs.
+        """
+        asked, there = self._deciding(), found._deciding()
+        shown = {"weights": (self._weights_in_words(), found._weights_in_words())}
+        names = ",".join(sorted(self.taps)), ",".join(sorted(found.taps))
+        if names[0] != names[1]:
+            shown["taps"] = names  # as --taps takes them
+        for field, value in asked.items():
+            if there[field] != value:
+                expected, actual = shown.get(field, (value, there[field]))
+                raise CacheMismatchError(field, expected, actual, path)
+
+    def _deciding_attributes(self) -> dict[str, str | tuple[float, ...]]:
+        return {name: getattr(self, name) for name in (*_TEXTS, *_TRIPLES)}
+
+    def _deciding(self) -> dict[str, object]:
+        fields = {**self._deciding_attributes(), "weights": self.weights_digest}
+        del fields["weights_digest"]
+        taps = ", ".join(f"{tap} {width}" for tap, width in sorted(self.taps.items()))
+        return {**fields, "taps": taps}
+
+    def _weights_in_words(self) -> str:
+        return f"{self.weights} (sha256 {self.weights_digest[:12]})"
+
+
+MAX_REASON_BYTES = 500
+NO_TIME = -(2**63)
+"""Time of change of a file that couldn't be read: none has it, so the next writer tries again."""
+
+
+def check_texts(manifest: Manifest) -> None:
+    """Refuse what a cache can't hold now, not after hours of work.
+
+    Raises
+    ------
+    DataError
+    """
+    if len(manifest.metadata) > MAX_LINKS:
+        raise DataError(
+            f"the data have {len(manifest.metadata)} metadata columns; a cache takes {MAX_LINKS}. "
+            "Leave some out of the CSV."
+        )
+    encode_texts(manifest.paths, "the path")
+    encode_texts(manifest.classes, "the class")
+    encode_texts(manifest.groups, "the group")
+    for name, values in manifest.metadata.items():
+        link_name(name)
+        encode_texts(values, f"the column {name!r}")
+
+
+def attributes(header: Header, manifest: Manifest) -> Attributes:
+    """The root's attributes, but those of one writing."""
+    return {
+        "format": FORMAT_NAME,
+        "format_version": FORMAT_VERSION,
+        **header.attributes(),
+        "data_name": manifest.name,
+        "data_digest": manifest.digest,
+    }
+
+
+def columns(
+    manifest: Manifest,
+    rows: NDArray[np.int64],
+    digests: NDArray[np.uint8],
+    reasons: Mapping[int, str],
+    passing: Set[int],
+) -> dict[str, NDArray[Any]]:
+    """Every data set but the features.
+
+    Parameters
+    ----------
+    manifest : Manifest
+    rows : ndarray of shape (n,), int64
+        Rows of the manifest that are kept.
+    digests : ndarray of shape (n, 16), uint8
+    reasons : mapping of int to str
+        Why other rows are left out.
+    passing : set of int
+        Those of them that the next writer is to try again.
+    """
+    kept, left_out = rows.tolist(), sorted(reasons)
+    missing = manifest.missing_counts()
+    found: dict[str, NDArray[Any]] = {
+        "classes": encode_texts(manifest.classes, "the class"),
+        "path": _texts(manifest.paths, kept),
+        "label": _texts(manifest.labels, kept),
+        "split": _texts(manifest.splits, kept),
+        "group": _texts(manifest.groups, kept),
+        "n_bytes": _numbers(manifest.n_bytes, kept),
+        "mtime_ns": _numbers(manifest.mtime_ns, kept),
+        "digest": digests,
+        "missing/label": encode_texts([label for label, _ in missing], "the label"),
+        "missing/split": encode_texts([split for _, split in missing], "the split"),
+        "missing/count": np.array(list(missing.values()), dtype=np.int64),
+        "quarantine/path": _texts(manifest.paths, left_out),
+        "quarantine/label": _texts(manifest.labels, left_out),
+        "quarantine/split": _texts(manifest.splits, left_out),
+        "quarantine/group": _texts(manifest.groups, left_out),
+        "quarantine/before": np.searchsorted(rows, left_out).astype(np.int64),
+        "quarantine/reason": encode_texts([_short(reasons[row]) for row in left_out], "the reason"),
+        "quarantine/n_bytes": _numbers(manifest.n_bytes, left_out),
+        "quarantine/mtime_ns": np.array(
+            [NO_TIME if row in passing else manifest.mtime_ns[row] for row in left_out],
+            dtype=np.int64,
+        ),
+    }
+    for name, values in manifest.metadata.items():
+        found[f"metadata/{link_name(name)}"] = _texts(values, kept)
+    return found
+
+
+def _texts(values: Sequence[str], rows: Sequence[int]) -> NDArray[np.bytes_]:
+    return encode_texts([values[row] for row in rows], "a text")
+
+
+def _numbers(values: Sequence[int], rows: Sequence[int]) -> NDArray[np.int64]:
+    return np.array([values[row] for row in rows], dtype=np.int64)
+
+
+def _short(reason: str) -> str:
+    data = reason.replace("\0", " ").encode(errors="replace")
+    return data[:MAX_REASON_BYTES].decode(errors="ignore")

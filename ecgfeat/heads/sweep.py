@@ -1,0 +1,555 @@
+"""The values that a sweep tries, by name: from ``--sweep``, ``--grid`` or a TOML file."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfeat.config import ChoiceScore, EvaluationSettings, HeadKind, HeadSettings, SweepSettings
+from ecgfeat.errors import ConfigError, DataError, storage_error
+from ecgfeat.heads.head import HeadData, Meter
+from ecgfeat.heads.linear import HeadEpoch, LinearSpec, fit_linear_heads
+from ecgfeat.heads.logistic import LogisticFit, fit_logistic_path
+from ecgfeat.metrics import METRICS
+from ecgfeat.predictions import softmax
+from ecgfeat.protocol import Partition
+
+__all__ = [
+    "AXES",
+    "DEFAULT_GRID",
+    "SCORES",
+    "Candidate",
+    "Grid",
+    "Standing",
+    "best",
+    "candidates",
+    "n_trainings",
+    "read_grid",
+    "refuse_diverged",
+    "seeds_of",
+    "try_heads",
+    "validation_scores",
+    "value_or_none",
+]
+
+
+AXES: dict[str, tuple[HeadKind, ...]] = {
+    "layers": ("linear", "logreg"),
+    "lr": ("linear",),
+    "weight_decay": ("linear",),
+    "label_smoothing": ("linear",),
+    "class_weights": ("linear", "logreg"),
+    "C": ("logreg",),
+    "seed": ("linear",),
+}
+"""What a grid may name, and the heads that have it."""
+
+NUMBERS = ("lr", "weight_decay", "label_smoothing", "C")
+KIND_WORDS = {"linear": "the linear head", "logreg": "logistic regression"}
+
+DEFAULT_GRID: dict[str, tuple[Any, ...]] = {
+    "lr": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+    "weight_decay": (0.0, 1e-3, 1e-2, 1e-1),
+    "label_smoothing": (0.0, 0.1),
+    "class_weights": ("none", "balanced"),
+    "C": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0),
+}
+"""112 linear heads and 20 of logistic regression, from hardly trained to overfitted."""
+
+Grid = Mapping[str, tuple[Any, ...]]
+"""Values by name of axis, each a value of `HeadSettings` (or a seed)."""
+
+
+def read_grid(sweep: SweepSettings, kinds: Sequence[HeadKind]) -> Grid:
+    """The values to try, every one of them checked.
+
+    Parameters
+    ----------
+    sweep : SweepSettings
+        An axis of `grid` takes the place of the same one in `sweep`.
+    kinds : sequence of {"linear", "logreg"}
+        The heads that are to be tried.
+
+    Returns
+    -------
+    dict of str to tuple
+        In the order of `AXES`; empty where neither `sweep` nor `grid` is given.
+
+    Raises
+    ------
+    ConfigError
+        When an axis is unknown, not of these heads, named twice, empty, or has a value that is
+        out of range or there twice.
+    StorageError
+        When the TOML file can't be read.
+    """
+    found: dict[str, tuple[Any, ...]] = {}
+    if sweep.sweep == "default":
+        found |= {name: values for name, values in DEFAULT_GRID.items() if _is_for(name, kinds)}
+    elif sweep.sweep:
+        found |= _checked(_from_toml(Path(sweep.sweep)), kinds, f"--sweep {sweep.sweep}")
+    found |= _checked(_from_words(sweep.grid), kinds, "--grid")
+    if "seed" in found and sweep.seeds > 1:
+        raise ConfigError("--seeds and the axis seed say the same: give one of the two")
+    return {name: found[name] for name in AXES if name in found}
+
+
+def _is_for(name: str, kinds: Sequence[HeadKind]) -> bool:
+    return any(kind in AXES[name] for kind in kinds)
+
+
+def _from_words(grid: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Axes given as ``lr=1e-4,1e-3``, one or more to a text."""
+    for word in " ".join(grid).replace(";", " ").split():
+        name, sign, values = word.partition("=")
+        if not sign:
+            raise ConfigError(
+                f"--grid takes NAME=A,B, such as lr=1e-4,1e-3, without spaces in it; found {word!r}"
+            )
+        yield name, [value for value in values.split(",") if value]
+
+
+def _from_toml(path: Path) -> Iterator[tuple[str, list[Any]]]:
+    try:
+        content = tomllib.loads(path.read_bytes().decode())
+    except FileNotFoundError:
+        raise ConfigError(
+            f"--sweep takes default, or a TOML file such as lr = [1e-4, 1e-3]; there is no {path}"
+        ) from None
+    except IsADirectoryError:
+        raise ConfigError(f"--sweep takes default, or a TOML file; {path} is a folder") from None
+    except OSError as error:
+        raise storage_error(error, "reading", path) from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--sweep {path} can't be read as TOML: {error}") from None
+    if not content:
+        raise ConfigError(f"--sweep {path} is empty: give values such as lr = [1e-4, 1e-3]")
+    for name, values in content.items():
+        if not isinstance(values, list):
+            raise ConfigError(
+                f"--sweep {path}: {name} must be a list of values, such as lr = [1e-4, 1e-3]; "
+                f"found {values!r}"
+            )
+        yield name, values
+
+
+def _checked(
+    axes: Iterator[tuple[str, list[Any]]], kinds: Sequence[HeadKind], source: str
+) -> dict[str, tuple[Any, ...]]:
+    checked: dict[str, tuple[Any, ...]] = {}
+    for name, values in axes:
+        if name not in AXES:
+            raise ConfigError(f"{source} names {name!r}; it takes {', '.join(AXES)}")
+        if not _is_for(name, kinds):
+            (owner,) = AXES[name]
+            raise ConfigError(
+                f"{source} names {name}, which only {KIND_WORDS[owner]} has: also give --head "
+                f"{owner} or both, or leave it out"
+            )
+        if name in checked:
+            raise ConfigError(f"{source} names {name} twice: give all its values at once")
+        if not values:
+            raise ConfigError(f"{source} gives no values for {name}")
+        checked[name] = tuple(_value(name, value, source) for value in values)
+        for value in checked[name]:
+            if checked[name].count(value) > 1:
+                raise ConfigError(f"{source} gives {name} the value {value} twice")
+    return checked
+
+
+def _value(name: str, value: Any, source: str) -> Any:
+    """A value as its settings take it, and in their range."""
+    try:
+        value = _typed(name, value)
+        if name == "seed":
+            return replace(EvaluationSettings(), seed=value).seed
+        return getattr(replace(HeadSettings(), **{name: value}), name)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def _typed(name: str, value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ConfigError(f"{name} can't be {str(value).lower()}")
+    if isinstance(value, str) and name == "layers":
+        return value.replace("+", ",")
+    kind = float if name in NUMBERS else int if name == "seed" else str
+    if isinstance(value, str) or (kind is float and isinstance(value, int)):
+        try:
+            return kind(value)
+        except ValueError:
+            words = "a number" if kind is float else "a whole number"
+            raise ConfigError(f"{name} must be {words}; found {value!r}") from None
+    return value
+
+
+MAX_CANDIDATES = 10_000
+"""More are an axis too many rather than a wish."""
+SETTINGS = tuple(name for name in AXES if name != "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One head with all its settings; seeds repeat it, and are no part of it."""
+
+    kind: HeadKind
+    head: HeadSettings
+
+    @property
+    def n_epochs(self) -> int:
+        """Epochs it is trained for; logistic regression has one end, not several."""
+        return self.head.epochs if self.kind == "linear" else 1
+
+    def spec(self, seed: int) -> LinearSpec:
+        """What `fit_linear_heads` takes."""
+        return LinearSpec(
+            lr=self.head.lr,
+            weight_decay=self.head.weight_decay,
+            label_smoothing=self.head.label_smoothing,
+            balanced=self.is_balanced,
+            seed=seed,
+        )
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether classes count alike, however many rows they have."""
+        return self.head.class_weights == "balanced"
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings that a grid may vary; None where this kind of head has none such."""
+        values = {
+            name: getattr(self.head, name) if self.kind in AXES[name] else None for name in SETTINGS
+        }
+        return {"head": self.kind, **values}
+
+    def in_words(self) -> str:
+        """The head for people: ``linear, layers layer4, lr 0.001, …``."""
+        fields = self.as_json()
+        kind = fields.pop("head")
+        words = [f"{name} {value}" for name, value in fields.items() if value is not None]
+        return ", ".join([kind, *words])
+
+
+def candidates(kinds: Sequence[HeadKind], head: HeadSettings, grid: Grid) -> list[Candidate]:
+    """Every combination of the grid's values, the others as in `head`.
+
+    Linear heads come first. Those that share layers stand together.
+
+    Raises
+    ------
+    ConfigError
+        When there are more than 10,000.
+    """
+    axes = {kind: _axes_of(kind, grid) for kind in kinds}
+    n_heads = sum(math.prod(map(len, axes[kind].values())) for kind in kinds)
+    if n_heads > MAX_CANDIDATES:
+        raise ConfigError(
+            f"the grid holds {n_heads} heads; at most {MAX_CANDIDATES} are tried: give fewer values"
+        )
+    return [
+        Candidate(kind=kind, head=replace(head, **dict(zip(axes[kind], values))))
+        for kind in kinds
+        for values in itertools.product(*axes[kind].values())
+    ]
+
+
+def _axes_of(kind: HeadKind, grid: Grid) -> Mapping[str, tuple[Any, ...]]:
+    return {
+        name: values for name, values in grid.items() if name in SETTINGS and kind in AXES[name]
+    }
+
+
+def seeds_of(grid: Grid, sweep: SweepSettings, evaluation: EvaluationSettings) -> tuple[int, ...]:
+    """The seeds with which every head is trained; the first one's is the head reported.
+
+    Raises
+    ------
+    ConfigError
+        When they would go beyond the largest seed there is.
+    """
+    if "seed" in grid:
+        return grid["seed"]
+    last = evaluation.seed + sweep.seeds - 1
+    replace(evaluation, seed=last)
+    return tuple(range(evaluation.seed, last + 1))
+
+
+SCORES: tuple[ChoiceScore, ...] = get_args(ChoiceScore)
+
+
+def validation_scores(
+    probabilities: NDArray[np.float64], targets: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """The values of `SCORES`, shape (len(SCORES),); all NaN where the head diverged.
+
+    Parameters
+    ----------
+    probabilities : ndarray of shape (n, n_classes), float64
+    targets : ndarray of shape (n,), int64
+        Every class is among them.
+    """
+    if not np.isfinite(probabilities).all():
+        return np.full(len(SCORES), np.nan)
+    of_truth = probabilities[np.arange(len(targets)), targets]
+    is_right = probabilities.argmax(axis=1) == targets
+    recalls = np.bincount(targets, weights=is_right) / np.bincount(targets)
+    values: dict[ChoiceScore, float] = {
+        # A class that the head excludes outright has no logarithm; `metrics` clips it alike.
+        "log_loss": -float(np.log(np.maximum(of_truth, np.finfo(np.float64).eps)).mean()),
+        "accuracy": float(is_right.mean()),
+        "balanced_accuracy": float(recalls.mean()),
+        "auroc": _auroc(probabilities, targets),
+    }
+    return np.array([values[name] for name in SCORES])
+
+
+def _auroc(probabilities: NDArray[np.float64], targets: NDArray[np.int64]) -> float:
+    """As `metrics.auroc`, which is ready for weights, and so too slow for hundreds of heads."""
+    classes = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
+    return float(np.mean([_area(probabilities[:, k], targets == k) for k in classes]))
+
+
+def _area(scores: NDArray[np.float64], is_positive: NDArray[np.bool_]) -> float:
+    positives, negatives = np.sort(scores[is_positive]), np.sort(scores[~is_positive])
+    below = np.searchsorted(negatives, positives, side="left").sum()
+    upto = np.searchsorted(negatives, positives, side="right").sum()
+    return float(below + upto) / (2 * len(positives) * len(negatives))
+
+
+def value_or_none(value: float) -> float | None:
+    """A score as JSON and CSV take it: None where it is not finite."""
+    return value if math.isfinite(value) else None
+
+
+HEADS_AT_ONCE = 128
+"""Linear heads in one pass: where more no longer make each cheaper, and what an interrupt loses."""
+
+Values = NDArray[np.float64]
+"""One candidate's scores, shape (n_partitions, n_seeds, n_epochs, len(SCORES))."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How a candidate did on the validation rows.
+
+    Attributes
+    ----------
+    candidate : Candidate
+    choose_by : str
+        The score that chooses, here the epoch.
+    epoch : int
+        The best one, from 1; logistic regression has one.
+    scores : dict of str to float
+        At that epoch, means over partitions and seeds; NaN where a training diverged.
+    spread : float or None
+        Standard deviation of the score that chooses; None where there is one value.
+    """
+
+    candidate: Candidate
+    choose_by: ChoiceScore
+    epoch: int
+    scores: dict[str, float]
+    spread: float | None
+
+    @property
+    def value(self) -> float:
+        """The score that chooses."""
+        return self.scores[self.choose_by]
+
+    @property
+    def score_name(self) -> str:
+        """The name of the score that chooses, for people."""
+        return METRICS[self.choose_by].title
+
+    def row(self, fold: int, *, chosen: bool) -> dict[str, Any]:
+        """The row of ``sweep.csv``, as plain values."""
+        is_linear = self.candidate.kind == "linear"
+        scores = {name: value_or_none(value) for name, value in self.scores.items()}
+        return {
+            "fold": fold,
+            **self.candidate.as_json(),
+            "epoch": self.epoch if is_linear else None,
+            **scores,
+            "spread": None if self.spread is None else value_or_none(self.spread),
+            "chosen": chosen,
+        }
+
+    def in_words(self) -> str:
+        """The candidate, its epoch and its score, for people."""
+        epoch = f", epoch {self.epoch}" if self.candidate.kind == "linear" else ""
+        return f"{self.candidate.in_words()}{epoch}: {self.score_name} {self.value:.4f}"
+
+
+def best(standings: Sequence[Standing]) -> Standing:
+    """The standing with the best score; equal ones by log loss, then the first of them."""
+    return min(standings, key=lambda standing: _rank(standing.scores, standing.choose_by))
+
+
+def refuse_diverged(chosen: Standing, n_tried: int) -> None:
+    """Refuse a choice that is none.
+
+    Raises
+    ------
+    DataError
+        When even the best head diverged.
+    """
+    if math.isnan(chosen.value):
+        raise DataError(
+            f"all {n_tried} heads diverged, so there is none to choose. Try lower values of lr."
+        )
+
+
+def _rank(scores: dict[str, float], choose_by: ChoiceScore) -> tuple[bool, float, float]:
+    value = scores[choose_by]
+    return math.isnan(value), value if METRICS[choose_by].is_loss else -value, scores["log_loss"]
+
+
+def try_heads(
+    data: HeadData,
+    pool: Sequence[Candidate],
+    plan: Sequence[Partition],
+    *,
+    seeds: Sequence[int],
+    choose_by: ChoiceScore,
+    meter: Meter,
+    on_tried: Callable[[list[Standing]], None],
+) -> list[Standing]:
+    """Train every candidate on every partition and score it on the validation rows.
+
+    Linear heads that share features are trained in one pass over the rows.
+
+    Parameters
+    ----------
+    data : HeadData
+    pool : sequence of Candidate
+        Those with the same layers stand together.
+    plan : sequence of Partition
+        One, or inner folds; each with validation rows of every class.
+    seeds : sequence of int
+        Linear heads are trained with each.
+    choose_by : str
+        The score that chooses the epoch.
+    meter : Meter
+        Counts trainings.
+    on_tried : callable
+        Given all standings so far, each time some are finished.
+
+    Returns
+    -------
+    list of Standing
+        In the order of `pool`.
+    """
+    standings: list[Standing] = []
+    for group in _passes(pool):
+        fill = _fill_linear if group[0].kind == "linear" else _fill_logistic
+        n_seeds = len(seeds) if group[0].kind == "linear" else 1
+        shape = (len(group), len(plan), n_seeds, group[0].n_epochs, len(SCORES))
+        values = np.full(shape, np.nan)
+        for number, part in enumerate(plan):
+            fill(values[:, number], data, group, part, seeds, meter)
+        standings += [_standing(*pair, choose_by) for pair in zip(group, values)]
+        on_tried(standings)
+    return standings
+
+
+def n_trainings(pool: Sequence[Candidate], n_partitions: int, n_seeds: int) -> int:
+    """How many trainings `try_heads` makes."""
+    return n_partitions * sum(n_seeds if head.kind == "linear" else 1 for head in pool)
+
+
+def _passes(pool: Sequence[Candidate]) -> Iterator[list[Candidate]]:
+    """Candidates that can be trained together, few enough at a time."""
+    for _, sharing in itertools.groupby(pool, key=lambda head: (head.kind, head.head.layers)):
+        group = list(sharing)
+        for start in range(0, len(group), HEADS_AT_ONCE):
+            yield group[start : start + HEADS_AT_ONCE]
+
+
+def _fill_linear(
+    values: Values,
+    data: HeadData,
+    group: list[Candidate],
+    part: Partition,
+    seeds: Sequence[int],
+    meter: Meter,
+) -> None:
+    """Scores of one partition into `values`, (n_candidates, n_seeds, n_epochs, len(SCORES))."""
+    head, targets = group[0].head, data.task.targets
+    specs = [candidate.spec(seed) for seed in seeds for candidate in group]
+
+    def on_epoch(epoch: int, heads: list[HeadEpoch]) -> None:
+        for trained in heads:
+            assert trained.val_logits is not None
+            seed, candidate = divmod(trained.spec_index, len(group))
+            values[candidate, seed, epoch - 1] = validation_scores(
+                _probabilities(trained.val_logits), targets[part.validation]
+            )
+            meter.tick()
+        meter.advance(len(heads) / head.epochs)
+
+    fit_linear_heads(
+        data.features(head.taps),
+        targets,
+        part,
+        n_classes=len(data.task.classes),
+        specs=specs,
+        epochs=head.epochs,
+        batch_size=head.batch_size,
+        on_epoch=on_epoch,
+    )
+
+
+def _probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    # A head that diverged gives NaN, which `validation_scores` passes on.
+    with np.errstate(invalid="ignore", over="ignore"):
+        return softmax(logits.astype(np.float64))
+
+
+def _fill_logistic(
+    values: Values,
+    data: HeadData,
+    group: list[Candidate],
+    part: Partition,
+    _: Sequence[int],
+    meter: Meter,
+) -> None:
+    """The same for logistic regression, whose seeds and epochs are one."""
+    taps, targets = group[0].head.taps, data.task.targets
+    for is_balanced in (False, True):
+        path = [i for i, candidate in enumerate(group) if candidate.is_balanced == is_balanced]
+
+        def on_fit(number: int, fit: LogisticFit, path: list[int] = path) -> None:
+            probabilities = data.probabilities(part.validation, fit.tensors, taps)
+            values[path[number], 0, 0] = validation_scores(probabilities, targets[part.validation])
+            meter.advance(1)
+
+        if path:
+            fit_logistic_path(
+                data.features(taps),
+                targets,
+                part.train,
+                Cs=[group[i].head.C for i in path],
+                balanced=is_balanced,
+                on_fit=on_fit,
+            )
+
+
+def _standing(candidate: Candidate, values: Values, choose_by: ChoiceScore) -> Standing:
+    by_epoch = [dict(zip(SCORES, means)) for means in values.mean(axis=(0, 1)).tolist()]
+    epoch = min(range(len(by_epoch)), key=lambda e: _rank(by_epoch[e], choose_by))
+    single = values[:, :, epoch, SCORES.index(choose_by)]
+    return Standing(
+        candidate=candidate,
+        choose_by=choose_by,
+        epoch=epoch + 1,
+        scores=by_epoch[epoch],
+        spread=float(single.std(ddof=1)) if single.size > 1 else None,
+    )

@@ -1,0 +1,230 @@
+"""New images through a run's model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfeat.calibration import Decision
+from ecgfeat.config import ComputeSettings
+from ecgfeat.errors import DataError, storage_error
+from ecgfeat.images import DECODER, stream
+from ecgfeat.inference.model import Model, read_model
+from ecgfeat.manifest import IMAGE_SUFFIXES
+from ecgfeat.predictions import positive_class
+from ecgfeat.runs import Run
+from ecgfeat.runtime import (
+    Compute,
+    Progress,
+    Report,
+    resolve_compute,
+    silent,
+    supported_precisions,
+)
+
+if TYPE_CHECKING:
+    from ecgfeat.backbones import Backbone
+
+__all__ = ["FailedImage", "InferenceResult", "predict"]
+
+
+BATCH_SIZE = 4
+"""Images per forward pass: the CPU gains nothing from more, and few images are the rule here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedImage:
+    """An image of which nothing can be said.
+
+    Attributes
+    ----------
+    path : Path
+    reason : str
+        For people.
+    """
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InferenceResult:
+    """What a run's model says of new images.
+
+    Attributes
+    ----------
+    paths : tuple of Path, length n
+        In the order given; those of a folder by name.
+    classes : tuple of str
+        In a binary task the second is the positive one.
+    probabilities : ndarray of shape (n, n_classes), float64
+        Calibrated, where the run is. Each row sums to 1.
+    decision : Decision
+        How the probabilities came about, and become answers.
+    failures : tuple of FailedImage
+        The images that are not among `paths`.
+    compute : Compute
+        Where and how exactly it was computed.
+    """
+
+    paths: tuple[Path, ...]
+    classes: tuple[str, ...]
+    probabilities: NDArray[np.float64]
+    decision: Decision
+    failures: tuple[FailedImage, ...]
+    compute: Compute
+
+    @property
+    def positive(self) -> str | None:
+        """The positive class of a binary task, else None."""
+        return positive_class(self.classes)
+
+    @property
+    def predicted(self) -> tuple[str, ...]:
+        """The answer for each image, length n: the most probable class, or by the threshold."""
+        answers = self.decision.answers(self.probabilities)
+        if answers is None:
+            answers = self.probabilities.argmax(axis=1)
+        return tuple(self.classes[index] for index in answers)
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as plain values."""
+        return {
+            "classes": list(self.classes),
+            "decision": self.decision.as_json(),
+            "images": [
+                {
+                    "path": str(path),
+                    "predicted": predicted,
+                    "probabilities": dict(zip(self.classes, row)),
+                }
+                for path, predicted, row in zip(
+                    self.paths, self.predicted, self.probabilities.tolist()
+                )
+            ],
+            "failures": [
+                {"path": str(failure.path), "reason": failure.reason} for failure in self.failures
+            ],
+            "device": self.compute.device,
+            "precision": self.compute.precision,
+        }
+
+
+def predict(
+    run: Run,
+    images: Sequence[Path],
+    *,
+    compute: ComputeSettings = ComputeSettings(),
+    weights: str | None = None,
+    report: Report = silent,
+) -> InferenceResult:
+    """Apply a run's model to new images, prepared as the run's own were.
+
+    Parameters
+    ----------
+    run : Run
+    images : sequence of Path
+        Files; or folders, of which the JPEG and PNG files are taken, not their sub-folders'.
+    compute : ComputeSettings
+        With precision ``auto``, the run's is taken, unless the device hasn't got it.
+    weights : str, optional
+        Where the backbone's weights are now; by default where the run found them. They must be
+        the very same. A fine-tuning keeps its own.
+    report : callable
+        Told the progress before every batch.
+
+    Returns
+    -------
+    InferenceResult
+        Probabilities of the images that could be read, and why of the others not.
+
+    Raises
+    ------
+    RunError
+        When the run is a cross-validation, which keeps no model, or its model is damaged.
+    DataError
+        When there are no images, or a folder holds none.
+    WeightsError
+        When the backbone's weights can't be had, or aren't the run's.
+    ConfigError, DeviceError, StorageError, Interrupted
+
+    Examples
+    --------
+    >>> run = open_run(Path("runs/20260131-094500-linear-pages"))  # doctest: +SKIP
+    >>> predict(run, [Path("new/page1.jpg")]).predicted  # doctest: +SKIP
+    ('normal',)
+    """
+    model = read_model(run)
+    paths = _listed(images)
+    backbone = model.load_backbone(weights, _resolve(compute, model.precision))
+    if model.decoder != DECODER:
+        message = f"the run's own images were decoded by {model.decoder}, these by {DECODER}"
+        report(Progress(stage="predicting", done=0, total=len(paths), message=message))
+    return _apply(model, backbone, paths, report)
+
+
+def _listed(images: Sequence[Path]) -> list[Path]:
+    paths = []
+    for path in images:
+        paths += _images_in(path) if path.is_dir() else [path]
+    if not paths:
+        raise DataError("there are no images to predict: give files, or folders that hold some")
+    return paths
+
+
+def _images_in(folder: Path) -> list[Path]:
+    try:
+        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    except OSError as error:
+        raise storage_error(error, "reading", folder) from error
+    if not found:
+        raise DataError(
+            f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}). Its sub-folders are not "
+            "searched: name them one by one."
+        )
+    return found
+
+
+def _resolve(settings: ComputeSettings, run_precision: str) -> Compute:
+    if settings.precision != "auto":
+        return resolve_compute(settings, purpose="extract")
+    compute = resolve_compute(replace(settings, precision="fp32"), purpose="extract")
+    if run_precision in supported_precisions(compute.device):
+        return replace(compute, precision=run_precision, reason="as in the run")
+    return resolve_compute(settings, purpose="extract")
+
+
+def _apply(model: Model, backbone: Backbone, paths: list[Path], report: Report) -> InferenceResult:
+    n_images = len(paths)
+    batches = [range(i, min(i + BATCH_SIZE, n_images)) for i in range(0, n_images, BATCH_SIZE)]
+    probabilities = np.full((n_images, len(model.classes)), np.nan)
+    reasons: dict[int, str] = {}
+    decoded = stream(paths, batches, model.preprocessing, threads=backbone.compute.threads)
+    with contextlib.closing(decoded):
+        for rows, batch in zip(batches, decoded):
+            report(Progress(stage="predicting", done=rows.start, total=n_images))
+            reasons.update((failure.row, failure.reason) for failure in batch.failures)
+            if not len(batch.rows):
+                continue
+            features = backbone.features(batch.pixels)
+            probabilities[batch.rows] = model.probabilities(features)
+    report(Progress(stage="predicting", done=n_images, total=n_images))
+    for row in np.flatnonzero(~np.isfinite(probabilities).all(axis=1)).tolist():
+        reasons.setdefault(row, "the network's answer is not finite")
+    good = [row for row in range(n_images) if row not in reasons]
+    return InferenceResult(
+        paths=tuple(paths[row] for row in good),
+        classes=model.classes,
+        probabilities=probabilities[good],
+        decision=model.decision,
+        failures=tuple(
+            FailedImage(path=paths[row], reason=reasons[row]) for row in sorted(reasons)
+        ),
+        compute=backbone.compute,
+    )

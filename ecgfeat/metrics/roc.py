@@ -1,0 +1,187 @@
+"""ROC, precision-recall and reliability curves, with 95 % bands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ecgfeat.metrics.intervals import interval_of
+from ecgfeat.metrics.scores import (
+    GRID,
+    N_BINS,
+    Floats,
+    Integers,
+    Ranking,
+    Sample,
+    bin_numbers,
+    bootstrap_weights,
+    in_id_order,
+    rankings,
+    ratio,
+    sureness_of,
+    weighted_sums,
+)
+from ecgfeat.predictions import Predictions
+
+__all__ = ["MACRO", "Curve", "Curves", "Reliability", "curves"]
+
+
+N_BOOTSTRAP = 500
+"""Resamples: the first ones of those that the scores' intervals rest on. A picture shows no more
+of a band's ends."""
+
+MACRO = "mean of the classes"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Curve:
+    """A curve of each class against the rest, and the band of one of them.
+
+    Attributes
+    ----------
+    lines : mapping of str to (x, y), ndarrays of one shape, float64
+        By class: the positive one or, with more than two, each that the rows hold; then `MACRO`
+        last, the mean of their y at each x.
+    x, low, high : ndarray of shape (m,), float64
+        The 95 % band of the last line, point by point.
+    """
+
+    lines: Mapping[str, tuple[Floats, Floats]]
+    x: Floats
+    low: Floats
+    high: Floats
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reliability:
+    """How often what was said with some probability came true, by bin of it.
+
+    Attributes
+    ----------
+    said, true, low, high : ndarray of shape (n_bins,), float64
+        Mean probability, share that came true, and its 95 % interval, of bins that hold any row.
+    n_rows : ndarray of shape (n_bins,), int64
+    """
+
+    said: Floats
+    true: Floats
+    low: Floats
+    high: Floats
+    n_rows: Integers
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Curves:
+    """The curves of one model; the first two are None where the rows hold a single class."""
+
+    roc: Curve | None
+    precision_recall: Curve | None
+    reliability: Reliability
+
+
+def curves(predictions: Predictions, *, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP) -> Curves:
+    """The curves of predictions, with pointwise 95 % bands by bootstrap.
+
+    Whole groups are drawn once any has more than one row. Where resampling shows no spread, the
+    band allows for what so few rows may have missed, as the scores' intervals do.
+
+    Parameters
+    ----------
+    predictions : Predictions
+        At least one row.
+    seed, n_bootstrap : int
+        As in `evaluate`.
+    """
+    predictions = in_id_order(predictions)
+    sample = Sample.of(predictions)
+    ranked = {
+        predictions.classes[index]: ranking
+        for index, ranking in rankings(predictions.targets, predictions.probabilities).items()
+    }
+    in_bins, came_true = _bins(predictions)
+    drawn: dict[str, list[Floats]] = {"roc": [], "precision_recall": [], "reliability": []}
+    for weights in bootstrap_weights(sample.units, n_bootstrap, seed):
+        if ranked:
+            roc, precision = _mean_curves(ranked, weights)
+            drawn["roc"].append(roc)
+            drawn["precision_recall"].append(precision)
+        drawn["reliability"].append(
+            ratio(weighted_sums(weights, came_true.T), weighted_sums(weights, in_bins.T))
+        )
+    reliability = _reliability(
+        predictions, sample, in_bins, came_true, np.concatenate(drawn["reliability"])
+    )
+    if not ranked:
+        return Curves(roc=None, precision_recall=None, reliability=reliability)
+    ones = np.ones((1, len(predictions)))
+    roc, precision = (mean[0] for mean in _mean_curves(ranked, ones))
+    rates = {name: ranking.rates(ranking.tally(ones)) for name, ranking in ranked.items()}
+    n_units = sample.n_units_by_basis["positives" if len(ranked) == 1 else "rarest"]
+    roc_curve = _curve(
+        {name: (found.fallout[0], found.recall[0]) for name, found in rates.items()},
+        roc,
+        np.concatenate(drawn["roc"]),
+        n_units,
+    )
+    return Curves(
+        # The rate can't fall, so no point's doubt is larger than that of the points before it.
+        roc=replace(roc_curve, low=np.maximum.accumulate(roc_curve.low)),
+        precision_recall=_curve(
+            {name: (found.recall[0], found.precision[0]) for name, found in rates.items()},
+            precision,
+            np.concatenate(drawn["precision_recall"]),
+            n_units,
+        ),
+        reliability=reliability,
+    )
+
+
+def _mean_curves(ranked: Mapping[str, Ranking], weights: Floats) -> tuple[Floats, Floats]:
+    """ROC and precision-recall at each point of `GRID`, means over the classes, shape (b, m)."""
+    tallies = [(ranking, ranking.tally(weights)) for ranking in ranked.values()]
+    roc = np.mean([ranking.roc(tally) for ranking, tally in tallies], axis=0)
+    precision = np.mean([ranking.precision_recall(tally) for ranking, tally in tallies], axis=0)
+    return roc, precision
+
+
+def _curve(
+    lines: dict[str, tuple[Floats, Floats]], mean: Floats, drawn: Floats, n_units: int
+) -> Curve:
+    ends = [interval_of(value, column, n_units, (0.0, 1.0)) for value, column in zip(mean, drawn.T)]
+    low, high = np.array(ends).T
+    whole = lines if len(lines) == 1 else {**lines, MACRO: (GRID, mean)}
+    return Curve(lines=whole, x=GRID, low=low, high=high)
+
+
+def _bins(predictions: Predictions) -> tuple[Floats, Floats]:
+    """Which bin each row is in, and the same of those that came true, (n_bins, n) each."""
+    sureness, came_true = sureness_of(predictions)
+    in_bins = (np.arange(N_BINS)[:, np.newaxis] == bin_numbers(sureness)).astype(np.float64)
+    return in_bins, in_bins * came_true
+
+
+def _reliability(
+    predictions: Predictions,
+    sample: Sample,
+    in_bins: Floats,
+    came_true: Floats,
+    drawn: Floats,
+) -> Reliability:
+    sureness, _ = sureness_of(predictions)
+    n_rows = in_bins.sum(axis=1)
+    held = np.flatnonzero(n_rows)
+    true = came_true.sum(axis=1)[held] / n_rows[held]
+    ends = []
+    for number, value in zip(held, true):
+        n_units = len(np.unique(sample.units[in_bins[number] > 0]))
+        ends.append(interval_of(float(value), drawn[:, number], n_units, (0.0, 1.0)))
+    low, high = np.array(ends).T
+    return Reliability(
+        said=(in_bins @ sureness)[held] / n_rows[held],
+        true=true,
+        low=low,
+        high=high,
+        n_rows=n_rows[held].astype(np.int64),
+    )

@@ -1,0 +1,475 @@
+"""Laying down training, validation and test rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfeat.config import EvaluationSettings
+from ecgfeat.errors import ConfigError, DataError
+from ecgfeat.protocol.tasks import Task
+
+__all__ = [
+    "Partition",
+    "Rows",
+    "dealt",
+    "drawn_units",
+    "group_numbers",
+    "hash_place",
+    "inner_folds",
+    "keep_rows",
+    "n_kept_out",
+    "partitions",
+    "refuse_thin_validation",
+    "stratified_subset",
+    "training_share",
+]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Partition:
+    """Row numbers of one training: they never overlap, and never share a group.
+
+    Attributes
+    ----------
+    fold : int
+        From 0; always 0 where the data's own split is used.
+    train, validation, test : ndarray of int64
+        Row numbers in ascending order; `validation` may be empty.
+    split : str
+        Name of the test rows: ``"test"``, ``"test-subset"`` or ``"cv"``.
+    """
+
+    fold: int
+    train: Rows
+    validation: Rows
+    test: Rows
+    split: str
+
+    @property
+    def whole(self) -> Partition:
+        """The same with the validation rows among the training rows."""
+        return replace(self, train=np.union1d(self.train, self.validation), validation=_NONE)
+
+
+def partitions(
+    task: Task,
+    *,
+    ids: Sequence[str],
+    splits: Sequence[str],
+    groups: Sequence[str],
+    settings: EvaluationSettings,
+) -> list[Partition]:
+    """Lay down who trains and who is tested.
+
+    Parameters
+    ----------
+    task : Task
+    ids, splits, groups : sequences of str, length n
+        Path, ``"train"`` or ``"test"``, and group of each row; an empty group is the row alone.
+    settings : EvaluationSettings
+        `cv`, `test_subset`, `val_fraction` and `seed` are used.
+
+    Raises
+    ------
+    DataError
+        When a split is empty, a class in test is absent from train, or there are too few rows
+        or groups of a class for the folds or the validation rows.
+    ConfigError
+        When `test_subset` asks for more rows than there are.
+    """
+    if settings.cv:
+        plan = _cross_validation(task, ids, groups, settings)
+    else:
+        plan = [_holdout(task, ids, splits, settings)]
+    if settings.val_fraction:
+        plan = [_keep_out(part, task, ids, groups, settings) for part in plan]
+    return plan
+
+
+def _cross_validation(
+    task: Task, ids: Sequence[str], groups: Sequence[str], settings: EvaluationSettings
+) -> list[Partition]:
+    folds = dealt(
+        np.arange(len(ids)),
+        task,
+        group_numbers(ids, groups),
+        option="--cv",
+        n_folds=settings.cv,
+        seed=settings.seed,
+        grouped=any(groups),
+    )
+    return [
+        Partition(fold=fold, train=train, validation=_NONE, test=test, split="cv")
+        for fold, (train, test) in enumerate(folds)
+    ]
+
+
+def _holdout(
+    task: Task, ids: Sequence[str], splits: Sequence[str], settings: EvaluationSettings
+) -> Partition:
+    split = np.asarray(splits)
+    train, test = np.flatnonzero(split == "train"), np.flatnonzero(split == "test")
+    for name, rows in (("train", train), ("test", test)):
+        if not len(rows):
+            raise DataError(
+                f"the split {name!r} is empty. Add {name} rows to the data, or ignore the "
+                "split and cross-validate with --cv 5."
+            )
+    _refuse_unseen_classes(task, train, test)
+    if not settings.test_subset:
+        return Partition(fold=0, train=train, validation=_NONE, test=test, split="test")
+    subset = stratified_subset(test, task.targets, ids, settings.test_subset)
+    return Partition(fold=0, train=train, validation=_NONE, test=subset, split="test-subset")
+
+
+def _refuse_unseen_classes(task: Task, train: Rows, test: Rows) -> None:
+    in_train = Counter(task.targets[train].tolist())
+    if len(in_train) < 2:
+        raise DataError(
+            f"the training rows hold one class only ({task.classes[next(iter(in_train))]!r}). "
+            "Check the split column, or cross-validate with --cv 5."
+        )
+    unseen = sorted(set(task.targets[test].tolist()) - set(in_train))
+    if unseen:
+        raise DataError(
+            f"the test rows hold {_named(task, unseen)}, which no training row has. Add such rows "
+            "to train, take them out of test, or cross-validate with --cv 5."
+        )
+
+
+def _keep_out(
+    part: Partition,
+    task: Task,
+    ids: Sequence[str],
+    groups: Sequence[str],
+    settings: EvaluationSettings,
+) -> Partition:
+    """Move `val_fraction` of the training groups of each class to validation.
+
+    At least one, and never all.
+    """
+    fraction = settings.val_fraction
+    is_out = drawn_units(
+        part.train,
+        task.targets,
+        ids=ids,
+        groups=groups,
+        key=f"{settings.seed}/",
+        n_drawn=lambda n: n_kept_out(fraction, n),
+    )
+    train = part.train[~is_out]
+    lost = sorted(set(task.targets[part.train].tolist()) - set(task.targets[train].tolist()))
+    if lost:
+        raise DataError(
+            f"--val-fraction {fraction:g} leaves no training rows of {_named(task, lost)}: their "
+            "groups, which hold other classes too, are all kept out. Give a smaller fraction or "
+            "another --seed."
+        )
+    return replace(part, train=train, validation=part.train[is_out])
+
+
+def inner_folds(
+    part: Partition,
+    task: Task,
+    *,
+    ids: Sequence[str],
+    groups: Sequence[str],
+    n_folds: int,
+    seed: int,
+) -> list[Partition]:
+    """Deal a partition's training rows out, so that choices can be made among them alone.
+
+    Parameters
+    ----------
+    part : Partition
+    task : Task
+    ids, groups : sequences of str, length n
+    n_folds, seed : int
+
+    Returns
+    -------
+    list of Partition
+        One per fold, whose validation rows are held out; each training row is in one of them.
+        The test rows are `part`'s.
+
+    Raises
+    ------
+    DataError
+        When there are too few groups of a class.
+    """
+    folds = dealt(
+        part.train,
+        task,
+        group_numbers(ids, groups),
+        option="--folds",
+        n_folds=n_folds,
+        seed=seed,
+        grouped=any(groups[row] for row in part.train),
+    )
+    return [
+        replace(part, fold=fold, train=train, validation=validation)
+        for fold, (train, validation) in enumerate(folds)
+    ]
+
+
+def training_share(
+    part: Partition,
+    task: Task,
+    *,
+    ids: Sequence[str],
+    groups: Sequence[str],
+    fraction: float,
+    seed: int,
+) -> Partition:
+    """The same with a share of the training rows: whole groups of each class, at least one.
+
+    With the same seed, a larger share holds every smaller one, and every class is in each: where
+    groups hold several classes, the first one that has a class is in.
+    """
+    key = f"share/{seed}/"
+    is_in = drawn_units(
+        part.train,
+        task.targets,
+        ids=ids,
+        groups=groups,
+        key=key,
+        n_drawn=lambda n: max(1, round(fraction * n)),
+    )
+    names = [groups[row] for row in part.train]
+    if any(names):
+        units = group_numbers([ids[row] for row in part.train], names)
+        for index in np.unique(task.targets[part.train]):
+            holds = task.targets[part.train] == index
+            is_first = drawn_units(
+                part.train[holds],
+                task.targets,
+                ids=ids,
+                groups=groups,
+                key=key,
+                n_drawn=lambda _: 1,
+            )
+            is_in |= np.isin(units, units[holds][is_first])
+    return replace(part, train=part.train[is_in])
+
+
+def keep_rows(plan: Sequence[Partition], task: Task, kept: NDArray[np.bool_]) -> list[Partition]:
+    """Leave out rows that can't be used, and number the others anew.
+
+    Parameters
+    ----------
+    plan : sequence of Partition
+    task : Task
+        Of all rows.
+    kept : ndarray of shape (n,), bool
+
+    Raises
+    ------
+    DataError
+        When no training rows of a class are left, or no test rows.
+    """
+    number = np.cumsum(kept) - 1
+    thinned = []
+    for part in plan:
+        train, validation, test = (
+            number[rows[kept[rows]]] for rows in (part.train, part.validation, part.test)
+        )
+        usable = task.targets[part.train[kept[part.train]]]
+        lost = np.setdiff1d(task.targets[part.train], usable)
+        if len(lost) or not len(test):
+            what = f"training images of {_named(task, lost)}" if len(lost) else "test images"
+            raise DataError(
+                f"none of the {what} could be used when the features were extracted. The list "
+                "beside the cache, ending in -quarantine.csv, says why."
+            )
+        thinned.append(replace(part, train=train, validation=validation, test=test))
+    return thinned
+
+
+def refuse_thin_validation(plan: Sequence[Partition], task: Task) -> None:
+    """Refuse validation rows without one of the classes: nothing can be decided on them.
+
+    Raises
+    ------
+    DataError
+    """
+    for part in plan:
+        lacking = np.setdiff1d(np.arange(len(task.classes)), task.targets[part.validation])
+        if len(lacking):
+            raise DataError(
+                f"there would be no validation rows of {_named(task, lacking)}, so nothing could "
+                "be chosen, calibrated or decided: too few groups (or ungrouped rows) hold these "
+                "classes. Add data, give another --val-fraction, --folds or --seed, or join "
+                "classes with --positive."
+            )
+
+
+def _named(task: Task, indices: Sequence[int] | NDArray[np.int64]) -> str:
+    return ", ".join(repr(task.classes[index]) for index in indices)
+
+
+_NONE: Rows = np.empty(0, dtype=np.int64)
+
+
+def dealt(
+    rows: Rows,
+    task: Task,
+    units: NDArray[np.int64],
+    *,
+    option: str,
+    n_folds: int,
+    seed: int,
+    grouped: bool,
+) -> Iterator[tuple[Rows, Rows]]:
+    """Deal `rows` out into folds; gives what is left and what is held out, for each fold.
+
+    Parameters
+    ----------
+    rows : ndarray of int64
+        Row numbers in ascending order.
+    task : Task
+        Of all rows.
+    units : ndarray of shape (n,), int64
+        Number of every row's group.
+    option : str
+        What asked for the folds, for messages: ``"--cv"``.
+    n_folds, seed : int
+    grouped : bool
+        Whether any row has a group of its own name.
+
+    Raises
+    ------
+    DataError
+        When there are too few groups of a class, or a fold leaves none of one.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    targets, units = task.targets[rows], units[rows]
+    _refuse_too_few(targets, units, task.classes, option, n_folds)
+    # The grouped form would do without groups too, but takes 16 s for 84,000 rows.
+    kind = StratifiedGroupKFold if grouped else StratifiedKFold
+    folds = kind(n_folds, shuffle=True, random_state=seed)
+    for fold, (left, out) in enumerate(folds.split(units, targets, units if grouped else None)):
+        lacking = sorted(set(targets.tolist()) - set(targets[left].tolist()))
+        if lacking:
+            names = ", ".join(repr(task.classes[index]) for index in lacking)
+            raise DataError(
+                f"fold {fold + 1} of {n_folds} would have no training rows of {names}: groups "
+                f"are too large or too few. Give a smaller {option}, or another --seed."
+            )
+        yield rows[left], rows[out]
+
+
+def _refuse_too_few(
+    targets: NDArray[np.int64],
+    units: NDArray[np.int64],
+    classes: tuple[str, ...],
+    option: str,
+    n_folds: int,
+) -> None:
+    for index, name in enumerate(classes):
+        n_units = len(np.unique(units[targets == index]))
+        if n_units < n_folds:
+            raise DataError(
+                f"{option} {n_folds} needs at least {n_folds} groups (or ungrouped rows) of every "
+                f"class; {name!r} has {n_units}. Give a smaller {option}."
+            )
+
+
+Rows = NDArray[np.int64]
+
+
+def group_numbers(ids: Sequence[str], groups: Sequence[str]) -> NDArray[np.int64]:
+    """Number the groups from 0 by name, shape (n,); a row without a group is its own."""
+    names = [("group", group) if group else ("row", name) for name, group in zip(ids, groups)]
+    number = {name: index for index, name in enumerate(sorted(set(names)))}
+    return np.fromiter((number[name] for name in names), np.int64, len(names))
+
+
+def drawn_units(
+    rows: Rows,
+    targets: NDArray[np.int64],
+    *,
+    ids: Sequence[str],
+    groups: Sequence[str],
+    key: str,
+    n_drawn: Callable[[int], int],
+) -> NDArray[np.bool_]:
+    """Draw whole groups of each class: which of `rows` are theirs, shape (len(rows),).
+
+    Within a class, groups are put in the order of a hash of `key` and their name, and the first
+    of them are taken; a group belongs to the class of its first row.
+
+    Parameters
+    ----------
+    rows : ndarray of int64
+        Row numbers in ascending order.
+    targets : ndarray of shape (n,), int64
+        Of all rows, as are `ids` and `groups`.
+    ids, groups : sequences of str, length n
+    key : str
+        Another key, another order.
+    n_drawn : callable
+        From the number of a class's groups to how many of them are taken.
+    """
+    units = group_numbers([ids[row] for row in rows], [groups[row] for row in rows])
+    _, first = np.unique(units, return_index=True)  # units are numbered from 0 without gaps
+    drawn: list[int] = []
+    names = [groups[row] or ids[row] for row in rows[first].tolist()]
+    classes = targets[rows[first]]
+    for index in np.unique(classes):
+        members = np.flatnonzero(classes == index).tolist()
+        members.sort(key=lambda unit: hash_place(key + names[unit]))
+        drawn += members[: n_drawn(len(members))]
+    return np.isin(units, drawn)
+
+
+def stratified_subset(
+    rows: Rows, targets: NDArray[np.int64], ids: Sequence[str], n_rows: int
+) -> Rows:
+    """Choose `n_rows` of `rows`, classes in proportion, by a hash of each row's id.
+
+    The choice depends on the ids and classes alone, so every run on the same data makes the
+    same one.
+
+    Raises
+    ------
+    ConfigError
+        When there are fewer rows than asked for.
+    """
+    if n_rows > len(rows):
+        raise ConfigError(
+            f"--test-subset {n_rows} asks for more rows than the {len(rows)} test rows there are"
+        )
+    queues = [
+        sorted(rows[targets[rows] == index].tolist(), key=lambda row: hash_place(ids[row]))
+        for index in np.unique(targets[rows])
+    ]
+    shares = _largest_remainder([len(queue) for queue in queues], n_rows)
+    chosen = [row for queue, share in zip(queues, shares) for row in queue[:share]]
+    return np.array(sorted(chosen), dtype=np.int64)
+
+
+def _largest_remainder(sizes: list[int], total: int) -> list[int]:
+    # Hare quota: whole parts first, what is left to the largest remainders.
+    exact = [size * total / sum(sizes) for size in sizes]
+    shares = [int(value) for value in exact]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: shares[i] - exact[i])
+    for index in by_remainder[: total - sum(shares)]:
+        shares[index] += 1
+    return shares
+
+
+def n_kept_out(fraction: float, n: int) -> int:
+    """How many of `n` a fraction keeps out: at least one, and never all."""
+    return max(0, min(max(1, round(fraction * n)), n - 1))
+
+
+def hash_place(text: str) -> bytes:
+    """A text's place in an order that looks random and depends on nothing but the text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

@@ -1,0 +1,430 @@
+"""Opening a finished run."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfeat.calibration import Decision
+from ecgfeat.errors import DataError, RunError, storage_error
+from ecgfeat.files import write_csv
+from ecgfeat.predictions import Predictions
+from ecgfeat.runs.records import FORMAT_VERSION, Cost, EpochRecord
+
+__all__ = [
+    "Run",
+    "check_version",
+    "damaged",
+    "is_finished",
+    "open_run",
+    "parse_csv",
+    "parse_json",
+    "parse_text",
+    "read_config",
+    "read_file",
+    "read_history",
+    "read_predictions",
+    "write_history",
+    "write_predictions",
+    "write_records",
+    "write_sweep",
+]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """A finished run; its larger files are read when asked for.
+
+    Attributes
+    ----------
+    path : Path
+        The folder, absolute.
+    config, metrics : dict
+        ``config.json`` and ``metrics.json``.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def kind(self) -> str:
+        """``"linear"``, ``"logreg"``, ``"both"`` or ``"finetune"``."""
+        return str(self.config["kind"])
+
+    @property
+    def cost(self) -> Cost:
+        """What the run took."""
+        return Cost(**self.metrics["cost"])
+
+    @cached_property
+    def history(self) -> tuple[EpochRecord, ...]:
+        """One record per fold and epoch; none for logistic regression."""
+        return read_history(self.path)
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        """What the model said of each test row, bit for bit."""
+        return read_predictions(self.path)
+
+    @cached_property
+    def validation(self) -> Predictions:
+        """What the model said of the rows that chose; RunError where nothing was chosen."""
+        return read_predictions(self.path, "validation_predictions.csv")
+
+    @cached_property
+    def report(self) -> str:
+        """``classification_report.txt``: what was tested, then precision, recall and F1."""
+        return read_file(self.path, "classification_report.txt", parse_text)
+
+    @cached_property
+    def model_card(self) -> dict[str, Any]:
+        """``model.json``: what is needed to apply the model to a new image."""
+        if not (self.path / "fold_models.safetensors").exists():
+            self._refuse_without_model()
+        card = read_file(self.path, "model.json", parse_json)
+        check_version(card, self.path / "model.json")
+        return card
+
+    def model(self) -> dict[str, NDArray[Any]]:
+        """The model's tensors by name, from ``model.safetensors``."""
+        self._refuse_without_model()
+        return read_file(self.path, "model.safetensors", _parse_tensors)
+
+    @property
+    def decision(self) -> Decision:
+        """How the model's probabilities become answers, from ``model.json``."""
+        self._refuse_without_model()
+        try:
+            return Decision.from_json(self.model_card.get("decision", _NO_DECISION))
+        except ValueError as error:
+            raise damaged(self.path / "model.json", str(error)) from error
+
+    def fold_models(self) -> list[dict[str, NDArray[Any]]]:
+        """A cross-validated head's tensors by fold, each by name."""
+        name = "fold_models.safetensors"
+        if not (self.path / name).exists():
+            raise RunError(
+                f"{self.path} keeps no models of folds: only heads that are cross-validated do. "
+                "Run fit-head with --cv, and use that run."
+            )
+        tensors = read_file(self.path, name, _parse_tensors)
+        folds = [_of_fold(tensors, fold) for fold in range(len(tensors))]
+        found = list(takewhile(bool, folds))
+        if sum(map(len, found)) != len(tensors):
+            raise damaged(self.path / name, "its tensors are not numbered by fold from 0")
+        return found
+
+    def _refuse_without_model(self) -> None:
+        if self.metrics["split"] == "cv":
+            raise RunError(
+                f"{self.path} keeps no model: it is a cross-validation. Run its command "
+                "without --cv, and use that run."
+            )
+
+
+_NO_DECISION = Decision().as_json()
+
+
+def _of_fold(tensors: Mapping[str, NDArray[Any]], fold: int) -> dict[str, NDArray[Any]]:
+    prefix = f"fold{fold}/"
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def open_run(folder: Path) -> Run:
+    """Open a finished run.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder, such as ``runs/20260131-094500-linear-pages``.
+
+    Returns
+    -------
+    Run
+        Its settings and scores; predictions, history and model are read when asked for.
+
+    Raises
+    ------
+    RunError
+        When the folder is no run, is unfinished, damaged, or of another format version.
+    StorageError
+        When it can't be read.
+
+    Examples
+    --------
+    >>> run = open_run(Path("runs/20260131-094500-linear-pages"))  # doctest: +SKIP
+    >>> run.metrics["scores"]["accuracy"]["value"]  # doctest: +SKIP
+    0.6664
+    """
+    try:
+        path = _find(folder)
+    except OSError as error:
+        raise storage_error(error, "reading", folder) from error
+    config = read_config(path)
+    if not is_finished(path):
+        raise RunError(
+            f"{path} is unfinished: metrics.json, which is written last, is not there. Run its "
+            "command again (finetune can go on with --resume)."
+        )
+    run = Run(path=path, config=config, metrics=read_file(path, "metrics.json", parse_json))
+    try:
+        _ = run.kind, run.cost, run.metrics["split"]
+    except (KeyError, TypeError) as error:
+        raise damaged(path, f"a field is missing or unknown ({error})") from error
+    return run
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read ``config.json``, of a finished run or of one under way.
+
+    Raises
+    ------
+    RunError
+        When it is missing, damaged, or of another format version.
+    StorageError
+        When it can't be read.
+    """
+    config = read_file(folder, "config.json", parse_json)
+    check_version(config, folder / "config.json")
+    return config
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run's folder has ``metrics.json``, which is written last."""
+    return (folder / "metrics.json").exists()
+
+
+def _find(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise RunError(
+            f"{folder} is no folder. Give a run's folder, such as "
+            "runs/20260131-094500-linear-pages."
+        )
+    path = folder.resolve()
+    if not (path / "config.json").exists():
+        raise RunError(
+            f"{path} is not a run: it has no config.json. Give a folder that fit-head or "
+            "finetune made."
+        )
+    return path
+
+
+def _parse_tensors(content: bytes) -> dict[str, NDArray[Any]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        return dict(load(content))
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+T = TypeVar("T")
+
+
+def read_file(folder: Path, name: str, parse: Callable[[bytes], T]) -> T:
+    """Read and parse one of a run's files.
+
+    `parse` raises ValueError where the content is not as written.
+
+    Raises
+    ------
+    RunError
+        When the file is missing, is no plain file of the folder, or can't be parsed.
+    StorageError
+        When it can't be read.
+    """
+    path = folder / name
+    try:
+        _refuse_elsewhere(path)
+        return parse(path.read_bytes())
+    except OSError as error:
+        raise storage_error(error, "reading", path) from error
+    except (ValueError, csv.Error, RecursionError) as error:
+        raise damaged(path, str(error)) from error
+
+
+def _refuse_elsewhere(path: Path) -> None:
+    """Refuse a file that is missing, a pipe or device, or a link that leads out of the run."""
+    if not path.exists():
+        raise damaged(path.parent, f"{path.name} is missing")
+    if not path.is_file() or path.resolve().parent != path.parent.resolve():
+        raise RunError(
+            f"{path} is not a plain file of this run. Put the file itself in its place, or use "
+            "another run."
+        )
+
+
+def parse_text(content: bytes) -> str:
+    """What `write_text` wrote."""
+    return content.decode("utf-8", "surrogateescape")
+
+
+def parse_json(content: bytes) -> dict[str, Any]:
+    """The JSON object that `content` holds; ValueError where it is something else."""
+    found = json.loads(content)
+    if not isinstance(found, dict):
+        raise ValueError("it holds no JSON object")
+    return found
+
+
+def parse_csv(content: bytes) -> list[list[str]]:
+    """The rows of a CSV, its header first; ValueError where their lengths differ."""
+    text = io.StringIO(parse_text(content), newline="")
+    rows = list(csv.reader(text, strict=True))
+    if not rows:
+        raise ValueError("it is empty")
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(rows[0]):
+            raise ValueError(f"row {number} has {len(row)} fields, the header {len(rows[0])}")
+    return rows
+
+
+def check_version(content: Mapping[str, Any], path: Path) -> None:
+    """Refuse a JSON object of another format version."""
+    found = content.get("format_version")
+    if found != FORMAT_VERSION:
+        raise RunError(
+            f"{path} has format version {found!r}, and this ecgfeat reads version "
+            f"{FORMAT_VERSION}. Run its command again, or use the ecgfeat that wrote it."
+        )
+
+
+def damaged(path: Path, what: str) -> RunError:
+    """The error for a file or folder whose content is not what was written."""
+    return RunError(f"{path} is damaged: {what}. Run its command again.")
+
+
+HISTORY_COLUMNS = ("fold", "epoch", "loss", "accuracy", "val_loss", "val_accuracy", "lr")
+PREDICTION_COLUMNS = ("path", "group", "split", "fold", "target", "predicted")
+
+
+def write_history(folder: Path, history: Sequence[EpochRecord]) -> None:
+    """Write ``history.csv``; a value that isn't there is an empty field."""
+    rows = (_fields(dataclasses.astuple(record)) for record in history)
+    write_csv(folder / "history.csv", (HISTORY_COLUMNS, *rows))
+
+
+def _fields(values: Iterable[object]) -> list[object]:
+    return ["" if value is None else value for value in values]
+
+
+def read_history(folder: Path) -> tuple[EpochRecord, ...]:
+    """Read ``history.csv``."""
+    return read_file(folder, "history.csv", _parse_history)
+
+
+def _parse_history(content: bytes) -> tuple[EpochRecord, ...]:
+    header, *rows = parse_csv(content)
+    # The first writers had no learning rate to tell.
+    if tuple(header) not in (HISTORY_COLUMNS, HISTORY_COLUMNS[:-1]):
+        raise ValueError(f"its columns are {','.join(header)}")
+    return tuple(
+        EpochRecord(
+            fold=int(fold),
+            epoch=int(epoch),
+            loss=float(loss),
+            accuracy=float(accuracy),
+            val_loss=float(val_loss) if val_loss else None,
+            val_accuracy=float(val_accuracy) if val_accuracy else None,
+            lr=float(*lr) if any(lr) else None,
+        )
+        for fold, epoch, loss, accuracy, val_loss, val_accuracy, *lr in rows
+    )
+
+
+def write_sweep(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write ``sweep.csv``, one row per candidate; also while a sweep goes on, to keep its work.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's.
+    rows : sequence of mapping
+        At least one; all have the keys of the first, which are the columns.
+
+    Raises
+    ------
+    StorageError
+        When the disk refuses.
+    """
+    write_records(folder / "sweep.csv", rows)
+
+
+def write_records(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write mappings of the same keys as a CSV; None is an empty field."""
+    columns = tuple(rows[0])
+    write_csv(path, (columns, *(_fields(row[name] for name in columns) for row in rows)))
+
+
+def write_predictions(
+    folder: Path, predictions: Predictions, name: str = "predictions.csv"
+) -> None:
+    """Write ``predictions.csv``, from which `read_predictions` gets the very same floats."""
+    write_csv(folder / name, _prediction_rows(predictions))
+
+
+def _prediction_rows(predictions: Predictions) -> Iterator[Sequence[object]]:
+    classes = predictions.classes
+    yield (*PREDICTION_COLUMNS, *(f"p_{name}" for name in classes))
+    for path, group, fold, target, predicted, probabilities in zip(
+        predictions.ids,
+        predictions.groups,
+        predictions.folds.tolist(),
+        predictions.targets.tolist(),
+        predictions.predicted.tolist(),
+        predictions.probabilities.tolist(),
+    ):
+        labels = classes[target], classes[predicted]
+        yield (path, group, predictions.split, fold, *labels, *probabilities)
+
+
+def read_predictions(folder: Path, name: str = "predictions.csv") -> Predictions:
+    """Read ``predictions.csv``."""
+    return read_file(folder, name, _parse_predictions)
+
+
+def _parse_predictions(content: bytes) -> Predictions:
+    header, *rows = parse_csv(content)
+    n_fixed = len(PREDICTION_COLUMNS)
+    if tuple(header[:n_fixed]) != PREDICTION_COLUMNS or not rows:
+        raise ValueError(f"it has {len(rows)} rows of the columns {','.join(header)}")
+    classes = tuple(column.removeprefix("p_") for column in header[n_fixed:])
+    number = {name: index for index, name in enumerate(classes)}
+    unknown = {label for row in rows for label in row[4:6]} - set(number)
+    if unknown:
+        raise ValueError(f"no column has the probabilities of {', '.join(sorted(unknown))}")
+    try:
+        return Predictions(
+            ids=tuple(row[0] for row in rows),
+            classes=classes,
+            targets=np.array([number[row[4]] for row in rows], dtype=np.int64),
+            probabilities=np.array([row[n_fixed:] for row in rows], dtype=np.float64),
+            groups=tuple(row[1] for row in rows),
+            split=rows[0][2],
+            folds=np.array([row[3] for row in rows], dtype=np.int64),
+            answers=np.array([number[row[5]] for row in rows], dtype=np.int64),
+        )
+    except DataError as error:
+        raise ValueError(str(error)) from error
