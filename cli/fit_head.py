@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ecgfeat.config import (
+    RECIPE_OF_OLD_CACHES,
     EvaluationSettings,
-    HeadKind,
+    HeadChoice,
     HeadSettings,
     Recipe,
     RecipeSettings,
@@ -37,29 +36,8 @@ ecgfeat fit-head cache/pages-resnet18-1a2b3c4d.h5 --head linear --grid lr=1e-4,1
 """
 
 
-class Head(StrEnum):
-    """Which heads to fit."""
-
-    linear = "linear"
-    logreg = "logreg"
-    both = "both"
-
-
-_KINDS: dict[Head, tuple[HeadKind, ...]] = {
-    Head.linear: ("linear",),
-    Head.logreg: ("logreg",),
-    Head.both: ("linear", "logreg"),
-}
-_OWN: dict[HeadKind, tuple[str, ...]] = {
-    "linear": ("epochs", "lr", "batch_size", "weight_decay", "label_smoothing"),
-    "logreg": ("C",),
-}
-"""Settings that only one kind of head has."""
-
-
-def _head_of(recipe: Recipe) -> Head:
-    (head,) = (head for head, kinds in _KINDS.items() if kinds == recipe.kinds)
-    return head
+def _head_of(recipe: Recipe) -> str:
+    return ",".join(recipe.kinds)
 
 
 @command(app, "fit-head", examples=_EXAMPLES)
@@ -67,7 +45,7 @@ def fit_head(
     cache: CACHE_FILE,
     *,
     head: Annotated[
-        Head | None,
+        HeadChoice | None,
         typer.Option(
             "--head",
             help="linear: one layer trained by Adam, as the study did; logreg: logistic "
@@ -87,8 +65,8 @@ def fit_head(
     from ecgfeat.heads import fit_heads
 
     features = open_cache(cache)
-    chosen = recipe.chosen(features.header.recipe or "paper")
-    kinds = _KINDS[head or _head_of(chosen)]
+    chosen = recipe.chosen(features.header.recipe or RECIPE_OF_OLD_CACHES)
+    kinds = head or _head_of(chosen)
     _refuse_idle(settings.over(chosen.head), chosen, kinds)
     with output.reporting() as report:
         runs = fit_heads(
@@ -105,13 +83,15 @@ def fit_head(
     output.result(runs_as_json(runs))
 
 
-def _refuse_idle(asked: HeadSettings, recipe: Recipe, kinds: Sequence[HeadKind]) -> None:
+def _refuse_idle(asked: HeadSettings, recipe: Recipe, kinds: str) -> None:
     """Refuse to change by hand what would do nothing, since no such head is fitted."""
-    for kind, names in _OWN.items():
-        idle = [name for name in names if getattr(asked, name) != getattr(recipe.head, name)]
-        if idle and kind not in kinds:
+    from ecgfeat.heads import HEADS
+
+    for kind, head in HEADS.items():
+        idle = [n for n in head.options if getattr(asked, n) != getattr(recipe.head, n)]
+        if idle and kinds not in (kind, "both"):
             options = " and ".join(map(option_name, idle))
             raise ConfigError(
-                f"only a {kind} head has {options}, and here a {' and '.join(kinds)} head is "
-                f"fitted: leave it out, or give --head {kind} or both"
+                f"only a {kind} head has {options}, and here a {kinds} head is fitted: leave it "
+                f"out, or give --head {kind} or both"
             )

@@ -23,6 +23,7 @@ from ecgfeat.config.options import (
     ExtractionSettings,
     FinetuneSettings,
     FreezeTo,
+    HeadChoice,
     HeadKind,
     HeadSettings,
     ImageFormat,
@@ -40,6 +41,7 @@ from ecgfeat.config.options import (
 )
 from ecgfeat.config.recipes import (
     DEFAULT_RECIPE,
+    RECIPE_OF_OLD_CACHES,
     RECIPES,
     Recipe,
     RecipeName,
@@ -51,6 +53,7 @@ __all__ = [
     "DEFAULT_RECIPE",
     "LAYERS",
     "RECIPES",
+    "RECIPE_OF_OLD_CACHES",
     "TAPS",
     "BatchNorm",
     "ChoiceScore",
@@ -65,6 +68,7 @@ __all__ = [
     "ExtractionSettings",
     "FinetuneSettings",
     "FreezeTo",
+    "HeadChoice",
     "HeadKind",
     "HeadSettings",
     "ImageFormat",

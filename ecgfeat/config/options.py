@@ -27,6 +27,7 @@ __all__ = [
     "ExtractionSettings",
     "FinetuneSettings",
     "FreezeTo",
+    "HeadChoice",
     "HeadKind",
     "HeadSettings",
     "ImageFormat",
@@ -308,6 +309,7 @@ class ExtractionSettings(Settings):
 
 
 HeadKind = Literal["linear", "logreg"]
+HeadChoice = Literal[HeadKind, "both"]
 ClassWeights = Literal["none", "balanced"]
 ChoiceScore = Literal["log_loss", "accuracy", "balanced_accuracy", "auroc"]
 
@@ -325,7 +327,12 @@ class HeadSettings(Settings):
         "lists them.",
         metavar="A[,B]",
     )
-    epochs: int = setting(5, "Linear head: passes over the training rows.", minimum=1)
+    epochs: int = setting(
+        0,
+        "Linear head: passes over the training rows; 0 takes the study's 5, or as many as make 200 "
+        "steps.",
+        minimum=0,
+    )
     lr: float = setting(0.001, "Linear head: Adam's learning rate.", above=0, maximum=10)
     batch_size: int = setting(64, "Linear head: rows per step.", minimum=1)
     weight_decay: float = setting(0.0, "Linear head: Adam's L2 penalty.", minimum=0, maximum=100)
@@ -334,6 +341,12 @@ class HeadSettings(Settings):
         "Linear head: share of each target that is spread evenly over all classes.",
         minimum=0,
         below=1,
+    )
+    # Features of several layers differ so much in size that Adam's equal steps would serve one.
+    standardize: bool = setting(
+        True,
+        "Linear head: train on standardised features, as logistic regression always does; the "
+        "study took them as they are.",
     )
     class_weights: ClassWeights = setting(
         "none",
@@ -348,6 +361,11 @@ class HeadSettings(Settings):
     def taps(self) -> tuple[str, ...]:
         """The layers' names, in the order given."""
         return comma_separated(self.layers)
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether classes count alike, however many rows they have."""
+        return self.class_weights == "balanced"
 
     def __post_init__(self) -> None:
         super().__post_init__()

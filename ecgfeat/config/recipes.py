@@ -17,7 +17,14 @@ from ecgfeat.config.options import (
 )
 from ecgfeat.errors import ConfigError
 
-__all__ = ["DEFAULT_RECIPE", "RECIPES", "Recipe", "RecipeName", "RecipeSettings"]
+__all__ = [
+    "DEFAULT_RECIPE",
+    "RECIPES",
+    "RECIPE_OF_OLD_CACHES",
+    "Recipe",
+    "RecipeName",
+    "RecipeSettings",
+]
 
 RecipeName = Literal["paper", "quick", "ecg"]
 
@@ -65,6 +72,7 @@ _ALL = (
     Recipe(
         name="paper",
         summary="the study's: the ImageNet crop of 224 pixels, layer4, a linear head",
+        head=HeadSettings(epochs=5, standardize=False),
     ),
     Recipe(
         name="quick",
@@ -92,6 +100,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType({recipe.name: recipe for recipe
 """The recipes by name. ``paper`` is every setting's own default."""
 DEFAULT_RECIPE: RecipeName = "ecg"
 """What the commands take where nothing is said; docs/results.md has the evidence."""
+RECIPE_OF_OLD_CACHES: RecipeName = "paper"
+"""Of those that were written before caches named theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,23 +1,200 @@
-"""What all heads of one call are trained and tested on."""
+"""What a head is, and what all heads of one call are trained and tested on."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ecgfeat.config import HeadKind, HeadSettings
 from ecgfeat.errors import DataError
 from ecgfeat.predictions import Predictions, softmax
-from ecgfeat.protocol import Task
+from ecgfeat.protocol import Partition, Task
+from ecgfeat.runs import EpochRecord
 from ecgfeat.runtime import Progress, Report
 
 if TYPE_CHECKING:
     from ecgfeat.feature_cache import FeatureCache
 
-__all__ = ["CHUNK_ROWS", "WAY", "HeadData", "Meter", "Tensors", "head_fits", "head_probabilities"]
+__all__ = [
+    "CHUNK_ROWS",
+    "WAY",
+    "Fitted",
+    "Head",
+    "HeadData",
+    "Meter",
+    "Scored",
+    "Step",
+    "Tensors",
+    "moments",
+]
+
+
+CHUNK_ROWS = 4096
+"""Rows taken at a time, so that the features are never copied whole."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fitted:
+    """A head after training.
+
+    Attributes
+    ----------
+    tensors : mapping of str to ndarray
+    n_rows : int
+        Rows it was trained on.
+    history : sequence of EpochRecord
+        Of a head that is trained in epochs.
+    solver : mapping, optional
+        How a head without epochs ended.
+    training_s : float
+    """
+
+    tensors: Tensors
+    n_rows: int
+    history: Sequence[EpochRecord] = ()
+    solver: Mapping[str, int | bool] | None = None
+    training_s: float = 0.0
+
+
+class Head(ABC):
+    """One kind of head: everything that the rest of the program asks of it.
+
+    Attributes
+    ----------
+    kind : str
+        Its word on the command line and in a run's files.
+    title : str
+        Its name for people.
+    options : tuple of str
+        Fields of `HeadSettings` that only this kind has.
+    grid : mapping of str to tuple
+        Fields of `HeadSettings` that a sweep may vary, with the default sweep's values.
+    in_epochs : bool
+        Whether it is trained in epochs from a seed's random start: the epoch is then chosen too,
+        and training again on more rows gives logits of another scale.
+    calibration : {"temperature", "platt"}
+    precision : {"fp32", "fp64"}
+        What it is computed in.
+    """
+
+    kind: ClassVar[HeadKind]
+    title: ClassVar[str]
+    options: ClassVar[tuple[str, ...]]
+    grid: ClassVar[Mapping[str, tuple[Any, ...]]]
+    in_epochs: ClassVar[bool]
+    calibration: ClassVar[Literal["temperature", "platt"]]
+    precision: ClassVar[Literal["fp32", "fp64"]]
+
+    @abstractmethod
+    def fit(
+        self,
+        X: NDArray[np.float32],
+        y: NDArray[np.int64],
+        part: Partition,
+        settings: HeadSettings,
+        *,
+        n_classes: int,
+        seed: int,
+        n_epochs: int,
+        on_step: Step,
+    ) -> Fitted:
+        """Train one on the rows ``part.train``.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, width), float32
+        y : ndarray of shape (n,), int64
+        part : Partition
+        settings : HeadSettings
+        n_classes : int
+        seed, n_epochs : int
+            Of a head that is trained in epochs.
+        on_step : callable
+        """
+
+    @abstractmethod
+    def try_many(
+        self,
+        X: NDArray[np.float32],
+        y: NDArray[np.int64],
+        part: Partition,
+        many: Sequence[HeadSettings],
+        *,
+        n_classes: int,
+        seeds: Sequence[int],
+        on_scored: Scored,
+    ) -> None:
+        """Train many that read the same features, and tell what each says of ``part.validation``.
+
+        Parameters as in `fit`, but for:
+
+        many : sequence of HeadSettings
+        seeds : sequence of int
+            Each is trained with each; one where it isn't trained in epochs.
+        on_scored : callable
+        """
+
+    @abstractmethod
+    def logits(self, tensors: Tensors, X: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Logits of shape (n, n_classes) for features as they are in the cache."""
+
+    @abstractmethod
+    def shapes(self, n_classes: int, width: int) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the arrays of a head for so many classes and features."""
+
+    @property
+    def arrays(self) -> set[str]:
+        """Names of its arrays, which no other kind has."""
+        return set(self.shapes(2, 1))
+
+    def fits(self, tensors: Tensors, *, n_classes: int, width: int) -> bool:
+        """Whether the arrays are a head of this kind for so many classes and features."""
+        found = {name: tensor.shape for name, tensor in tensors.items()}
+        return found == self.shapes(n_classes, width)
+
+    def probabilities(self, tensors: Tensors, X: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Probabilities by class, shape (n, n_classes)."""
+        # A head that diverged gives NaN, which `Predictions` refuses in words.
+        with np.errstate(over="ignore", invalid="ignore"):
+            starts = range(0, len(X), CHUNK_ROWS)
+            chunks = (X[start : start + CHUNK_ROWS] for start in starts)
+            return np.concatenate([softmax(self.logits(tensors, chunk)) for chunk in chunks])
+
+
+Tensors = Mapping[str, NDArray[Any]]
+"""A head's arrays by name."""
+Step = Callable[[EpochRecord | str], None]
+"""Told each epoch, or how a head without epochs ended; what it raises ends the training."""
+Scored = Callable[[int, int, int, NDArray[np.float64]], None]
+"""Told the numbers of the head (from 0), the seed (from 0) and the epoch (from 1), and the
+probabilities of the validation rows; what it raises ends the training."""
+
+
+MOMENT_BYTES = 2**20
+"""Features in float64 at a time: a core's own cache."""
+
+
+def moments(
+    X: NDArray[np.float32], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of each feature over some rows, as in ``StandardScaler``.
+
+    The scale of a feature that is constant over the rows is 1. The features are not copied whole.
+    """
+    n_rows = max(1, MOMENT_BYTES // (8 * X.shape[1]))
+    chunks = [rows[start : start + n_rows] for start in range(0, len(rows), n_rows)]
+    mean = sum(X[chunk].sum(axis=0, dtype=np.float64) for chunk in chunks) / len(rows)
+    variance = sum(np.square(X[chunk] - mean).sum(axis=0) for chunk in chunks) / len(rows)
+    # What rounding may leave of a constant feature's variance; the bound is scikit-learn's.
+    noise = len(rows) * np.finfo(np.float64).eps
+    is_constant = variance <= noise * variance + (noise * mean) ** 2
+    return mean, np.sqrt(np.where(is_constant, 1, variance))
 
 
 class HeadData:
@@ -59,16 +236,17 @@ class HeadData:
         return self._X
 
     def probabilities(
-        self, rows: NDArray[np.int64], tensors: Tensors, taps: tuple[str, ...]
+        self, head: Head, rows: NDArray[np.int64], tensors: Tensors, taps: tuple[str, ...]
     ) -> NDArray[np.float64]:
         """A head's probabilities of some rows, shape (len(rows), n_classes)."""
         X = self.features(taps)
         starts = range(0, len(rows), CHUNK_ROWS)
         chunks = (X[rows[start : start + CHUNK_ROWS]] for start in starts)
-        return np.concatenate([head_probabilities(tensors, chunk) for chunk in chunks])
+        return np.concatenate([head.probabilities(tensors, chunk) for chunk in chunks])
 
     def predictions(
         self,
+        head: Head,
         rows: NDArray[np.int64],
         tensors: Tensors,
         taps: tuple[str, ...],
@@ -79,7 +257,7 @@ class HeadData:
         """What a head says of some rows."""
         return Predictions.of_rows(
             rows,
-            self.probabilities(rows, tensors, taps),
+            self.probabilities(head, rows, tensors, taps),
             ids=self.cache.paths,
             groups=self.cache.groups,
             classes=self.task.classes,
@@ -98,59 +276,6 @@ def _refuse_constant(X: NDArray[np.float32], taps: tuple[str, ...]) -> None:
         f"all {len(X)} images have the same features in {', '.join(taps)}, so no head can tell "
         "them apart. Look at the images (are they blank?) and at the weights, and extract again."
     )
-
-
-CHUNK_ROWS = 4096
-"""Rows taken at a time, so that the features are never copied whole."""
-
-Tensors = Mapping[str, NDArray[Any]]
-"""A head's arrays by name, as `fit_linear_heads` and `fit_logistic` give them."""
-
-
-def head_probabilities(tensors: Tensors, X: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Probabilities by class, shape (n, n_classes), float64.
-
-    Parameters
-    ----------
-    tensors : mapping of str to ndarray
-        As `fit_linear_heads` or `fit_logistic` give them; which of the two shows by their names.
-    X : ndarray of shape (n, width), float32
-        Features as they are in the cache.
-    """
-    logits = _logistic_logits if "coef" in tensors else _linear_logits
-    # A head that diverged gives NaN, which `Predictions` refuses in words.
-    with np.errstate(over="ignore", invalid="ignore"):
-        chunks = [
-            softmax(logits(tensors, X[start : start + CHUNK_ROWS]))
-            for start in range(0, len(X), CHUNK_ROWS)
-        ]
-    return np.concatenate(chunks)
-
-
-def head_fits(tensors: Tensors, *, n_classes: int, width: int) -> bool:
-    """Whether the arrays are a head of either kind for so many classes and features."""
-    n_logits = 1 if n_classes == 2 else n_classes
-    linear = {"weight": (n_classes, width), "bias": (n_classes,)}
-    logistic = {
-        "mean": (width,),
-        "scale": (width,),
-        "coef": (n_logits, width),
-        "intercept": (n_logits,),
-    }
-    return {name: tensor.shape for name, tensor in tensors.items()} in (linear, logistic)
-
-
-def _linear_logits(tensors: Tensors, X: NDArray[np.float32]) -> NDArray[np.float64]:
-    return (X @ tensors["weight"].T + tensors["bias"]).astype(np.float64)
-
-
-def _logistic_logits(tensors: Tensors, X: NDArray[np.float32]) -> NDArray[np.float64]:
-    standardised = (X.astype(np.float64) - tensors["mean"]) / tensors["scale"]
-    logits: NDArray[np.float64] = standardised @ tensors["coef"].T + tensors["intercept"]
-    if logits.shape[1] == 1:
-        # Two classes have one logit, the positive's; the logistic function is softmax(0, logit).
-        return np.hstack([np.zeros_like(logits), logits])
-    return logits
 
 
 WAY = "Fixed Feature"
@@ -179,13 +304,6 @@ class Meter:
     def advance(self, amount: float, message: str = "") -> None:
         """Count `amount` as done, which may be a part of one, and log a line."""
         self._done += amount
-        self._tell(message)
-
-    def tick(self) -> None:
-        """Give the report a chance to stop the job."""
-        self._tell("")
-
-    def _tell(self, message: str) -> None:
         done = min(self._total, int(self._done + 1e-6))
         self._report(
             Progress(

@@ -9,16 +9,19 @@ small part of what it takes alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from ecgfeat.config import HeadSettings
+from ecgfeat.heads.head import Fitted, Head, Scored, Step, Tensors, moments
+from ecgfeat.predictions import softmax
 from ecgfeat.protocol import Partition
 from ecgfeat.runs import EpochRecord
 from ecgfeat.runtime import n_cpus
@@ -35,7 +38,112 @@ __all__ = [
 ]
 
 
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
+Scores = NDArray[np.float64]
 Result = TypeVar("Result")
+
+
+class LinearHead(Head):
+    """The study's linear layer."""
+
+    kind = "linear"
+    title = "the linear head"
+    options = ("epochs", "lr", "batch_size", "weight_decay", "label_smoothing", "standardize")
+    grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "lr": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+        "weight_decay": (0.0, 1e-3, 1e-2, 1e-1),
+        "label_smoothing": (0.0, 0.1),
+        "class_weights": ("none", "balanced"),
+    }
+    in_epochs = True
+    calibration = "temperature"
+    precision = "fp32"
+
+    def fit(
+        self,
+        X: Floats,
+        y: Integers,
+        part: Partition,
+        settings: HeadSettings,
+        *,
+        n_classes: int,
+        seed: int,
+        n_epochs: int,
+        on_step: Step,
+    ) -> Fitted:
+        """Train one; see `Head.fit`."""
+        history: list[EpochRecord] = []
+
+        def on_epoch(_: int, heads: list[HeadEpoch]) -> None:
+            history.append(heads[0].record)
+            on_step(heads[0].record)
+
+        (tensors,) = fit_linear_heads(
+            X,
+            y,
+            part,
+            n_classes=n_classes,
+            specs=[_spec(settings, seed)],
+            epochs=n_epochs,
+            batch_size=settings.batch_size,
+            standardize=settings.standardize,
+            on_epoch=on_epoch,
+        )
+        return Fitted(tensors=tensors, n_rows=len(part.train), history=history)
+
+    def try_many(
+        self,
+        X: Floats,
+        y: Integers,
+        part: Partition,
+        many: Sequence[HeadSettings],
+        *,
+        n_classes: int,
+        seeds: Sequence[int],
+        on_scored: Scored,
+    ) -> None:
+        """Train many in one pass over the features; see `Head.try_many`."""
+
+        def on_epoch(epoch: int, heads: list[HeadEpoch]) -> None:
+            for head in heads:
+                assert head.val_logits is not None
+                seed, number = divmod(head.spec_index, len(many))
+                # A head that diverged gives NaN, which stands for no score.
+                with np.errstate(invalid="ignore", over="ignore"):
+                    probabilities = softmax(head.val_logits.astype(np.float64))
+                on_scored(number, seed, epoch, probabilities)
+
+        fit_linear_heads(
+            X,
+            y,
+            part,
+            n_classes=n_classes,
+            specs=[_spec(settings, seed) for seed in seeds for settings in many],
+            epochs=many[0].epochs,
+            batch_size=many[0].batch_size,
+            standardize=many[0].standardize,
+            on_epoch=on_epoch,
+        )
+
+    def logits(self, tensors: Tensors, X: Floats) -> Scores:
+        """Logits; see `Head.logits`."""
+        return (X @ tensors["weight"].T + tensors["bias"]).astype(np.float64)
+
+    def shapes(self, n_classes: int, width: int) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of its arrays; see `Head.shapes`."""
+        return {"weight": (n_classes, width), "bias": (n_classes,)}
+
+
+def _spec(settings: HeadSettings, seed: int) -> LinearSpec:
+    return LinearSpec(
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        label_smoothing=settings.label_smoothing,
+        balanced=settings.is_balanced,
+        seed=seed,
+    )
+
 
 CHUNK_BYTES = 2**21
 """Features gathered at a time, about: few gathers, no second copy of the features, and what was
@@ -77,6 +185,7 @@ def fit_linear_heads(
     specs: Sequence[LinearSpec],
     epochs: int,
     batch_size: int,
+    standardize: bool = False,
     on_epoch: Callable[[int, list[HeadEpoch]], None],
 ) -> list[dict[str, Floats]]:
     """Train linear layers on the rows `part.train`, leaving global random states alone.
@@ -97,6 +206,10 @@ def fit_linear_heads(
         One per head.
     epochs, batch_size : int
         Passes over the rows, and rows per step; the last step of an epoch may have fewer.
+    standardize : bool
+        Train on features less their mean over the training rows, divided by their standard
+        deviation, so that a step moves each alike. The arrays given back are for the features as
+        they are.
     on_epoch : callable
         Told the epoch, from 1, and the heads of one seed, in the order of `specs`; what it raises
         ends the training.
@@ -127,7 +240,8 @@ def fit_linear_heads(
     fitted: dict[int, dict[str, Floats]] = {}
     # The threads here are busier than those that BLAS would start within every small product.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(n_cpus()) as pool:
-        rows = _Rows(X, y, batch_size, pool)
+        scaling = _Scaling(*moments(X, part.train)) if standardize else None
+        rows = _Rows(X, y, batch_size, pool, scaling)
         for seed, indices in by_seed.items():
             group = _Group([specs[index] for index in indices], seed, rows, part, n_classes)
             for epoch in range(1, epochs + 1):
@@ -145,6 +259,7 @@ class _Rows:
     y: Integers
     batch_size: int
     pool: ThreadPoolExecutor
+    scaling: _Scaling | None
 
     def chunks(self, rows: Integers) -> Iterator[Chunk]:
         """Whole mini-batches of `rows`, in their order; none where there are no rows."""
@@ -161,7 +276,31 @@ class _Rows:
 
     def _gather(self, rows: Integers) -> Chunk:
         features, targets = self.X.take(rows, axis=0), self.y[rows]
+        if self.scaling:
+            self.scaling.apply(features)
         return Chunk(features=features, targets=targets, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True, eq=False)
+class _Scaling:
+    """Means and standard deviations by which features are standardised, shape (width,)."""
+
+    mean: Scores
+    scale: Scores
+
+    def apply(self, features: Floats) -> None:
+        """Standardise in place."""
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows diverges, and says so
+            features -= self.mean.astype(features.dtype)
+            features *= (1 / self.scale).astype(features.dtype)
+
+    def undo(self, tensors: dict[str, Floats]) -> dict[str, Floats]:
+        """The head that says of features as they are what this one says of standardised ones."""
+        dtype = tensors["weight"].dtype
+        with np.errstate(all="ignore"):  # one that diverged holds NaN
+            weight = tensors["weight"] / self.scale
+            bias = tensors["bias"] - weight @ self.mean
+        return {"weight": weight.astype(dtype), "bias": bias.astype(dtype)}
 
 
 class _Group:
@@ -198,6 +337,8 @@ class _Group:
         trained /= len(order)
         tested, logits = self._test()
         tensors = [head for block in self._blocks for head in block.tensors()]
+        if self._rows.scaling:
+            tensors = [self._rows.scaling.undo(head) for head in tensors]
         return [
             HeadEpoch(
                 spec_index=spec_index,
@@ -245,10 +386,6 @@ EPSILON = 1e-8
 CACHE_BYTES = 2**17
 """Parameters that Adam updates at a time, so that its ten passes over them, both moments and the
 gradient find them in the processor's own cache."""
-
-Floats = NDArray[np.float32]
-Integers = NDArray[np.int64]
-Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ecgfeat.calibration import Decision
 from ecgfeat.config import as_json
+from ecgfeat.heads.registry import HEADS
 from ecgfeat.heads.sweep import Candidate, Grid, Standing
 from ecgfeat.predictions import Predictions, join
 from ecgfeat.preprocessing import Preprocessing
@@ -17,7 +18,8 @@ from ecgfeat.runtime import machine, peak_memory_mib, versions
 
 if TYPE_CHECKING:
     from ecgfeat.feature_cache import Header
-    from ecgfeat.heads.fit import Fitted, HeadJob
+    from ecgfeat.heads.fit import HeadJob
+    from ecgfeat.heads.head import Fitted
 
 __all__ = ["Choice", "Fold", "Outcome", "Rows", "Tested", "TestedFold", "describe"]
 
@@ -75,8 +77,8 @@ class Choice:
         return self.standing.epoch if self.standing else self.candidate.n_epochs
 
     def seeds(self, seeds: Sequence[int]) -> Sequence[int]:
-        """Those that make a difference: logistic regression has none but the first."""
-        return seeds if self.candidate.kind == "linear" else seeds[:1]
+        """Those that make a difference."""
+        return seeds[: self.candidate.n_seeds(seeds)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -175,7 +177,8 @@ def _repeats(outcome: Outcome) -> list[Predictions]:
 def _cost(job: HeadJob, outcome: Outcome) -> Cost:
     fitted = [tested.fitted for tested in outcome.reported]
     choices = [fold.choice for fold in outcome.folds]
-    is_linear = all(choice.candidate.kind == "linear" for choice in choices)
+    heads = [HEADS[choice.candidate.kind] for choice in choices]
+    in_epochs = all(head.in_epochs for head in heads)
     n_images = sum(head.n_rows * choice.n_epochs for head, choice in zip(fitted, choices))
     return Cost(
         wall_s=outcome.wall_s,
@@ -183,9 +186,9 @@ def _cost(job: HeadJob, outcome: Outcome) -> Cost:
         images_per_s=n_images / sum(head.training_s for head in fitted),
         peak_memory_mib=peak_memory_mib(),
         arch=job.data.cache.header.arch,
-        batch_size=job.head.batch_size if is_linear else max(head.n_rows for head in fitted),
+        batch_size=job.head.batch_size if in_epochs else max(head.n_rows for head in fitted),
         device="cpu",
-        precision="fp32" if is_linear else "fp64",
+        precision=max(head.precision for head in heads),
     )
 
 

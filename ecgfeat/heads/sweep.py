@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 from ecgfeat.config import ChoiceScore, EvaluationSettings, HeadKind, HeadSettings, SweepSettings
 from ecgfeat.errors import ConfigError, DataError, storage_error
 from ecgfeat.heads.head import HeadData, Meter
-from ecgfeat.heads.linear import HeadEpoch, LinearSpec, fit_linear_heads
-from ecgfeat.heads.logistic import LogisticFit, fit_logistic_path
+from ecgfeat.heads.registry import HEADS
 from ecgfeat.metrics import METRICS
-from ecgfeat.predictions import softmax
 from ecgfeat.protocol import Partition
 
 __all__ = [
@@ -41,27 +39,17 @@ __all__ = [
 ]
 
 
-AXES: dict[str, tuple[HeadKind, ...]] = {
-    "layers": ("linear", "logreg"),
-    "lr": ("linear",),
-    "weight_decay": ("linear",),
-    "label_smoothing": ("linear",),
-    "class_weights": ("linear", "logreg"),
-    "C": ("logreg",),
-    "seed": ("linear",),
-}
+def _axes() -> dict[str, tuple[HeadKind, ...]]:
+    axes: dict[str, tuple[HeadKind, ...]] = {"layers": tuple(HEADS)}
+    for kind, head in HEADS.items():
+        for name in head.grid:
+            axes[name] = (*axes.get(name, ()), kind)
+    return {**axes, "seed": tuple(kind for kind, head in HEADS.items() if head.in_epochs)}
+
+
+AXES = _axes()
 """What a grid may name, and the heads that have it."""
-
-NUMBERS = ("lr", "weight_decay", "label_smoothing", "C")
-KIND_WORDS = {"linear": "the linear head", "logreg": "logistic regression"}
-
-DEFAULT_GRID: dict[str, tuple[Any, ...]] = {
-    "lr": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
-    "weight_decay": (0.0, 1e-3, 1e-2, 1e-1),
-    "label_smoothing": (0.0, 0.1),
-    "class_weights": ("none", "balanced"),
-    "C": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0),
-}
+DEFAULT_GRID = {name: values for head in HEADS.values() for name, values in head.grid.items()}
 """112 linear heads and 20 of logistic regression, from hardly trained to overfitted."""
 
 Grid = Mapping[str, tuple[Any, ...]]
@@ -151,7 +139,7 @@ def _checked(
         if not _is_for(name, kinds):
             (owner,) = AXES[name]
             raise ConfigError(
-                f"{source} names {name}, which only {KIND_WORDS[owner]} has: also give --head "
+                f"{source} names {name}, which only {HEADS[owner].title} has: also give --head "
                 f"{owner} or both, or leave it out"
             )
         if name in checked:
@@ -181,7 +169,7 @@ def _typed(name: str, value: Any) -> Any:
         raise ConfigError(f"{name} can't be {str(value).lower()}")
     if isinstance(value, str) and name == "layers":
         return value.replace("+", ",")
-    kind = float if name in NUMBERS else int if name == "seed" else str
+    kind = int if name == "seed" else type(getattr(HeadSettings(), name))
     if isinstance(value, str) or (kind is float and isinstance(value, int)):
         try:
             return kind(value)
@@ -192,7 +180,7 @@ def _typed(name: str, value: Any) -> Any:
 
 
 MAX_CANDIDATES = 10_000
-"""More are an axis too many rather than a wish."""
+"""More than that is a slip of the keyboard."""
 SETTINGS = tuple(name for name in AXES if name != "seed")
 
 
@@ -206,22 +194,11 @@ class Candidate:
     @property
     def n_epochs(self) -> int:
         """Epochs it is trained for; logistic regression has one end, not several."""
-        return self.head.epochs if self.kind == "linear" else 1
+        return self.head.epochs if HEADS[self.kind].in_epochs else 1
 
-    def spec(self, seed: int) -> LinearSpec:
-        """What `fit_linear_heads` takes."""
-        return LinearSpec(
-            lr=self.head.lr,
-            weight_decay=self.head.weight_decay,
-            label_smoothing=self.head.label_smoothing,
-            balanced=self.is_balanced,
-            seed=seed,
-        )
-
-    @property
-    def is_balanced(self) -> bool:
-        """Whether classes count alike, however many rows they have."""
-        return self.head.class_weights == "balanced"
+    def n_seeds(self, seeds: Sequence[int]) -> int:
+        """How many of the seeds make a difference."""
+        return len(seeds) if HEADS[self.kind].in_epochs else 1
 
     def as_json(self) -> dict[str, Any]:
         """The settings that a grid may vary; None where this kind of head has none such."""
@@ -371,12 +348,11 @@ class Standing:
 
     def row(self, fold: int, *, chosen: bool) -> dict[str, Any]:
         """The row of ``sweep.csv``, as plain values."""
-        is_linear = self.candidate.kind == "linear"
         scores = {name: value_or_none(value) for name, value in self.scores.items()}
         return {
             "fold": fold,
             **self.candidate.as_json(),
-            "epoch": self.epoch if is_linear else None,
+            "epoch": self.epoch if HEADS[self.candidate.kind].in_epochs else None,
             **scores,
             "spread": None if self.spread is None else value_or_none(self.spread),
             "chosen": chosen,
@@ -384,7 +360,7 @@ class Standing:
 
     def in_words(self) -> str:
         """The candidate, its epoch and its score, for people."""
-        epoch = f", epoch {self.epoch}" if self.candidate.kind == "linear" else ""
+        epoch = f", epoch {self.epoch}" if HEADS[self.candidate.kind].in_epochs else ""
         return f"{self.candidate.in_words()}{epoch}: {self.score_name} {self.value:.4f}"
 
 
@@ -424,7 +400,7 @@ def try_heads(
 ) -> list[Standing]:
     """Train every candidate on every partition and score it on the validation rows.
 
-    Linear heads that share features are trained in one pass over the rows.
+    Heads of a kind that share features are trained together.
 
     Parameters
     ----------
@@ -449,31 +425,16 @@ def try_heads(
     """
     standings: list[Standing] = []
     for group in _passes(pool):
-        fill = _fill_linear if group[0].kind == "linear" else _fill_logistic
-        n_seeds = len(seeds) if group[0].kind == "linear" else 1
-        shape = (len(group), len(plan), n_seeds, group[0].n_epochs, len(SCORES))
-        values = np.full(shape, np.nan)
+        n_epochs, n_seeds = group[0].n_epochs, group[0].n_seeds(seeds)
+        values = np.full((len(group), len(plan), n_seeds, n_epochs, len(SCORES)), np.nan)
         for number, part in enumerate(plan):
-            fill(values[:, number], data, group, part, seeds, meter)
+            _try_group(values[:, number], data, group, part, seeds[:n_seeds], meter)
         standings += [_standing(*pair, choose_by) for pair in zip(group, values)]
         on_tried(standings)
     return standings
 
 
-def n_trainings(pool: Sequence[Candidate], n_partitions: int, n_seeds: int) -> int:
-    """How many trainings `try_heads` makes."""
-    return n_partitions * sum(n_seeds if head.kind == "linear" else 1 for head in pool)
-
-
-def _passes(pool: Sequence[Candidate]) -> Iterator[list[Candidate]]:
-    """Candidates that can be trained together, few enough at a time."""
-    for _, sharing in itertools.groupby(pool, key=lambda head: (head.kind, head.head.layers)):
-        group = list(sharing)
-        for start in range(0, len(group), HEADS_AT_ONCE):
-            yield group[start : start + HEADS_AT_ONCE]
-
-
-def _fill_linear(
+def _try_group(
     values: Values,
     data: HeadData,
     group: list[Candidate],
@@ -482,64 +443,37 @@ def _fill_linear(
     meter: Meter,
 ) -> None:
     """Scores of one partition into `values`, (n_candidates, n_seeds, n_epochs, len(SCORES))."""
-    head, targets = group[0].head, data.task.targets
-    specs = [candidate.spec(seed) for seed in seeds for candidate in group]
+    targets = data.task.targets
 
-    def on_epoch(epoch: int, heads: list[HeadEpoch]) -> None:
-        for trained in heads:
-            assert trained.val_logits is not None
-            seed, candidate = divmod(trained.spec_index, len(group))
-            values[candidate, seed, epoch - 1] = validation_scores(
-                _probabilities(trained.val_logits), targets[part.validation]
-            )
-            meter.tick()
-        meter.advance(len(heads) / head.epochs)
+    def on_scored(
+        candidate: int, seed: int, epoch: int, probabilities: NDArray[np.float64]
+    ) -> None:
+        scores = validation_scores(probabilities, targets[part.validation])
+        values[candidate, seed, epoch - 1] = scores
+        meter.advance(1 / group[0].n_epochs)
 
-    fit_linear_heads(
-        data.features(head.taps),
+    HEADS[group[0].kind].try_many(
+        data.features(group[0].head.taps),
         targets,
         part,
+        [candidate.head for candidate in group],
         n_classes=len(data.task.classes),
-        specs=specs,
-        epochs=head.epochs,
-        batch_size=head.batch_size,
-        on_epoch=on_epoch,
+        seeds=seeds,
+        on_scored=on_scored,
     )
 
 
-def _probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    # A head that diverged gives NaN, which `validation_scores` passes on.
-    with np.errstate(invalid="ignore", over="ignore"):
-        return softmax(logits.astype(np.float64))
+def n_trainings(pool: Sequence[Candidate], n_partitions: int, n_seeds: int) -> int:
+    """How many trainings `try_heads` makes."""
+    return n_partitions * sum(n_seeds if HEADS[head.kind].in_epochs else 1 for head in pool)
 
 
-def _fill_logistic(
-    values: Values,
-    data: HeadData,
-    group: list[Candidate],
-    part: Partition,
-    _: Sequence[int],
-    meter: Meter,
-) -> None:
-    """The same for logistic regression, whose seeds and epochs are one."""
-    taps, targets = group[0].head.taps, data.task.targets
-    for is_balanced in (False, True):
-        path = [i for i, candidate in enumerate(group) if candidate.is_balanced == is_balanced]
-
-        def on_fit(number: int, fit: LogisticFit, path: list[int] = path) -> None:
-            probabilities = data.probabilities(part.validation, fit.tensors, taps)
-            values[path[number], 0, 0] = validation_scores(probabilities, targets[part.validation])
-            meter.advance(1)
-
-        if path:
-            fit_logistic_path(
-                data.features(taps),
-                targets,
-                part.train,
-                Cs=[group[i].head.C for i in path],
-                balanced=is_balanced,
-                on_fit=on_fit,
-            )
+def _passes(pool: Sequence[Candidate]) -> Iterator[list[Candidate]]:
+    """Candidates that can be trained together, few enough at a time."""
+    for _, sharing in itertools.groupby(pool, key=lambda head: (head.kind, head.head.layers)):
+        group = list(sharing)
+        for start in range(0, len(group), HEADS_AT_ONCE):
+            yield group[start : start + HEADS_AT_ONCE]
 
 
 def _standing(candidate: Candidate, values: Values, choose_by: ChoiceScore) -> Standing:

@@ -43,6 +43,7 @@ class StandInHeader:
     decoder: str = "pillow 13.0.0"
     device: str = "cpu"
     precision: str = "fp32"
+    recipe: str = ""
     taps: dict[str, int] = field(default_factory=lambda: {"layer3": 5, "layer4": 7})
 
 
@@ -86,6 +87,7 @@ class StandInCache:
 def fit(out_dir: Path, cache: Any = None, *kinds: Any, **options: Any) -> list[Any]:
     """`fit_heads` with the options of any of its settings."""
     report = options.pop("report", lambda progress: None)
+    options.setdefault("epochs", 5)
 
     def settings(kind: type[T]) -> T:
         names = {item.name for item in dataclasses.fields(kind)} & set(options)

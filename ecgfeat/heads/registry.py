@@ -1,0 +1,37 @@
+"""The kinds of head there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfeat.config import HeadKind
+from ecgfeat.heads.head import Head, Tensors
+from ecgfeat.heads.linear import LinearHead
+from ecgfeat.heads.logistic import LogisticHead
+
+__all__ = ["HEADS", "head_fits", "head_probabilities"]
+
+HEADS: Mapping[HeadKind, Head] = {head.kind: head for head in (LinearHead(), LogisticHead())}
+"""By kind, in the order in which several are fitted."""
+
+
+def head_probabilities(tensors: Tensors, X: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Probabilities by class, shape (n, n_classes), float64.
+
+    Parameters
+    ----------
+    tensors : mapping of str to ndarray
+        As a run stores them; whose they are shows by their names.
+    X : ndarray of shape (n, width), float32
+        Features as they are in the cache.
+    """
+    (head,) = (head for head in HEADS.values() if head.arrays == set(tensors))
+    return head.probabilities(tensors, X)
+
+
+def head_fits(tensors: Tensors, *, n_classes: int, width: int) -> bool:
+    """Whether the arrays are a head of any kind for so many classes and features."""
+    return any(head.fits(tensors, n_classes=n_classes, width=width) for head in HEADS.values())
