@@ -129,6 +129,7 @@ def cosines(found: NDArray[np.float32], expected: NDArray[np.float32]) -> NDArra
     return (found * expected).sum(axis=1) / lengths
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("arch", QUICK_ARCHITECTURES)
 def test_float32_features_equal_plain_torchvision(arch, tmp_path):
     tensors = random_state_dict(arch)
@@ -166,6 +167,7 @@ def test_float32_layer4_equals_a_torchvision_script_on_real_images(
         assert_close_to(backbone.features(np.stack(ours)), expected)
 
 
+@pytest.mark.isa
 def test_bfloat16_features_point_where_those_of_float32_do(weights_path):
     backbone = load(weights_path, compute=BF16)
     assert backbone.compute == BF16
@@ -174,6 +176,7 @@ def test_bfloat16_features_point_where_those_of_float32_do(weights_path):
     assert all((cosines(found[tap], expected[tap]) >= 0.999).all() for tap in TAPS)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("compute", [FP32, BF16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(
     "arch",
@@ -256,43 +259,7 @@ def test_a_device_whose_float32_is_wrong_is_refused(monkeypatch):
     )
 
 
-def test_float32_that_is_fused_wrongly_gives_way_to_plain_float32(monkeypatch):
-    disturb_fused(monkeypatch)
-    backbone = load()
-    assert backbone.compute == FP32
-    assert not backbone._engine.is_fused
-
-
-def disturb_fused(monkeypatch) -> None:
-    sound = extractor_module.Engine.features
-
-    def features(engine, pixels):
-        found = sound(engine, pixels)
-        return {tap: -values for tap, values in found.items()} if engine.is_fused else found
-
-    monkeypatch.setattr(extractor_module.Engine, "features", features)
-
-
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
-@pytest.mark.parametrize("compute", [FP32, BF16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
-def test_the_fused_network_is_used_and_equals_the_plain_one(arch, compute, monkeypatch):
-    fast = load(arch=arch, compute=compute)
-    assert fast._engine.is_fused
-    monkeypatch.setattr(extractor_module, "fused", lambda trunk, images: None)
-    plain = load(arch=arch, compute=compute)
-    assert not plain._engine.is_fused
-    found, expected = fast.features(pages(5)), plain.features(pages(5))
-    if compute == FP32:
-        assert_close_to(found, expected)
-    assert all((cosines(found[tap], expected[tap]) >= 0.9999).all() for tap in TAPS)
-
-
-def test_a_torch_without_the_fused_operators_computes_plainly(monkeypatch):
-    monkeypatch.setattr(torch.ops, "mkldnn", object())
-    assert not load()._engine.is_fused
-
-
+@pytest.mark.isa
 def test_the_self_check_compares_the_pages_given_with_the_exact_ones():
     exact = pages(2)
     weights = load_weights(NetworkSettings(weights="random"))
@@ -304,6 +271,7 @@ def test_the_self_check_compares_the_pages_given_with_the_exact_ones():
     assert found.reason.startswith("bf16 failed the self-check: cosine 0.")
 
 
+@pytest.mark.isa
 def test_lanes_give_the_features_in_order_and_to_the_bit(weights_path):
     backbone = load(weights_path, compute=BF16)
     batches = [pages(4, seed=10 * number) for number in range(6)]

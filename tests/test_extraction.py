@@ -274,6 +274,7 @@ def test_where_no_page_can_be_decoded_synthetic_ones_are_checked(tiny_pages, tmp
         run(manifest, tmp_path, compute=BF16)
 
 
+@pytest.mark.isa
 def test_bfloat16_and_torchs_resize_keep_threads_shards_and_stops_to_the_bit(
     tiny_pages, tmp_path, small_parts
 ):

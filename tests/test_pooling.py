@@ -141,6 +141,7 @@ def test_the_mean_over_the_cells_of_a_divisible_map_is_the_plain_tap(layer):
     np.testing.assert_allclose(cells.mean(axis=1), found[layer], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("compute", [FP32, BF16], ids=["fp32", "bf16"])
 def test_a_tap_does_not_depend_on_the_others_asked_for(compute):
     together = backbone("96x64", EVERY_KIND, compute).features(pages("96x64"))
@@ -151,27 +152,12 @@ def test_a_tap_does_not_depend_on_the_others_asked_for(compute):
             np.testing.assert_array_equal(found[tap], together[tap])
 
 
-@pytest.mark.parametrize("taps", [EVERY_KIND, UP_TO_LAYER2], ids=["all", "two layers"])
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
-def test_the_fused_network_gives_the_plain_one_s_taps(taps, monkeypatch):
-    fast = backbone("96x64", taps)
-    assert fast._engine.is_fused
-    monkeypatch.setattr(extractor_module, "fused", lambda trunk, images: None)
-    plain = backbone("96x64", taps)
-    assert not plain._engine.is_fused
-    assert_close(fast.features(pages("96x64")), plain.features(pages("96x64")))
-
-
-@pytest.mark.parametrize("fuse", [True, False])
 @pytest.mark.parametrize("last", range(1, 5))
-def test_layers_after_the_last_one_asked_for_are_not_kept(last, fuse, monkeypatch):
-    if not fuse:
-        monkeypatch.setattr(extractor_module, "fused", lambda trunk, images: None)
+def test_layers_after_the_last_one_asked_for_are_not_kept(last):
     trunk = backbone("96x64", ("layer1-max", f"layer{last}-4x4"))._engine._trunk
     assert [name for name, _ in trunk.layers.named_children()] == list(LAYERS[:last])
-    if not fuse:
-        n_convolutions = sum(isinstance(part, torch.nn.Conv2d) for part in trunk.modules())
-        assert n_convolutions == 5 * last  # the stem's, four a layer, a shortcut in all but one
+    n_convolutions = sum(isinstance(part, torch.nn.Conv2d) for part in trunk.modules())
+    assert n_convolutions == 5 * last  # the stem's, four a layer, a shortcut in all but one
 
 
 def test_bfloat16_passes_the_self_check_with_every_kind_of_tap():

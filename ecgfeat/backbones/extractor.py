@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,19 +23,14 @@ from ecgfeat.runtime import Compute
 __all__ = [
     "Backbone",
     "CheckPages",
-    "Engine",
     "Features",
     "Lanes",
-    "Shape",
     "default_batch_size",
     "filled",
     "free_device_memory",
-    "fused",
     "is_out_of_memory",
     "memory_format",
     "repeatable_kernels",
-    "sound_engine",
-    "synthetic_pages",
     "tap_widths",
 ]
 
@@ -72,8 +66,6 @@ class Backbone:
     taps : sequence of str
         Names as `ecgfeat.config.parse_tap` reads them; by default the averages of all four
         layers.
-    batch_size : int, optional
-        Images of most batches to come, for which the network is laid out.
     check : CheckPages, optional
         The self-check's pages; by default synthetic ones.
 
@@ -99,7 +91,6 @@ class Backbone:
         compute: Compute,
         *,
         taps: Sequence[str] = TAPS,
-        batch_size: int = 0,
         check: CheckPages | None = None,
     ) -> None:
         if not taps:
@@ -111,12 +102,6 @@ class Backbone:
         self._engine = sound_engine(
             build_trunk(weights, preprocessing, [parse_tap(name) for name in taps]),
             compute,
-            (
-                batch_size or default_batch_size(compute),
-                4,
-                preprocessing.height_px,
-                preprocessing.width_px,
-            ),
             check or synthetic_pages(preprocessing),
         )
         self._largest_batch: int | None = None
@@ -307,18 +292,13 @@ class CheckPages:
 class Engine:
     """A trunk laid out for one device and precision, fed with 8-bit pages."""
 
-    def __init__(self, trunk: Trunk, compute: Compute, images: Shape, *, fuse: bool) -> None:
+    def __init__(self, trunk: Trunk, compute: Compute) -> None:
         self.compute = compute
-        self.is_fused = False
         self._device = torch.device(compute.device)
         self._dtype = DTYPES[compute.precision]
         self._layout = memory_format(compute)
         laid_out = copy.deepcopy(trunk).to(self._device, self._dtype)
         self._trunk = laid_out.to(memory_format=self._layout)
-        if fuse and compute.device == "cpu":
-            faster = fused(self._trunk, images)
-            self.is_fused = faster is not None
-            self._trunk = faster or self._trunk
 
     def kernels(self) -> contextlib.AbstractContextManager[None]:
         """What CUDA may compute with."""
@@ -344,7 +324,7 @@ class Engine:
         return images.to(self._device, self._dtype, memory_format=self._layout)
 
 
-def sound_engine(trunk: Trunk, compute: Compute, images: Shape, check: CheckPages) -> Engine:
+def sound_engine(trunk: Trunk, compute: Compute, check: CheckPages) -> Engine:
     """An engine whose features of the check's pages agree with the CPU's plain float32.
 
     Raises
@@ -352,23 +332,19 @@ def sound_engine(trunk: Trunk, compute: Compute, images: Shape, check: CheckPage
     DeviceError
         When the device's float32 doesn't agree either.
     """
-    exact = replace(compute, device="cpu", precision="fp32", channels_last=True)
-    plain = Engine(trunk, exact, images, fuse=False)
-    reference = plain.features(check.exact)
-    while True:
-        engine = Engine(trunk, compute, images, fuse=True)
-        # Only float32 is given the pages as the reference is.
-        pages = check.exact if compute.precision == "fp32" else check.given
-        failing = _failing_tap(engine.features(pages), reference)
-        if failing is None:
-            return engine
-        if compute.precision == "fp32":
-            break
+    if (compute.device, compute.precision) == ("cpu", "fp32"):
+        return Engine(trunk, compute)
+    exact = Engine(trunk, replace(compute, device="cpu", precision="fp32", channels_last=True))
+    reference = exact.features(check.exact)
+    engine = Engine(trunk, compute)
+    # Only float32 is given the pages as the reference is.
+    pages = check.exact if compute.precision == "fp32" else check.given
+    failing = _failing_tap(engine.features(pages), reference)
+    if failing is None:
+        return engine
+    if compute.precision != "fp32":
         reason = f"{compute.precision} failed the self-check: {failing}"
-        compute = replace(compute, precision="fp32", reason=reason)
-    if compute.device == "cpu":
-        plain.compute = compute
-        return plain
+        return sound_engine(trunk, replace(compute, precision="fp32", reason=reason), check)
     raise DeviceError(
         f"the device {compute.device} computes other features than the CPU ({failing}). Take "
         "--device cpu, and look for a newer version of torch or of the device's driver."
@@ -402,124 +378,6 @@ def synthetic_pages(preprocessing: Preprocessing) -> CheckPages:
         y = np.rint((0.8 - 0.6 * beat) * (height - 1)).astype(np.int64)
         page[y, x] = page[np.maximum(y - 1, 0), x] = (20, 20, 30)
     return CheckPages(given=pages, exact=pages)
-
-
-# A trunk for the CPU: weights packed once, ReLU and addition inside the convolutions.
-#
-# What torch's own compiler does with a frozen network on the CPU, done by hand: it needs no C++
-# compiler and no minute of start-up. The operators are torch's, but not of its public interface;
-# where they are missing or refuse, the plain trunk serves, and every fused one is compared with it
-# before use (see `engine`).
-
-Shape = tuple[int, int, int, int]
-"""Of images or maps: (b, channels, height, width)."""
-
-
-def fused(trunk: Trunk, images: Shape) -> Trunk | None:
-    """The same trunk with its convolutions packed and fused; None where torch can't.
-
-    Parameters
-    ----------
-    trunk : Trunk
-        In the precision and memory layout that it will be computed in, on the CPU.
-    images : tuple of 4 int
-        Shape of the images to come. Others give the same numbers, but the weights are then
-        packed anew for every batch.
-    """
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return None
-    try:
-        with torch.inference_mode():
-            return _fused(trunk, images)
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
-        return None
-
-
-def _fused(trunk: Trunk, images: Shape) -> Trunk:
-    first = _Convolution(trunk.stem[0], images, "relu")
-    pool: Any = trunk.stem[2]
-    maps = _shape_after(pool, first.shape, first.shape[1])
-    layers = {}
-    for name, blocks in trunk.layers.named_children():
-        fused_blocks = []
-        for block in blocks.children():
-            fused_blocks.append(_Block(block, maps))
-            maps = fused_blocks[-1].shape
-        layers[name] = torch.nn.Sequential(*fused_blocks)
-    return Trunk(torch.nn.Sequential(first, pool), layers.items(), trunk.taps)
-
-
-class _Convolution(torch.nn.Module):
-    """A convolution with packed weights, followed by ``"relu"`` or ``"none"``.
-
-    Attributes
-    ----------
-    shape : tuple of 4 int
-        Of what comes out.
-    """
-
-    def __init__(self, convolution: Any, maps: Shape, activation: str) -> None:
-        super().__init__()
-        self.shape = _shape_after(convolution, maps, convolution.out_channels)
-        self._how = (
-            list(convolution.padding),
-            list(convolution.stride),
-            list(convolution.dilation),
-            convolution.groups,
-        )
-        self._weight = torch.ops.mkldnn._reorder_convolution_weight(
-            convolution.weight, *self._how, maps
-        )
-        self._bias = convolution.bias
-        self._activation = activation
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        after: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
-            maps, self._weight, self._bias, *self._how, self._activation, [], None
-        )
-        return after
-
-    def onto(self, identity: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-        """relu(identity + convolution of `maps`), which takes the place of `identity`."""
-        after: torch.Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
-            identity, maps, self._weight, self._bias, *self._how, "add", 1.0, "relu", [], None
-        )
-        return after
-
-
-class _Block(torch.nn.Module):
-    """A residual block; it overwrites its input where that is what is added at the end."""
-
-    def __init__(self, block: Any, maps: Shape) -> None:
-        super().__init__()
-        shortcut = block.downsample
-        self._shortcut = None if shortcut is None else _Convolution(shortcut[0], maps, "none")
-        *others, last = (layer for name, layer in block.named_children() if name.startswith("conv"))
-        first = []
-        for layer in others:
-            first.append(_Convolution(layer, maps, "relu"))
-            maps = first[-1].shape
-        self._first = torch.nn.Sequential(*first)
-        self._last = _Convolution(last, maps, "none")
-        self.shape = self._last.shape
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        identity = maps if self._shortcut is None else self._shortcut(maps)
-        return self._last.onto(identity, self._first(maps))
-
-
-def _shape_after(layer: Any, maps: Shape, channels: int) -> Shape:
-    """Shape of what a convolution or a pooling makes of `maps`, by the formula in torch's docs."""
-    how = map(_pair, (layer.padding, layer.dilation, layer.kernel_size, layer.stride))
-    height, width = (
-        (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-        for side, padding, dilation, kernel, stride in zip(maps[2:], *how)
-    )
-    return maps[0], channels, height, width
-
-
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return value if isinstance(value, tuple) else (value, value)
 
 
 def memory_format(compute: Compute) -> torch.memory_format:

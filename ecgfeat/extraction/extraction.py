@@ -295,7 +295,6 @@ class _Plan:
             self.preprocessing,
             self.compute,
             taps=self.taps,
-            batch_size=self.full_batch,
             check=check,
         )
 

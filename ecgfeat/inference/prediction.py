@@ -201,6 +201,8 @@ def _resolve(settings: ComputeSettings, run_precision: str) -> Compute:
 
 
 def _apply(model: Model, backbone: Backbone, paths: list[Path], report: Report) -> InferenceResult:
+    from ecgfeat.backbones import filled
+
     n_images = len(paths)
     batches = [range(i, min(i + BATCH_SIZE, n_images)) for i in range(0, n_images, BATCH_SIZE)]
     probabilities = np.full((n_images, len(model.classes)), np.nan)
@@ -212,8 +214,9 @@ def _apply(model: Model, backbone: Backbone, paths: list[Path], report: Report) 
             reasons.update((failure.row, failure.reason) for failure in batch.failures)
             if not len(batch.rows):
                 continue
-            features = backbone.features(batch.pixels)
-            probabilities[batch.rows] = model.probabilities(features)
+            # Filled up, so that an image's answer doesn't hang on how many others there are.
+            features = backbone.features(filled(batch.pixels, BATCH_SIZE))
+            probabilities[batch.rows] = model.probabilities(features)[: len(batch.rows)]
     report(Progress(stage="predicting", done=n_images, total=n_images))
     for row in np.flatnonzero(~np.isfinite(probabilities).all(axis=1)).tolist():
         reasons.setdefault(row, "the network's answer is not finite")

@@ -160,7 +160,7 @@ def test_an_error_in_the_callers_batches_surfaces_and_stops_the_threads(
 
 @pytest.mark.parametrize(
     ("function", "fault"),
-    [("streaming.fit", ZeroDivisionError()), ("png.load", MemoryError())],
+    [("streaming.fit", ZeroDivisionError()), ("decoding.load", MemoryError())],
     ids=["a defect", "no memory"],
 )
 def test_what_is_not_the_images_fault_surfaces(
