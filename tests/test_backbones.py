@@ -26,7 +26,6 @@ from ecgfeat.backbones import (
     load_weights,
     network_from_tensors,
 )
-from ecgfeat.backbones.weights import read_state_dict
 from ecgfeat.config import ARCHITECTURES, TAPS, NetworkSettings, PageSettings
 from ecgfeat.errors import DeviceError, RunError, StorageError, WeightsError
 from ecgfeat.images import decode, prepare
@@ -451,24 +450,98 @@ def test_the_digest_is_of_the_weights_and_not_of_the_file(resnet18, tmp_path):
     assert load_weights(NetworkSettings(weights=str(other))).digest not in digests
 
 
+def prefixed(prefix: str, tensors: StateDict) -> StateDict:
+    return {f"{prefix}{name}": value for name, value in tensors.items()}
+
+
+def without_classifier(tensors: StateDict) -> StateDict:
+    return {name: value for name, value in tensors.items() if not name.startswith("fc.")}
+
+
+def as_sequential(tensors: StateDict) -> StateDict:
+    network = torchvision.models.resnet18()
+    network.load_state_dict(tensors)
+    return torch.nn.Sequential(*list(network.children())[:-1]).state_dict()
+
+
 @pytest.mark.parametrize(
-    "wrap",
+    ("wrap", "stranger"),
     [
-        lambda plain: plain,
-        lambda plain: {"state_dict": plain, "epoch": 3, "best": 0.71},
-        lambda plain: {"model_state_dict": plain, "optimizer": {"state": {}}},
-        lambda plain: {f"module.{name}": value for name, value in plain.items()},
-        lambda plain: {
-            "model": {f"module.backbone.{name}": value for name, value in plain.items()}
-        },
+        (lambda plain: {"state_dict": plain, "epoch": 3, "best": 0.71}, ""),
+        (lambda plain: {"model_state_dict": plain, "optimizer": {"state": {}}}, ""),
+        (lambda plain: {"net": prefixed("module.", plain), "acc": 93.1}, ""),
+        (lambda plain: {"ema": {"shadow": plain}}, ""),
+        (lambda plain: prefixed("_orig_mod.", plain), ""),
+        (lambda plain: prefixed("module.backbone.", plain), ""),
+        (lambda plain: prefixed("encoder.", without_classifier(plain)), ""),
+        (
+            lambda plain: {"state_dict": {**prefixed("model.", plain), "loss.w": torch.ones(2)}},
+            "loss.w",
+        ),
+        (
+            lambda plain: {
+                **prefixed("backbone.", without_classifier(plain)),
+                "projection.0.weight": torch.zeros(3, 512),
+            },
+            "projection.0.weight",
+        ),
+        (as_sequential, ""),
+        (lambda plain: prefixed("features.", as_sequential(plain)), ""),
     ],
-    ids=["plain", "state_dict", "model_state_dict", "module.", "both"],
+    ids=[
+        *("state_dict", "model_state_dict", "net", "ema", "_orig_mod.", "module.backbone."),
+        *("encoder.", "loss", "projection", "sequential", "features."),
+    ],
 )
-def test_wrappers_and_shared_prefixes_are_taken_off(tmp_path, wrap):
-    plain = {"conv1.weight": torch.rand(2), "model.weight": torch.rand(3)}
-    found = read_state_dict(save(wrap(plain), tmp_path / "weights.pth"))
-    assert found.keys() == plain.keys()
-    assert all(torch.equal(found[name], plain[name]) for name in plain)
+def test_a_checkpoint_s_backbone_is_found_and_strangers_are_named(
+    resnet18, tmp_path, wrap, stranger
+):
+    path = save(wrap(resnet18), tmp_path / "weights.pth")
+    found = load_weights(NetworkSettings(weights=str(path)))
+    plain = save(resnet18, tmp_path / "plain.pth")
+    assert found.digest == load_weights(NetworkSettings(weights=str(plain))).digest
+    said = f"{path}: 1 tensors are no part of resnet18 and are left aside ({stranger})"
+    assert found.note == (said if stranger else "")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".bin", ".tar", ".ckpt"])
+def test_the_usual_suffixes_of_pytorch_are_read(resnet18, tmp_path, suffix):
+    path = save(resnet18, tmp_path / f"weights{suffix}")
+    assert load_weights(NetworkSettings(weights=str(path))).name == str(path)
+
+
+def test_where_two_networks_fit_one_is_asked_for(resnet18, tmp_path):
+    other = random_state_dict("resnet18")
+    other["conv1.weight"] = other["conv1.weight"] + 1
+    path = save({"model": resnet18, "ema": prefixed("module.", other)}, tmp_path / "two.pth")
+    assert refusal(path) == (
+        f"{path} holds more than one resnet18, under model, ema.module: say which with "
+        f"--weights '{path}#model'"
+    )
+    chosen = load_weights(NetworkSettings(weights=f"{path}#ema.module"))
+    assert torch.equal(chosen.tensors["conv1.weight"], other["conv1.weight"])
+    assert chosen.name == f"{path}#ema.module"
+    assert refusal(f"{path}#head") == (
+        f"{path} holds no resnet18 under 'head'; it has one under model, ema.module"
+    )
+
+
+def test_one_network_under_two_keys_is_one(resnet18, tmp_path):
+    path = save({"model": resnet18, "state_dict": dict(resnet18)}, tmp_path / "twice.pth")
+    assert load_weights(NetworkSettings(weights=str(path))).note == ""
+
+
+def test_mappings_that_hold_themselves_and_endless_prefixes_end(tmp_path):
+    itself: dict[str, object] = {}
+    itself["state_dict"] = itself
+    assert "holds no plain state dict" in refusal(save(itself, tmp_path / "self.pth"))
+    pair: dict[str, object] = {}
+    pair["model"] = {"state_dict": pair}
+    assert "holds no plain state dict" in refusal(save(pair, tmp_path / "pair.pth"))
+    endless = save({"module." * 2000 + "x": torch.zeros(1)}, tmp_path / "endless.pth")
+    said = refusal(endless)
+    assert "100 of 100 tensors are missing" in said
+    assert len(said) < 1000
 
 
 def test_half_precision_becomes_float32(resnet18, tmp_path):
@@ -606,7 +679,7 @@ def test_an_empty_file_is_refused(tmp_path, name):
 def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "weights.onnx").write_bytes(b"onnx")
     assert refusal(tmp_path / "weights.onnx") == (
-        "weights must be a .pth, .pt, .safetensors file; found "
+        "weights must be a .pth, .pt, .ckpt, .bin, .tar, .safetensors file; found "
         f"{tmp_path / 'weights.onnx'}. If it holds a state dict, rename it."
     )
 

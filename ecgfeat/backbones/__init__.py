@@ -1,9 +1,7 @@
-"""The ResNet family: its weights, its four layers, and the frozen feature extractor.
+"""Pretrained networks: their weights, their four layers, and the frozen feature extractor.
 
-`imagenet` finds torchvision's files and `state_dicts` reads a user's; `weights` makes either, or
-random ones, fit the networks of `networks`; `trunk` freezes one and takes its layers' pools,
-`fusion` makes it faster on the CPU, `engine` lays it out for a device and checks it there, and
-`extractor` runs it. `kernels` and `memory` are what frozen and trained networks share on a device.
+`weights` makes torchvision's, random or a file's tensors fit one of `ecgfeat.architectures`,
+`trunk` freezes it and takes its layers' pools, and `extractor` runs it on a device.
 """
 
 from ecgfeat.backbones.extractor import (

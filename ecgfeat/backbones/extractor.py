@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ecgfeat.architectures import LAYERS, family_of
 from ecgfeat.backbones.trunk import CENTRE, Trunk, build_trunk
-from ecgfeat.backbones.weights import Weights, feature_width
-from ecgfeat.config import LAYERS, TAPS, parse_tap
+from ecgfeat.backbones.weights import Weights
+from ecgfeat.config import TAPS, parse_tap
 from ecgfeat.errors import ConfigError, DeviceError
 from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.runtime import Compute
@@ -50,7 +51,7 @@ def default_batch_size(compute: Compute) -> int:
 
 
 class Backbone:
-    """A frozen ResNet that gives the pools of its layers that are asked for.
+    """A frozen network that gives the pools of its layers that are asked for.
 
     Layers after the last one asked for are neither kept nor computed.
 
@@ -233,8 +234,7 @@ def tap_widths(arch: str, taps: Sequence[str] = TAPS) -> Mapping[str, int]:
     ConfigError
         When a tap's name is none.
     """
-    # Each layer of a ResNet is twice as wide as the one before.
-    width = feature_width(arch)
+    width = family_of(arch).widths[arch]
     channels = {name: width >> (len(LAYERS) - 1 - i) for i, name in enumerate(LAYERS)}
     return {tap.name: channels[tap.layer] * tap.n_cells for tap in map(parse_tap, taps)}
 

@@ -1,16 +1,17 @@
-"""A ResNet up to its layers' pools, with everything that is fixed folded into its convolutions."""
+"""A network up to its layers' pools, with everything that is fixed folded into its convolutions."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ecgfeat.architectures import LAYERS, family_of
 from ecgfeat.backbones.weights import Weights, build_network
-from ecgfeat.config import LAYERS, Tap
+from ecgfeat.config import Tap
 from ecgfeat.preprocessing import Preprocessing
 
 __all__ = ["CENTRE", "Trunk", "build_trunk", "pooled"]
@@ -21,7 +22,7 @@ CENTRE = np.uint8(128)
 
 
 class Trunk(torch.nn.Module):
-    """A ResNet up to the last layer that a tap needs; it returns the taps by name, in float32.
+    """A network up to the last layer that a tap needs; it returns the taps by name, in float32.
 
     Its images have the four channels that `on_pixels` tells of. The maps handed from layer to
     layer may be overwritten by the next, so whatever is wanted of them is taken at once.
@@ -30,17 +31,17 @@ class Trunk(torch.nn.Module):
     def __init__(
         self,
         stem: torch.nn.Sequential,
-        layers: Iterable[tuple[str, torch.nn.Module]],
+        layers: Mapping[str, torch.nn.Module],
         taps: Sequence[Tap],
     ) -> None:
         super().__init__()
         self.stem = stem
-        self.layers = torch.nn.ModuleDict(dict(layers))
+        self.layers = torch.nn.ModuleDict(layers)
         self.taps = tuple(taps)
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Pools of shape (b, width), by the tap's name, of images (b, 4, height, width)."""
-        maps = self.stem(images)  # (b, 64, height / 4, width / 4)
+        maps = self.stem(images)  # (b, channels, height / 4, width / 4)
         pools = {}
         for name, layer in self.layers.items():
             maps = layer(maps)  # (b, channels, …), halved by each layer after the first
@@ -52,25 +53,26 @@ class Trunk(torch.nn.Module):
 
 def build_trunk(weights: Weights, preprocessing: Preprocessing, taps: Sequence[Tap]) -> Trunk:
     """A trunk in float32 on the CPU, in torch's plain memory layout."""
-    network = build_network(weights.arch, weights.tensors).eval()
+    network, family = build_network(weights.arch, weights.tensors).eval(), family_of(weights.arch)
     n_layers = 1 + max(LAYERS.index(tap.layer) for tap in taps)
-    for name in LAYERS[n_layers:]:
-        setattr(network, name, torch.nn.Identity())
-    network = _folded(network)
-    network.conv1 = _on_pixels(network.get_submodule("conv1"), preprocessing)
-    stem = (network.get_submodule(name) for name in ("conv1", "relu", "maxpool"))
-    layers = ((name, network.get_submodule(name)) for name in LAYERS[:n_layers])
-    return Trunk(torch.nn.Sequential(*stem), layers, taps)
+    layers = {name: _in_order(network, family.stage(name)) for name in LAYERS[:n_layers]}
+    trunk = Trunk(_in_order(network, family.stem), layers, taps)
+    _fold_norms(trunk)
+    trunk.stem[0] = _on_pixels(trunk.stem[0], preprocessing)
+    return trunk
 
 
-def _folded(network: torch.nn.Module) -> torch.nn.Module:
+def _in_order(network: torch.nn.Module, parts: Sequence[str]) -> torch.nn.Sequential:
+    return torch.nn.Sequential(*map(network.get_submodule, parts))
+
+
+def _fold_norms(network: torch.nn.Module) -> None:
     """Fold every batch norm into the convolution before it, in place: y = γ(Wx − μ)/σ + β."""
     for parent in list(network.modules()):
         for (before, layer), (name, norm) in itertools.pairwise(list(parent.named_children())):
             if isinstance(layer, torch.nn.Conv2d) and isinstance(norm, torch.nn.BatchNorm2d):
                 setattr(parent, before, fuse_conv_bn_eval(layer, norm))
                 setattr(parent, name, torch.nn.Identity())
-    return network
 
 
 def _on_pixels(layer: torch.nn.Module, preprocessing: Preprocessing) -> torch.nn.Conv2d:
@@ -87,11 +89,19 @@ def _on_pixels(layer: torch.nn.Module, preprocessing: Preprocessing) -> torch.nn
     which is nearly white, all in the same direction: on LUDB's pages that is four fifths of the
     error that bfloat16 makes in layer4 (1 − cosine at most 9e-4 with it, 2e-4 without).
     """
-    weight, bias = layer.get_parameter("weight").double(), layer.get_parameter("bias")
+    assert isinstance(layer, torch.nn.Conv2d)
+    weight, bias = layer.weight.double(), layer.get_parameter("bias")
     mean = torch.tensor(preprocessing.mean).double().view(1, 3, 1, 1)
     std = torch.tensor(preprocessing.std).double().view(1, 3, 1, 1)
     constant = (weight * (CENTRE / 255 - mean) / std).sum(1, keepdim=True)
-    convolution = torch.nn.Conv2d(4, 64, kernel_size=7, stride=2, padding=3, device="meta")
+    convolution = torch.nn.Conv2d(
+        4,
+        layer.out_channels,
+        kernel_size=layer.kernel_size,  # type: ignore[arg-type]
+        stride=layer.stride,  # type: ignore[arg-type]
+        padding=layer.padding,  # type: ignore[arg-type]
+        device="meta",
+    )
     tensors = {"weight": torch.cat([weight / (255 * std), constant], 1).float(), "bias": bias}
     convolution.load_state_dict(tensors, assign=True)
     return convolution

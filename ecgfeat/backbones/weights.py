@@ -7,10 +7,11 @@ import functools
 import hashlib
 import http.client
 import io
+import os
 import pickle
 import socket
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -22,24 +23,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ecgfeat.config import ARCHITECTURES, NetworkSettings
+from ecgfeat.architectures import ARCHITECTURES, family_of
+from ecgfeat.config import NetworkSettings
 from ecgfeat.errors import WeightsError, storage_error
 from ecgfeat.runs import open_run
 
 __all__ = [
-    "Shapes",
     "Weights",
     "build_network",
-    "expected_shapes",
-    "feature_width",
-    "fit",
-    "imagenet_file",
     "load_network",
     "load_weights",
     "network_from_tensors",
-    "new_network",
-    "read_state_dict",
-    "without_head",
 ]
 
 
@@ -53,23 +47,14 @@ class Weights:
     name : str
         ``imagenet``, ``random:SEED``, or the absolute path of the file.
     tensors : mapping of str to Tensor, float32
+    note : str
+        What of the file was left aside, in words for people; may be empty.
     """
 
     arch: str
     name: str
     tensors: Mapping[str, torch.Tensor]
-
-    @classmethod
-    def from_state_dict(cls, arch: str, name: str, found: Mapping[str, torch.Tensor]) -> Weights:
-        """Take them from a state dict, with a classification layer or none.
-
-        Raises
-        ------
-        WeightsError
-            When they don't fit the architecture or aren't finite.
-        """
-        tensors = fit(without_head(found), expected_shapes(arch), arch=arch, source=name)
-        return cls(arch, name, tensors)
+    note: str = ""
 
     @cached_property
     def digest(self) -> str:
@@ -96,14 +81,21 @@ def load_weights(settings: NetworkSettings) -> Weights:
         When the disk refuses.
     """
     arch, asked = settings.arch, settings.weights
-    if asked == "imagenet":
-        return Weights.from_state_dict(arch, asked, read_state_dict(imagenet_file(arch)))
+    found: StateDict
+    note = ""
     if asked == "random" or asked.startswith("random:"):
         seed = _seed(asked)
-        drawn = _drawn(lambda: new_network(arch), seed)
-        return Weights.from_state_dict(arch, f"random:{seed}", drawn)
-    path = Path(asked).expanduser()
-    return Weights.from_state_dict(arch, str(path.resolve()), read_state_dict(path))
+        name, found = f"random:{seed}", _drawn(lambda: _new_network(arch), seed)
+    elif asked == "imagenet":
+        path = _imagenet_file(arch)
+        name, (found, note) = asked, _backbone_in(_content(path), arch, path, "")
+    else:
+        path, choice = _path_and_choice(asked)
+        name = str(path.resolve()) + (choice and f"#{choice}")
+        content = _of_run(path) if path.is_dir() else _content(path)
+        found, note = _backbone_in(content, arch, path, choice)
+    tensors = _fit(_without_head(found, arch), _feature_shapes(arch), arch=arch, source=name)
+    return Weights(arch, name, tensors, note)
 
 
 def _seed(asked: str) -> int:
@@ -138,9 +130,10 @@ def load_network(settings: NetworkSettings, n_classes: int, seed: int) -> torch.
         As `load_weights`.
     """
     tensors = dict(load_weights(settings).tensors)
-    width = feature_width(settings.arch)
+    family = family_of(settings.arch)
+    width = family.widths[settings.arch]
     head = _drawn(lambda: torch.nn.Linear(width, n_classes), seed)
-    tensors.update({f"fc.{name}": value for name, value in head.items()})
+    tensors.update({f"{family.classifier}.{name}": value for name, value in head.items()})
     return build_network(settings.arch, tensors)
 
 
@@ -154,17 +147,21 @@ def network_from_tensors(
     WeightsError
         When they don't fit.
     """
-    head = {"fc.weight": (n_classes, feature_width(arch)), "fc.bias": (n_classes,)}
+    family = family_of(arch)
+    head = {
+        f"{family.classifier}.weight": (n_classes, family.widths[arch]),
+        f"{family.classifier}.bias": (n_classes,),
+    }
     found = {name: torch.from_numpy(values) for name, values in tensors.items()}
-    expected = {**expected_shapes(arch), **head}
-    return build_network(arch, fit(found, expected, arch=arch, source="the run's model"))
+    expected = {**_feature_shapes(arch), **head}
+    return build_network(arch, _fit(found, expected, arch=arch, source="the run's model"))
 
 
 TIMEOUT_S = 5.0
 """Seconds without an answer, of each of the host's addresses, after which a download fails."""
 
 
-def imagenet_file(arch: str) -> Path:
+def _imagenet_file(arch: str) -> Path:
     """Path of torchvision's default weights, downloaded if they aren't there yet.
 
     Raises
@@ -236,38 +233,6 @@ def _sha256(path: Path) -> str:
         raise storage_error(error, "reading", path) from error
 
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-"""Keys under which training scripts keep the state dict in a checkpoint."""
-PREFIXES = ("module.", "model.", "backbone.")
-"""What DataParallel and common wrapper classes put before every name."""
-
-
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Read named tensors from a ``.pth``, ``.pt`` or ``.safetensors`` file, or a run's folder.
-
-    A checkpoint that holds the state dict under one of `WRAPPERS` is unwrapped, and a prefix
-    that every name shares (`PREFIXES`) is taken off.
-
-    Raises
-    ------
-    WeightsError
-        When there is no such file, it isn't a state dict, or the run trained no network.
-    RunError
-        When the run is unfinished, damaged or keeps no model.
-    StorageError
-        When it can't be read.
-    """
-    if path.is_dir():
-        return _of_run(path)
-    if path.suffix not in READERS and path.exists():
-        raise WeightsError(
-            f"weights must be a {', '.join(READERS)} file; found {path}. If it holds a state "
-            "dict, rename it."
-        )
-    content = _content(path)
-    return _without_prefix(_tensors(READERS[path.suffix](content, path), path))
-
-
 def _of_run(folder: Path) -> dict[str, torch.Tensor]:
     """The network that a fine-tuning kept."""
     if not (folder / "config.json").exists():
@@ -285,7 +250,13 @@ def _of_run(folder: Path) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(values) for name, values in run.model().items()}
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path) -> object:
+    """What a file of `READERS` holds; nothing in it is executed."""
+    if path.suffix not in READERS and path.exists():
+        raise WeightsError(
+            f"weights must be a {', '.join(READERS)} file; found {path}. If it holds a state "
+            "dict, rename it."
+        )
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -297,7 +268,7 @@ def _content(path: Path) -> bytes:
         raise storage_error(error, "reading", path) from error
     if not content:
         raise WeightsError(f"{path} is empty: copy or download it again")
-    return content
+    return READERS[path.suffix](content, path)
 
 
 def _read_safetensors(content: bytes, path: Path) -> object:
@@ -330,152 +301,189 @@ def _damaged(path: Path, kind: str) -> WeightsError:
     )
 
 
-READERS = {".pth": _read_pickle, ".pt": _read_pickle, ".safetensors": _read_safetensors}
-
-
-def _tensors(content: object, path: Path) -> dict[str, torch.Tensor]:
-    while isinstance(content, Mapping):
-        inner = [content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)]
-        if not inner:
-            break
-        content = inner[0]
-    if not isinstance(content, Mapping) or not content:
-        found = "an empty mapping" if isinstance(content, Mapping) else type(content).__name__
-        raise WeightsError(
-            f"{path} holds no state dict (names with tensors) but {found}. Save it with "
-            "torch.save(model.state_dict(), PATH)."
-        )
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise WeightsError(
-                f"{path} holds no plain state dict: {name!r} is a {type(value).__name__}, not a "
-                "tensor. Save it with torch.save(model.state_dict(), PATH)."
-            )
-    return dict(content)
-
-
-def _without_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            stripped = {name.removeprefix(prefix): value for name, value in tensors.items()}
-            return _without_prefix(stripped)
-    return tensors
-
-
-HEAD = "fc."
-"""Beginning of the classification layer's names."""
+READERS = {
+    **dict.fromkeys((".pth", ".pt", ".ckpt", ".bin", ".tar"), _read_pickle),
+    ".safetensors": _read_safetensors,
+}
+"""By a file's suffix; each takes its bytes and its path."""
+N_NAMED = 3
+"""Tensors that a message names; the others it counts."""
+MAX_DEPTH = 8
+"""Mappings within mappings that are looked into."""
 COUNTER = "num_batches_tracked"
 """Ending of batch norm's step counters: nothing reads them, and old state dicts lack them."""
-N_NAMED = 3
-"""Tensors that an error names; the others it counts."""
 
-T = TypeVar("T")
+StateDict = Mapping[str, torch.Tensor]
 Shapes = dict[str, tuple[int, ...]]
 
 
-def new_network(arch: str) -> torch.nn.Module:
-    """A torchvision ResNet for 1000 classes, with random weights."""
-    from torchvision.models import get_model
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Place:
+    """Where in a checkpoint a backbone lies, whole.
 
-    network: torch.nn.Module = get_model(arch, weights=None)
-    return network
+    Attributes
+    ----------
+    label : str
+        The keys and the prefix before its names; ``.`` for none.
+    tensors : mapping of str to Tensor
+        By the network's own names.
+    strangers : list of str
+        What else the state dict holds.
+    """
+
+    label: str
+    tensors: StateDict
+    strangers: list[str]
 
 
-def _skeleton(arch: str) -> torch.nn.Module:
-    # On the meta device nothing is allocated and no random number is drawn.
-    with torch.device("meta"):
-        return new_network(arch)
+def _path_and_choice(asked: str) -> tuple[Path, str]:
+    """Tell ``PATH#LABEL``, one of a checkpoint's networks, from a mere path."""
+    path, (before, _, choice) = Path(asked).expanduser(), asked.rpartition("#")
+    if before and not path.exists() and Path(before).expanduser().is_file():
+        return Path(before).expanduser(), choice
+    return path, ""
+
+
+def _backbone_in(content: object, arch: str, path: Path, choice: str) -> tuple[StateDict, str]:
+    """Find the one backbone in a checkpoint, and say what beside it is left aside.
+
+    It may lie under any keys and any prefix, as ``model_state_dict`` and ``module.encoder.``, or
+    be numbered as by ``Sequential(*network.children())``.
+    """
+    found = _state_dicts(content, path)
+    places = _places(found, arch)
+    if not places:
+        raise _misfit(found, arch, path)
+    labels = ", ".join(place.label for place in places)
+    if choice:
+        places = [place for place in places if place.label == choice]
+        if not places:
+            raise WeightsError(
+                f"{path} holds no {arch} under {choice!r}; it has one under {labels}"
+            )
+    if not all(_are_same(place.tensors, places[0].tensors) for place in places[1:]):
+        raise WeightsError(
+            f"{path} holds more than one {arch}, under {labels}: say which with "
+            f"--weights '{path}#{places[0].label}'"
+        )
+    strangers = places[0].strangers
+    note = f"{path}: {len(strangers)} tensors are no part of {arch} and are left aside"
+    return places[0].tensors, f"{note} ({_some(strangers)})" if strangers else ""
+
+
+def _state_dicts(content: object, path: Path) -> list[tuple[str, StateDict]]:
+    """The mappings in `content` that hold tensors, each with the keys before it."""
+    found: list[tuple[str, StateDict]] = []
+    seen: set[int] = set()
+    level = [("", content)]
+    for _ in range(MAX_DEPTH):
+        deeper: list[tuple[str, object]] = []
+        for keys, inner in level:
+            if not isinstance(inner, Mapping) or id(inner) in seen:
+                continue
+            seen.add(id(inner))
+            named = {name: value for name, value in inner.items() if isinstance(name, str)}
+            tensors = {n: value for n, value in named.items() if isinstance(value, torch.Tensor)}
+            found += [(keys, tensors)] if tensors else []
+            deeper += [(f"{keys}{name}.", value) for name, value in named.items()]
+        level = deeper
+    if found:
+        return found
+    if isinstance(content, Mapping) and content:
+        name, value = next(iter(content.items()))
+        finding = f"no plain state dict: {name!r} is a {type(value).__name__}, not a tensor"
+    else:
+        kind = "an empty mapping" if isinstance(content, Mapping) else type(content).__name__
+        finding = f"no state dict (names with tensors) but {kind}"
+    raise WeightsError(
+        f"{path} holds {finding}. Save it with torch.save(model.state_dict(), PATH)."
+    )
+
+
+def _places(found: list[tuple[str, StateDict]], arch: str) -> list[_Place]:
+    return [
+        place
+        for keys, tensors in found
+        for numbers in ({}, _numbers(arch))
+        for prefix in _prefixes(tensors, arch, numbers)
+        if (place := _place(keys, tensors, prefix, arch, numbers))
+    ]
+
+
+def _prefixes(tensors: StateDict, arch: str, numbers: Mapping[str, str]) -> list[str]:
+    """What stands before the first of the network's names, wherever that is found."""
+    first = _in_file(next(iter(_feature_shapes(arch))), numbers)
+    ends = (name for name in tensors if name == first or name.endswith(f".{first}"))
+    return [name.removesuffix(first) for name in ends]
+
+
+def _place(
+    keys: str, tensors: StateDict, prefix: str, arch: str, numbers: Mapping[str, str]
+) -> _Place | None:
+    """The backbone under `prefix`; None where it is another or not whole."""
+    expected = _feature_shapes(arch)
+    inside = {}
+    for name, shape in expected.items():
+        value = tensors.get(prefix + _in_file(name, numbers))
+        if value is None or tuple(value.shape) != shape:
+            return None
+        inside[name] = value
+    parts = {_in_file(name, numbers).split(".")[0] for name in expected}
+    used = {prefix + _in_file(name, numbers) for name in expected}
+    classifier = prefix + _in_file(f"{family_of(arch).classifier}.", numbers)
+    strangers = [
+        name
+        for name in tensors
+        if name not in used and not name.startswith(classifier) and not name.endswith(COUNTER)
+    ]
+    # What stands in the network's own parts makes it another, larger network.
+    own = (name for name in strangers if name.startswith(prefix))
+    if any(name.removeprefix(prefix).split(".")[0] in parts for name in own):
+        return None
+    label = (keys + prefix).removesuffix(".") or "."
+    return _Place(label=label, tensors=inside, strangers=strangers)
 
 
 @functools.cache
-def _shapes(arch: str) -> Shapes:
-    return _shapes_of(_without_counters(_skeleton(arch).state_dict()))
+def _numbers(arch: str) -> dict[str, str]:
+    """The place of each of the network's parts, as a Sequential of them numbers them."""
+    return {name: str(i) for i, (name, _) in enumerate(_skeleton(arch).named_children())}
 
 
-def feature_width(arch: str) -> int:
-    """Width of layer4's average pool."""
-    return _shapes(arch)["fc.weight"][1]
+def _in_file(name: str, numbers: Mapping[str, str]) -> str:
+    part, dot, rest = name.partition(".")
+    return numbers.get(part, part) + dot + rest
 
 
-def without_head(tensors: Mapping[str, T]) -> dict[str, T]:
-    """Leave out the classification layer."""
-    return {name: value for name, value in tensors.items() if not name.startswith(HEAD)}
+def _are_same(one: StateDict, other: StateDict) -> bool:
+    return all(one[name] is other[name] or torch.equal(one[name], other[name]) for name in one)
 
 
-def expected_shapes(arch: str) -> Shapes:
-    """Shape of each tensor that decides `arch`'s features."""
-    return without_head(_shapes(arch))
-
-
-def build_network(arch: str, tensors: Mapping[str, torch.Tensor]) -> torch.nn.Module:
-    """Make a torchvision ResNet that takes over `tensors`.
-
-    Parameters
-    ----------
-    arch : str
-    tensors : mapping of str to Tensor, float32
-        As `fit` returns them; without a classification layer, the network has none.
-    """
-    network = _skeleton(arch)
-    if "fc.weight" in tensors:
-        n_classes, width = tensors["fc.weight"].shape
-        network.fc = torch.nn.Linear(width, n_classes, device="meta")
-    else:
-        network.fc = torch.nn.Identity()
-    names = [name for name in network.state_dict() if name.endswith(COUNTER)]
-    counters = {name: torch.zeros((), dtype=torch.int64) for name in names}
-    network.load_state_dict({**counters, **tensors}, assign=True)
-    return network
-
-
-def fit(
-    found: Mapping[str, torch.Tensor], expected: Shapes, *, arch: str, source: str
-) -> dict[str, torch.Tensor]:
-    """Check a state dict against the shapes it should have, and copy it in float32.
-
-    Raises
-    ------
-    WeightsError
-        When it doesn't fit `arch` or isn't finite; the message names the architecture it does
-        fit, or what is wrong with it. `source` stands at its beginning.
-    """
-    found = _without_counters(found)
-    if _shapes_of(found) != expected:
-        raise _misfit(_shapes_of(found), expected, arch, source)
-    return {name: _float32(name, found[name], source) for name in expected}
-
-
-def _without_counters(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in tensors.items() if not name.endswith(COUNTER)}
-
-
-def _shapes_of(tensors: Mapping[str, torch.Tensor]) -> Shapes:
-    return {name: tuple(value.shape) for name, value in tensors.items()}
-
-
-def _float32(name: str, value: torch.Tensor, source: str) -> torch.Tensor:
-    plain = value.layout is torch.strided and value.device.type == "cpu"
-    if not plain or not value.is_floating_point():
-        raise WeightsError(
-            f"{source}: {name} must hold plain floating-point numbers; found {value.dtype} "
-            f"({value.layout}). Save the weights before quantising or pruning them."
-        )
-    value = value.detach().to(torch.float32, copy=True).contiguous()
-    if not torch.isfinite(value).all():
-        raise WeightsError(
-            f"{source}: {name} holds NaN or infinity, so every feature would be meaningless. The "
-            "training that made it diverged, or the file is damaged: give other weights."
-        )
-    return value
-
-
-def _misfit(found: Shapes, expected: Shapes, arch: str, source: str) -> WeightsError:
-    other = _fitting_architecture(found)
-    if other is not None and other != arch:
+def _misfit(found: list[tuple[str, StateDict]], arch: str, path: Path) -> WeightsError:
+    source = str(path.resolve())
+    other = next((other for other in ARCHITECTURES if _places(found, other)), None)
+    if other is not None:
         return WeightsError(
             f"{source} holds the weights of {other}, but the architecture asked for is {arch}. "
             f"Take --arch {other}, or give weights of {arch}."
         )
+    # Told of the state dict that comes nearest.
+    plain = [
+        {name.removeprefix(prefix): tuple(value.shape) for name, value in tensors.items()}
+        for _, tensors in found
+        for prefix in (*_prefixes(tensors, arch, {})[:N_NAMED], _shared_prefix(tensors), "")
+    ]
+    expected = _feature_shapes(arch)
+    nearest = max(plain, key=lambda shapes: len(expected.keys() & shapes.keys()))
+    return _misshapen(_without_head(_without_counters(nearest), arch), expected, arch, source)
+
+
+def _shared_prefix(names: Iterable[str]) -> str:
+    shared = os.path.commonprefix(list(names))  # noqa: RUF071 - letter by letter is meant
+    return shared.rpartition(".")[0] + "."
+
+
+def _misshapen(found: Shapes, expected: Shapes, arch: str, source: str) -> WeightsError:
     missing = [name for name in expected if name not in found]
     unexpected = [name for name in found if name not in expected]
     misshapen = [
@@ -494,15 +502,97 @@ def _misfit(found: Shapes, expected: Shapes, arch: str, source: str) -> WeightsE
     )
 
 
-def _fitting_architecture(found: Shapes) -> str | None:
-    features = without_head(found)
-    return next((arch for arch in ARCHITECTURES if expected_shapes(arch) == features), None)
-
-
 def _words(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape)) or "a single number"
 
 
 def _some(names: list[str]) -> str:
+    shown = [name if len(name) <= 80 else f"{name[:79]}…" for name in names[:N_NAMED]]
     rest = len(names) - N_NAMED
-    return ", ".join(names[:N_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
+
+
+T = TypeVar("T")
+
+
+def _new_network(arch: str) -> torch.nn.Module:
+    """One of torchvision's for 1000 classes, with random weights."""
+    from torchvision.models import get_model
+
+    network: torch.nn.Module = get_model(arch, weights=None)
+    return network
+
+
+def _skeleton(arch: str) -> torch.nn.Module:
+    # On the meta device nothing is allocated and no random number is drawn.
+    with torch.device("meta"):
+        return _new_network(arch)
+
+
+@functools.cache
+def _feature_shapes(arch: str) -> Shapes:
+    """Shape of each tensor that decides `arch`'s features."""
+    tensors = _without_counters(_skeleton(arch).state_dict())
+    return {name: tuple(value.shape) for name, value in _without_head(tensors, arch).items()}
+
+
+def _without_head(tensors: Mapping[str, T], arch: str) -> dict[str, T]:
+    """Leave out the classification layer."""
+    head = f"{family_of(arch).classifier}."
+    return {name: value for name, value in tensors.items() if not name.startswith(head)}
+
+
+def _without_counters(tensors: Mapping[str, T]) -> dict[str, T]:
+    return {name: value for name, value in tensors.items() if not name.endswith(COUNTER)}
+
+
+def build_network(arch: str, tensors: StateDict) -> torch.nn.Module:
+    """Make one of torchvision's networks that takes over `tensors`.
+
+    Parameters
+    ----------
+    arch : str
+    tensors : mapping of str to Tensor, float32
+        Without a classification layer, the network has none.
+    """
+    network, classifier = _skeleton(arch), family_of(arch).classifier
+    last: torch.nn.Module = torch.nn.Identity()
+    if f"{classifier}.weight" in tensors:
+        n_classes, width = tensors[f"{classifier}.weight"].shape
+        last = torch.nn.Linear(width, n_classes, device="meta")
+    network.set_submodule(classifier, last)
+    names = [name for name in network.state_dict() if name.endswith(COUNTER)]
+    counters = {name: torch.zeros((), dtype=torch.int64) for name in names}
+    network.load_state_dict({**counters, **tensors}, assign=True)
+    return network
+
+
+def _fit(found: StateDict, expected: Shapes, *, arch: str, source: str) -> dict[str, torch.Tensor]:
+    """Check a state dict against the shapes it should have, and copy it in float32.
+
+    Raises
+    ------
+    WeightsError
+        When it doesn't fit `arch` or isn't finite. `source` stands at the message's beginning.
+    """
+    found = _without_counters(found)
+    shapes = {name: tuple(value.shape) for name, value in found.items()}
+    if shapes != expected:
+        raise _misshapen(shapes, expected, arch, source)
+    return {name: _float32(name, found[name], source) for name in expected}
+
+
+def _float32(name: str, value: torch.Tensor, source: str) -> torch.Tensor:
+    plain = value.layout is torch.strided and value.device.type == "cpu"
+    if not plain or not value.is_floating_point():
+        raise WeightsError(
+            f"{source}: {name} must hold plain floating-point numbers; found {value.dtype} "
+            f"({value.layout}). Save the weights before quantising or pruning them."
+        )
+    value = value.detach().to(torch.float32, copy=True).contiguous()
+    if not torch.isfinite(value).all():
+        raise WeightsError(
+            f"{source}: {name} holds NaN or infinity, so every feature would be meaningless. The "
+            "training that made it diverged, or the file is damaged: give other weights."
+        )
+    return value

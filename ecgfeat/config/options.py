@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from ecgfeat.architectures import ARCHITECTURES, LAYERS
 from ecgfeat.config.base import Settings, comma_separated, setting
 from ecgfeat.errors import ConfigError
 
@@ -152,8 +153,6 @@ class SynthSettings(Sized, Settings):
             )
 
 
-LAYERS = ("layer1", "layer2", "layer3", "layer4")
-"""A ResNet's four layers, in order."""
 TAPS = LAYERS
 """The taps of a cache where no others are asked for."""
 
@@ -209,20 +208,6 @@ def parse_tap(name: str) -> Tap:
     )
 
 
-ARCHITECTURES = (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnext50_32x4d",
-    "resnext101_32x8d",
-    "resnext101_64x4d",
-    "wide_resnet50_2",
-    "wide_resnet101_2",
-)
-"""torchvision's ResNet family, by its names: those that it has ImageNet weights for."""
-
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -240,7 +225,8 @@ class NetworkSettings(Settings):
     weights: str = setting(
         "imagenet",
         "imagenet: torchvision's default, downloaded once, hash checked; random or random:SEED; "
-        "or the path of a state dict (.pth or .safetensors) or of a fine-tuning's folder.",
+        "or the path of a state dict (.pth, .ckpt, .safetensors …; PATH#PREFIX where it holds "
+        "several networks) or of a fine-tuning's folder.",
         metavar="imagenet|random|PATH",
     )
 

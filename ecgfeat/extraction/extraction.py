@@ -44,7 +44,7 @@ from ecgfeat.files import write_csv
 from ecgfeat.images import DECODER, decode, prepare
 from ecgfeat.manifest import Manifest, write_missing
 from ecgfeat.preprocessing import EXACT_RESAMPLING, FAST_RESAMPLING, Preprocessing
-from ecgfeat.runtime import Compute, Report, peak_memory_mib, resolve_compute, silent
+from ecgfeat.runtime import Compute, Progress, Report, peak_memory_mib, resolve_compute, silent
 
 __all__ = ["Extraction", "check_pages", "extract", "shard_of"]
 
@@ -111,10 +111,12 @@ def extract(
         manifest = replace(manifest.limited(work.limit), name=name)
     path = cache_file(cache, manifest.name, page, network, compute, work.tap_names)
     begun = existing_header(path)
+    weights = load_weights(network)
+    _tell(weights, report)
     plan = _Plan(
         manifest=manifest,
         page=page,
-        weights=load_weights(network),
+        weights=weights,
         compute=_resolve(compute, begun),
         resampling=begun.resampling if begun else "",
         taps=work.tap_names,
@@ -314,6 +316,11 @@ class _Plan:
                 "--cache."
             )
         return backbone
+
+
+def _tell(weights: Weights, report: Report) -> None:
+    if weights.note:
+        report(Progress(stage="extracting", done=0, total=0, message=weights.note))
 
 
 def _header(plan: _Plan, recipe: str) -> Header:

@@ -416,6 +416,8 @@ def finetune(
         if head is not None:
             network, page = head.adopt(network, page)
         weights = load_weights(network)
+        if weights.note and ranks.is_first:
+            report(Progress(stage="training", done=0, total=0, message=weights.note))
         job = Job(
             manifest=manifest,
             # Resolved: a relative path may lead elsewhere when the run goes on.

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ecgfeat.architectures import FAMILIES
 from ecgfeat.backbones import memory_format, repeatable_kernels
 from ecgfeat.backbones.extractor import free_device_memory, is_out_of_memory
 from ecgfeat.config import FinetuneSettings
@@ -333,8 +334,6 @@ class Images:
 
 MOMENTUM = 0.9
 """Of stochastic gradient descent, as the ResNets themselves were trained (He et al. 2016)."""
-STEM = ("conv1", "bn1", "relu", "maxpool")
-"""What comes before a ResNet's first layer."""
 BATCH_NORMS = (torch.nn.BatchNorm2d, torch.nn.SyncBatchNorm)
 
 
@@ -455,12 +454,12 @@ def set_modes(network: torch.nn.Module, settings: FinetuneSettings) -> None:
 
 
 def _frozen(network: torch.nn.Module, settings: FinetuneSettings) -> list[str]:
-    """Names of the children up to the layer that is frozen to."""
+    """Names of the parts up to the layer that is frozen to."""
     if settings.freeze_to == "none":
         return []
-    names = [name for name, _ in network.named_children()]
-    last = STEM[-1] if settings.freeze_to == "stem" else settings.freeze_to
-    return names[: names.index(last) + 1]
+    names = {name for name, _ in network.named_modules()}
+    family = next(family for family in FAMILIES if family.stem[0] in names)
+    return list(family.up_to(settings.freeze_to))
 
 
 def most_parts(n_images: int, n_ranks: int) -> int:

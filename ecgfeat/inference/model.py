@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ecgfeat.architectures import family_of
 from ecgfeat.calibration import Decision
 from ecgfeat.config import NetworkSettings, parse_tap
 from ecgfeat.errors import ConfigError, WeightsError
@@ -120,12 +121,15 @@ def read_model(run: Run) -> Model:
 
 
 def _finetuned(run: Run, card: Mapping[str, Any], tensors: Tensors) -> Model:
+    arch = card["backbone"]["arch"]
+    network = NetworkSettings(arch=arch, weights=str(run.path))
+    last = family_of(arch).classifier
     return Model(
         run=run,
-        network=NetworkSettings(arch=card["backbone"]["arch"], weights=str(run.path)),
+        network=network,
         weights_digest="",
         taps=("layer4",),
-        head={"weight": tensors["fc.weight"], "bias": tensors["fc.bias"]},
+        head={name: tensors[f"{last}.{name}"] for name in ("weight", "bias")},
         **_shared_fields(run, card),
     )
 
