@@ -24,7 +24,13 @@ def show_runs(output: Output, runs: Sequence[Run]) -> None:
     """Each run's report, scores, cost and folder, within a terminal's usual 80 columns."""
     for run in runs:
         output.say(run.report)
-        for line in (*_score_lines(run.metrics), *_origin_lines(run.metrics)):
+        for line in (
+            *_score_lines(run.metrics),
+            *_majority_lines(run.metrics),
+            *_positive_lines(run),
+            *_origin_lines(run.metrics),
+            *(f"notice: {line}" for line in run.metrics.get("notices", ())),
+        ):
             output.say(line)
         cost = run.cost
         output.say(
@@ -47,6 +53,27 @@ def _score_lines(shown: Mapping[str, Any]) -> list[str]:
     if shown["positive"] is None:
         lines.append("F1, AUROC and average precision: means over the classes")
     return lines
+
+
+def _majority_lines(shown: Mapping[str, Any]) -> list[str]:
+    """What the accuracy is to be held against; nothing in a run of earlier versions."""
+    majority = shown.get("majority")
+    if majority is None:
+        return []
+    names = " or ".join(dict.fromkeys(majority["classes"]))
+    return [
+        f"majority: always {names} has accuracy {majority['accuracy']:.3f} "
+        f"(McNemar's p {majority['p_value']:.3g})"
+    ]
+
+
+def _positive_lines(run: Run) -> list[str]:
+    """Which class was taken for the positive one, why, and how to turn it."""
+    from ecgfeat.protocol import positive_in_words
+
+    given = run.config.get("evaluation", {}).get("positive", "")
+    words = positive_in_words(run.metrics["classes"], given)
+    return [f"positive: {words}"] if words else []
 
 
 def _origin_lines(shown: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ecgfeat.config import PageSettings, PreviewSettings
 from ecgfeat.errors import ConfigError, ImageError
+from ecgfeat.figures.style import import_matplotlib
 from ecgfeat.files import replacing
 from ecgfeat.images import MAX_PIXELS, decode, prepare
 from ecgfeat.manifest import Manifest
@@ -326,6 +327,7 @@ class _Sheet:
 
 def _font(name: str) -> ImageFont.FreeTypeFont:
     # matplotlib's own: it has far more letters than Pillow's, and is the same on every machine.
+    import_matplotlib()
     from matplotlib import get_data_path
 
     return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / name, FONT_PX)

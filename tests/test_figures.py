@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -261,6 +263,47 @@ class TestFiles:
         command = [sys.executable, "-c", program, str(tmp_path / "curve.png")]
         subprocess.run(command, check=True)
         assert (tmp_path / "curve.png").exists()
+
+
+SETTINGS = """
+text.usetex: True
+font.family: no such font
+axes.facecolor: black
+savefig.dpi: 10
+backend: module://nope
+"""
+
+
+@pytest.mark.parametrize("backend", ["module://nope", "nope", "tkagg", ""])
+def test_personal_settings_change_nothing_in_a_figure(tmp_path: Path, backend: str) -> None:
+    (tmp_path / "matplotlibrc").write_text(SETTINGS)
+    program = (
+        "import os, sys, numpy as np, ecgfeat.figures as figures\n"
+        "record = {'fold': 0, 'epoch': 1, 'accuracy': 0.5, 'val_accuracy': None}\n"
+        "figures.accuracy_curve([record], sys.argv[1], 'A $title_')\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+        "assert not [name for name in sys.modules if 'backend_tk' in name]\n"
+        "assert os.environ.get('MPLBACKEND') == sys.argv[2]\n"
+    )
+    environ = {**os.environ, "MPLBACKEND": backend, "MATPLOTLIBRC": str(tmp_path)}
+    path = tmp_path / "strange.png"
+    subprocess.run([sys.executable, "-c", program, str(path), backend], check=True, env=environ)
+    record = {"fold": 0, "epoch": 1, "accuracy": 0.5, "val_accuracy": None}
+    accuracy_curve([record], tmp_path / "plain.png", "A $title_")
+    assert path.read_bytes() == (tmp_path / "plain.png").read_bytes()
+
+
+def test_a_figure_leaves_personal_settings_as_they_were(tmp_path: Path) -> None:
+    with matplotlib.rc_context({"axes.facecolor": "black", "lines.linewidth": 9}):
+        accuracy_curve(history_of(2), tmp_path / "curve.png", "A title")
+        assert matplotlib.rcParams["axes.facecolor"] == "black"
+        assert matplotlib.rcParams["lines.linewidth"] == 9
+
+
+def test_the_majority_is_a_line_in_the_accuracy_curve(tmp_path: Path, drawn: list[Figure]) -> None:
+    accuracy_curve(history_of(3), tmp_path / "curve.png", "A title", 0.625)
+    assert [list(line.get_ydata()) for line in drawn[0].axes[0].lines][-1] == [0.625, 0.625]
+    assert "0.625" in drawn[0].get_supxlabel()
 
 
 def predictions_of(classes: Sequence[str], *, n: int = 60) -> Predictions:

@@ -18,6 +18,7 @@ from ecgfeat.protocol import (
     inner_folds,
     keep_rows,
     partitions,
+    positive_in_words,
     refuse_thin_validation,
     stratified_subset,
     training_share,
@@ -80,7 +81,49 @@ def test_two_classes_make_a_binary_task_whose_positive_is_the_last() -> None:
     assert task.classes == ("0", "1")
     assert task.targets.tolist() == [1, 0, 1]
     assert task.targets.dtype == np.int64
-    assert define_task(["normal", "mi"]).classes == ("mi", "normal")
+    assert define_task(["b", "a"]).classes == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "normal",
+    [
+        *("normal", "NORM", "Healthy", "control", "negative", "sinus rhythm", "Sinus_Rhythm", "0"),
+        *("false", "no-mi", "non mi", "not_mi", "No MI", " normal"),
+    ],
+)
+@pytest.mark.parametrize("other", ["-1", "mi", "zz", "abnormal"])
+def test_of_two_classes_the_positive_is_the_one_that_is_not_plainly_normal(
+    normal: str, other: str
+) -> None:
+    task = define_task([normal, other, normal])
+    assert task.classes == (normal, other)
+    assert task.targets.tolist() == [0, 1, 0]
+    assert define_task([normal, other], normal).classes == (other, normal)
+
+
+@pytest.mark.parametrize(
+    "labels", [("mi", "noisy"), ("af", "notched"), ("control", "normal"), ("abnormal", "norma")]
+)
+def test_where_neither_or_both_are_plainly_normal_the_positive_is_the_last(
+    labels: tuple[str, str],
+) -> None:
+    assert define_task(labels).classes == labels
+    assert "the last in order" in positive_in_words(labels, "")
+
+
+def test_more_than_two_classes_keep_their_order_whatever_they_are_called() -> None:
+    assert define_task(["normal", "mi", "af"]).classes == ("af", "mi", "normal")
+    assert positive_in_words(("af", "mi", "normal"), "") == ""
+
+
+def test_the_positive_class_is_told_with_its_reason_and_how_to_turn_it() -> None:
+    assert positive_in_words(("normal", "mi"), "") == (
+        "mi ('normal' is the normal one; to turn it: --positive normal)"
+    )
+    assert positive_in_words(("a b", "c"), "") == (
+        "c (the last in order; to turn it: --positive 'a b')"
+    )
+    assert positive_in_words(("rest", "mi"), "mi") == "mi, as --positive says"
 
 
 def test_more_classes_are_numbered_in_their_order() -> None:

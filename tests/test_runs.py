@@ -486,18 +486,144 @@ def n_writes(monkeypatch: pytest.MonkeyPatch, folder: Path, fail_at: int) -> int
     return begun
 
 
-def test_a_full_disk_at_any_file_leaves_a_run_that_is_plainly_unfinished(
+N_FIGURES = 6
+
+
+def test_a_full_disk_at_any_file_but_a_figure_leaves_a_run_that_is_plainly_unfinished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n_files = n_writes(monkeypatch, create_run(tmp_path, "linear", "pages"), fail_at=0)
-    assert n_files >= 7
-    for number in range(1, n_files + 1):
+    assert n_files >= 7 + N_FIGURES
+    for number in range(1, n_files - N_FIGURES + 1):
         folder = create_run(tmp_path, "linear", "pages")
         with pytest.raises(StorageError, match="the disk is full: free some space"):
             n_writes(monkeypatch, folder, fail_at=number)
         with pytest.raises(RunError, match=r"is not a run|is unfinished"):
             open_run(folder)
         assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_figure_that_meets_a_full_disk_costs_nothing_but_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_files = n_writes(monkeypatch, create_run(tmp_path, "linear", "pages"), fail_at=0)
+    whole = None
+    for number in range(n_files - N_FIGURES + 1, n_files + 1):
+        folder = create_run(tmp_path, "linear", "pages")
+        n_writes(monkeypatch, folder, fail_at=number)
+        run = open_run(folder)
+        (notice,) = [line for line in run.metrics["notices"] if ".png" in line]
+        name = notice.split()[0]
+        assert not (folder / name).exists()
+        assert "the disk is full" in notice
+        present = {path.name for path in folder.iterdir()} | {name}
+        whole = whole or present
+        assert present == whole
+        assert len(run.predictions) == 12
+
+
+def test_a_disk_that_stays_full_leaves_a_finished_run_and_tells_whoever_waits_for_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such font\nand more")
+
+    def full(path: Path, content: object) -> None:
+        if path.name == "metrics.json" and path.exists():
+            raise StorageError("the disk is full")
+        real(path, content)  # type: ignore[arg-type]
+
+    real = runs.writing.write_json
+    monkeypatch.setattr(runs.writing, "write_json", full)
+    monkeypatch.setattr(runs.writing.figures, "roc_plot", fail)
+    run = write_run(folder, some_result())
+    assert run.metrics["notices"][-1] == (
+        "roc.png is missing, the run's other files are whole: no such font"
+    )
+    assert open_run(folder).metrics["scores"] == run.metrics["scores"]
+
+
+def skewed_predictions(right: int, *, n: int = 40, n_positive: int = 10) -> Predictions:
+    """The first `n_positive` rows are positive; the first `right` of them are found."""
+    targets = (np.arange(n) < n_positive).astype(np.int64)
+    positive = np.where(np.arange(n) < right, 0.9, 0.1)
+    return Predictions(
+        ids=tuple(f"p{row}.png" for row in range(n)),
+        classes=("no-lvh", "lvh"),
+        targets=targets,
+        probabilities=np.column_stack([1 - positive, positive]),
+        groups=("",) * n,
+        split="test",
+        folds=np.zeros(n, np.int64),
+    )
+
+
+def test_a_result_that_answers_one_class_says_so_and_what_to_try(folder: Path) -> None:
+    result = some_result(predictions=skewed_predictions(0), training_counts=[[30, 10]])
+    run = write_run(folder, result)
+    assert run.metrics["majority"] == {"classes": ["no-lvh"], "accuracy": 0.75, "p_value": 1.0}
+    assert run.metrics["notices"] == [
+        "answers 'no-lvh' for all 40 test rows, so it tells nothing apart: try more --epochs, "
+        "another --lr or --head logreg",
+        "accuracy 0.750 is no better than always answering 'no-lvh', the majority of the training "
+        "rows (0.750; McNemar's p 1): test on more rows, or try more --epochs, another --lr or "
+        "--head logreg",
+    ]
+    assert run.report.endswith("\nAlways the training rows' majority: accuracy 0.7500\n")
+
+
+@pytest.mark.parametrize(("right", "is_better"), [(5, False), (6, True), (10, True)])
+def test_no_better_than_the_majority_is_by_mcnemars_exact_test(
+    folder: Path, right: int, is_better: bool
+) -> None:
+    result = some_result(predictions=skewed_predictions(right), training_counts=[[30, 10]])
+    run = write_run(folder, result)
+    assert run.metrics["majority"]["p_value"] == pytest.approx(2 * 0.5**right)
+    assert run.metrics["notices"] == [] if is_better else len(run.metrics["notices"]) == 1
+
+
+def test_rows_of_one_group_are_no_evidence_each_against_the_majority(folder: Path) -> None:
+    predictions = replace(skewed_predictions(10), groups=("a",) * 10 + ("",) * 30)
+    run = write_run(folder, some_result(predictions=predictions, training_counts=[[30, 10]]))
+    assert run.metrics["majority"]["p_value"] == 1.0
+    assert "no better than" in run.metrics["notices"][0]
+
+
+def test_the_majority_is_that_of_each_folds_training_rows(folder: Path) -> None:
+    predictions = some_predictions(split="cv")
+    counts = [[9, 1], [1, 9], [9, 1]]
+    run = write_run(folder, some_result(predictions=predictions, model={}, training_counts=counts))
+    right = (predictions.folds == 1).astype(int) == predictions.targets
+    assert run.metrics["majority"]["classes"] == ["no-lvh", "lvh", "no-lvh"]
+    assert run.metrics["majority"]["accuracy"] == right.mean()
+
+
+@pytest.mark.parametrize("n_rows", [9, 10])
+@pytest.mark.parametrize(
+    ("decision", "what"),
+    [
+        (Decision(method="temperature", slope=0.5), "calibrated"),
+        (Decision(threshold=0.2), "its threshold set"),
+        (Decision(method="temperature", slope=0.5, threshold=0.2), "calibrated and its threshold"),
+    ],
+)
+def test_what_rests_on_fewer_than_ten_validation_rows_of_a_class_says_so(
+    folder: Path, n_rows: int, decision: Decision, what: str
+) -> None:
+    validation = skewed_predictions(5, n_positive=n_rows)
+    result = some_result(
+        predictions=skewed_predictions(10), decisions=[decision], validation=validation
+    )
+    notices = write_run(folder, result).metrics["notices"]
+    assert len(notices) == (n_rows < 10)
+    for notice in notices:
+        assert notice.startswith(what)
+        assert "on only 9 validation rows of 'lvh': give a larger --val-fraction" in notice
+
+
+def test_a_jobs_own_notices_are_kept(folder: Path) -> None:
+    result = some_result(predictions=skewed_predictions(10), notices=("lr is at its grid's edge",))
+    assert write_run(folder, result).metrics["notices"] == ["lr is at its grid's edge"]
 
 
 def test_opening_what_is_no_run_says_so(tmp_path: Path, folder: Path) -> None:

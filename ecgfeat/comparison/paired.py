@@ -13,9 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfeat.comparison.significance import AreaTest, compare_areas, holm, mcnemar_p_value
 from ecgfeat.errors import RunError
-from ecgfeat.metrics import Resampled, Score, in_id_order, resample
+from ecgfeat.metrics import (
+    AreaTest,
+    Resampled,
+    Score,
+    compare_areas,
+    holm,
+    in_id_order,
+    mcnemar_p_value,
+    resample,
+)
 from ecgfeat.predictions import Predictions, positive_class
 from ecgfeat.runs import KIND_NAMES, Cost, Run
 

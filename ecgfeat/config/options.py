@@ -436,8 +436,9 @@ class EvaluationSettings(Settings):
 
     positive: str = setting(
         "",
-        "Class (or classes: A,B) against the rest, as a binary task. With two classes and no "
-        "option: 1 of 0/1, else the last in order.",
+        "Class (or classes: A,B) against the rest, as a binary task. With two classes and "
+        "no option: the one not plainly normal (normal, control, no-x, 0 and the like), else the "
+        "last in order.",
         metavar="A[,B]",
     )
     cv: int = setting(

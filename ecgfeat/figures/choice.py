@@ -19,6 +19,7 @@ from ecgfeat.figures.style import (
     in_lines,
     new_panels,
     save,
+    with_default_settings,
     write_caption,
 )
 from ecgfeat.metrics import METRICS
@@ -43,7 +44,8 @@ LEGIBLE_CELLS = 14
 """With more values along an axis, a heat map's cells are drawn without numbers."""
 
 
-def sweep_plot(rows: Sequence[Row], by: str, path: Path, title: str) -> None:
+@with_default_settings
+def sweep_plot(rows: Sequence[Row], by: str, path: str | Path, title: str) -> None:
     """Draw the score that chose over the settings that were varied, a panel for each kind of head.
 
     One setting gives a line, more a heat map of two, each cell the best over the others;
@@ -57,7 +59,7 @@ def sweep_plot(rows: Sequence[Row], by: str, path: Path, title: str) -> None:
         ``spread``, the score's standard deviation.
     by : str
         Name of the score.
-    path : Path
+    path : str or Path
         The PNG to write.
     title : str
 

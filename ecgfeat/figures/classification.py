@@ -21,6 +21,7 @@ from ecgfeat.figures.style import (
     in_lines,
     new_figure,
     save,
+    with_default_settings,
     write_caption,
 )
 from ecgfeat.metrics import MACRO, METRICS, Curve, Reliability, Score
@@ -41,7 +42,8 @@ LEGIBLE_LINES = 6
 BAND = "Band: 95 %, point by point, by bootstrap"
 
 
-def roc_plot(curve: Curve, scores: Scores, path: Path, title: str) -> None:
+@with_default_settings
+def roc_plot(curve: Curve, scores: Scores, path: str | Path, title: str) -> None:
     """Draw the ROC curve with its 95 % band, and where the answers lie on it.
 
     Parameters
@@ -50,7 +52,7 @@ def roc_plot(curve: Curve, scores: Scores, path: Path, title: str) -> None:
         As `metrics.curves` gives it.
     scores : mapping of str to Score or None
         As `metrics.evaluate` gives them.
-    path : Path
+    path : str or Path
         The PNG to write.
     title : str
 
@@ -73,8 +75,9 @@ def roc_plot(curve: Curve, scores: Scores, path: Path, title: str) -> None:
     save(figure, path)
 
 
+@with_default_settings
 def precision_recall_plot(
-    curve: Curve, scores: Scores, prevalence: float | None, path: Path, title: str
+    curve: Curve, scores: Scores, prevalence: float | None, path: str | Path, title: str
 ) -> None:
     """Draw the precision-recall curve with its 95 % band, and where the answers lie on it.
 
@@ -107,8 +110,9 @@ def precision_recall_plot(
     save(figure, path)
 
 
+@with_default_settings
 def reliability_plot(
-    found: Reliability, scores: Scores, positive: str | None, path: Path, title: str
+    found: Reliability, scores: Scores, positive: str | None, path: str | Path, title: str
 ) -> None:
     """Draw how often what was said with some probability came true, and how often it was said.
 
@@ -207,8 +211,9 @@ CHARACTER_IN = 0.085
 """Width of a character of the tick labels' 9 points, in inches, generously."""
 
 
+@with_default_settings
 def confusion_matrix_plot(
-    matrix: NDArray[np.int64], classes: Sequence[str], path: Path, title: str
+    matrix: NDArray[np.int64], classes: Sequence[str], path: str | Path, title: str
 ) -> None:
     """Draw counts by true and predicted class, with each cell's share of its true class.
 
@@ -217,7 +222,7 @@ def confusion_matrix_plot(
     matrix : ndarray of shape (n_classes, n_classes), int64
         True classes along the first axis.
     classes : sequence of str
-    path : Path
+    path : str or Path
         The PNG to write.
     title : str
 

@@ -15,6 +15,7 @@ from ecgfeat.figures.style import (
     in_lines,
     new_panels,
     save,
+    with_default_settings,
     write_caption,
 )
 from ecgfeat.metrics import MAIN, METRICS
@@ -31,14 +32,15 @@ COSTS = {
 }
 
 
-def comparison_plot(runs: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+@with_default_settings
+def comparison_plot(runs: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
     """Draw the scores of several runs with their intervals, and beside them what the runs cost.
 
     Parameters
     ----------
     runs : sequence of mapping
         ``name``, ``label``, ``scores`` and ``cost``, as `Comparison.as_json` gives them.
-    path : Path
+    path : str or Path
         The PNG to write.
     title : str
 

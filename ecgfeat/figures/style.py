@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
+import sys
 import textwrap
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec
 
 from ecgfeat.files import replacing
 
@@ -22,14 +27,18 @@ __all__ = [
     "RULE",
     "VERMILION",
     "capitalised",
+    "default_settings",
+    "import_matplotlib",
     "in_lines",
     "new_figure",
     "new_panels",
     "save",
     "show_legend",
+    "with_default_settings",
     "write_caption",
 ]
 
+P = ParamSpec("P")
 
 DPI = 150
 
@@ -37,6 +46,55 @@ DPI = 150
 BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
 COLOURS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00", "#56B4E9")
 INK, GREY, RULE = "#222222", "#666666", "#dddddd"
+
+
+def with_default_settings(draw: Callable[P, None]) -> Callable[P, None]:
+    """Have a function draw the same figure on every machine; see `default_settings`."""
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> None:
+        with default_settings():
+            draw(*args, **kwargs)
+
+    return drawn
+
+
+# matplotlib's settings belong to the whole process: two threads would mix theirs up.
+_SETTINGS_LOCK = threading.RLock()
+
+
+@contextlib.contextmanager
+def default_settings() -> Iterator[None]:
+    """Inside, matplotlib has its own settings, not a matplotlibrc's or a notebook's."""
+    with _SETTINGS_LOCK:
+        import_matplotlib()
+        import matplotlib
+
+        # The backend is for windows, and naming it here would load one.
+        defaults = {k: v for k, v in matplotlib.rcParamsDefault.items() if "backend" not in k}
+        with matplotlib.rc_context(), warnings.catch_warnings():
+            # A setting that a later matplotlib is to lose is set to what it is anyway.
+            warnings.simplefilter("ignore", matplotlib.MatplotlibDeprecationWarning)
+            matplotlib.rcParams.update(defaults)
+            yield
+
+
+def import_matplotlib() -> None:
+    """Import matplotlib even where MPLBACKEND names a backend that isn't installed here.
+
+    A notebook sets it for the commands it runs too, and matplotlib then refuses to be imported.
+    """
+    if "matplotlib" in sys.modules:
+        return
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend:
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
 
 
 def new_figure(width_in: float, height_in: float, title: str) -> tuple[Figure, Axes]:
@@ -54,9 +112,11 @@ def new_panels(
     widths: Sequence[float] | None = None,
 ) -> tuple[Figure, list[Axes]]:
     """A figure with panels side by side, which share their y axis unless they have own widths."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width_in, height_in), layout="constrained")
+    FigureCanvasAgg(figure)
     figure.suptitle(
         in_lines(title, int(width_in * 11.5)),
         x=0.01,
@@ -105,7 +165,7 @@ def in_lines(text: str, width: int, n_lines: int = 3) -> str:
     return "\n".join(line.replace("_ ", "_") for line in wrapped)
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: str | Path) -> None:
     """Write the figure as a PNG.
 
     Raises
@@ -113,7 +173,7 @@ def save(figure: Figure, path: Path) -> None:
     StorageError
         When the disk refuses.
     """
-    with warnings.catch_warnings(), replacing(path) as aside:
+    with warnings.catch_warnings(), replacing(Path(path)) as aside:
         # Classes may be named in any script; what the font lacks is drawn as a box.
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         figure.savefig(

@@ -20,6 +20,7 @@ from ecgfeat.figures.style import (
     new_panels,
     save,
     show_legend,
+    with_default_settings,
     write_caption,
 )
 from ecgfeat.metrics import MAIN, METRICS
@@ -30,7 +31,13 @@ if TYPE_CHECKING:
 __all__ = ["accuracy_curve", "learning_curve_plot", "loss_curve", "lr_range_plot"]
 
 
-def accuracy_curve(history: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+@with_default_settings
+def accuracy_curve(
+    history: Sequence[Mapping[str, Any]],
+    path: str | Path,
+    title: str,
+    majority: float | None = None,
+) -> None:
     """Draw accuracy by epoch; of several folds, each as a thin line and their mean in bold.
 
     Parameters
@@ -38,25 +45,33 @@ def accuracy_curve(history: Sequence[Mapping[str, Any]], path: Path, title: str)
     history : sequence of mapping
         ``fold``, ``epoch`` (from 1), ``accuracy`` and ``val_accuracy`` (None where there are no
         validation rows) of each epoch.
-    path : Path
+    path : str or Path
         The PNG to write.
     title : str
+    majority : float, optional
+        Accuracy on the test rows of always answering the training rows' majority; a dotted line.
 
     Raises
     ------
     StorageError
         When the disk refuses.
     """
-    _draw_history(history, "accuracy", "Accuracy", path, title)
+    _draw_history(history, "accuracy", "Accuracy", path, title, majority)
 
 
-def loss_curve(history: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+@with_default_settings
+def loss_curve(history: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
     """Draw the loss by epoch, from ``loss`` and ``val_loss``, as `accuracy_curve` does."""
     _draw_history(history, "loss", "Loss (cross-entropy)", path, title)
 
 
 def _draw_history(
-    history: Sequence[Mapping[str, Any]], key: str, label: str, path: Path, title: str
+    history: Sequence[Mapping[str, Any]],
+    key: str,
+    label: str,
+    path: str | Path,
+    title: str,
+    majority: float | None = None,
 ) -> None:
     from matplotlib.ticker import MaxNLocator
 
@@ -69,6 +84,9 @@ def _draw_history(
         caption += " Validation: after the epoch."
     if len(training) > 1:
         caption += f" Bold: mean of {len(training)} folds."
+    if majority is not None:
+        axes.axhline(majority, color=GREY, linewidth=1, linestyle=":")
+        caption += f" Dotted: always the majority class, {majority:.3f} of the test rows."
     write_caption(figure, caption)
     axes.set_xlim(0.5, max(record["epoch"] for record in history) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
@@ -110,8 +128,9 @@ def _draw_folds(
     )
 
 
+@with_default_settings
 def lr_range_plot(
-    tried: Sequence[Mapping[str, float]], chosen: float, path: Path, title: str
+    tried: Sequence[Mapping[str, float]], chosen: float, path: str | Path, title: str
 ) -> None:
     """Draw the loss over the learning rates of a range test, and the rate that was chosen.
 
@@ -120,7 +139,7 @@ def lr_range_plot(
     tried : sequence of mapping
         ``lr``, ``loss`` and ``smoothed`` of each step.
     chosen : float
-    path : Path
+    path : str or Path
         The PNG to write.
     title : str
 
@@ -156,7 +175,8 @@ def lr_range_plot(
     save(figure, path)
 
 
-def learning_curve_plot(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+@with_default_settings
+def learning_curve_plot(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
     """Draw scores over the number of training rows, with a band over the seeds.
 
     Parameters
@@ -165,7 +185,7 @@ def learning_curve_plot(rows: Sequence[Mapping[str, Any]], path: Path, title: st
         A training each: ``fraction``, ``n_train``, ``seed``, and any of the main scores (None where
         undefined). Of groups, the seeds of one fraction draw unlike numbers of rows; their mean is
         drawn.
-    path : Path
+    path : str or Path
         The PNG to write.
     title : str
 

@@ -79,6 +79,7 @@ from ecgfeat.runs import (
     EpochRecord,
     Result,
     Run,
+    count_classes,
     create_run,
     damaged,
     is_finished,
@@ -787,6 +788,7 @@ def result_of(
         validation=join(validated) if any(map(len, validated)) else None,
         choice=_choice(job, state),
         prevalence=job.evaluation.prevalence,
+        training_counts=count_classes(job.plan, job.task),
     )
 
 

@@ -13,7 +13,7 @@ from ecgfeat.heads.sweep import Candidate, Grid, Standing
 from ecgfeat.predictions import Predictions, join
 from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.protocol import Partition
-from ecgfeat.runs import Cost, Result, count_rows
+from ecgfeat.runs import Cost, Result, count_classes, count_rows
 from ecgfeat.runtime import machine, peak_memory_mib, versions
 
 if TYPE_CHECKING:
@@ -162,6 +162,7 @@ def describe(job: HeadJob, outcome: Outcome, grid: Grid) -> Result:
         sweep=outcome.sweep,
         learning_curve=outcome.learning_curve,
         prevalence=job.evaluation.prevalence,
+        training_counts=count_classes([fold.final for fold in job.plan], job.data.task),
     )
 
 

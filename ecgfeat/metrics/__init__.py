@@ -3,9 +3,9 @@
 Every score is computed from row weights, so that the data (each weight 1) and thousands of
 bootstrap resamples (how often each row was drawn) go through the same few array operations.
 
-`names` says which scores there are, `scores` and `ranking` are the functions of row weights,
-`sampling` resamples rows or groups, `intervals` sums the resamples up, `curves` does so for whole
-curves, and `tables` counts right and wrong answers by class.
+`scores` says which scores there are and computes them, resamples rows or groups, and counts right
+and wrong answers by class; `intervals` sums the resamples up, `roc` does so for whole curves, and
+`significance` holds the tests of two models against each other.
 """
 
 from ecgfeat.metrics.intervals import Resampled, Score, evaluate, resample
@@ -25,12 +25,14 @@ from ecgfeat.metrics.scores import (
     in_id_order,
     score_values,
 )
+from ecgfeat.metrics.significance import AreaTest, compare_areas, holm, mcnemar_p_value
 
 __all__ = [
     "MACRO",
     "MAIN",
     "METRICS",
     "Z_95",
+    "AreaTest",
     "ClassificationTable",
     "Curve",
     "Curves",
@@ -43,10 +45,13 @@ __all__ = [
     "auroc",
     "bootstrap_weights",
     "classification_table",
+    "compare_areas",
     "confusion_matrix",
     "curves",
     "evaluate",
+    "holm",
     "in_id_order",
+    "mcnemar_p_value",
     "resample",
     "score_values",
 ]

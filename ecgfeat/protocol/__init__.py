@@ -2,8 +2,7 @@
 
 Both take their rows from here, so that runs on the same data are compared on the same rows.
 
-`tasks` numbers the classes, `plan` lays down training, validation and test rows, `folds` deals
-rows out, and `sampling` draws rows and whole groups of each class.
+`tasks` numbers the classes, and `splits` lays down training, validation and test rows.
 """
 
 from ecgfeat.protocol.splits import (
@@ -18,7 +17,7 @@ from ecgfeat.protocol.splits import (
     stratified_subset,
     training_share,
 )
-from ecgfeat.protocol.tasks import Task, class_order, define_task
+from ecgfeat.protocol.tasks import Task, class_order, define_task, positive_in_words
 
 __all__ = [
     "Partition",
@@ -31,6 +30,7 @@ __all__ = [
     "keep_rows",
     "n_kept_out",
     "partitions",
+    "positive_in_words",
     "refuse_thin_validation",
     "stratified_subset",
     "training_share",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +13,25 @@ from numpy.typing import NDArray
 
 from ecgfeat.errors import ConfigError, DataError
 
-__all__ = ["Task", "class_order", "define_task"]
+__all__ = ["Task", "class_order", "define_task", "positive_in_words"]
+
+NORMAL_NAMES = frozenset(
+    [
+        "normal",
+        "norm",
+        "healthy",
+        "control",
+        "controls",
+        "healthycontrol",
+        "healthycontrols",
+        "negative",
+        "sinusrhythm",
+        "normalsinusrhythm",
+        "0",
+        "false",
+    ]
+)
+"""What the class without a finding is called, in lower case and without blanks, - and _."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,7 +41,9 @@ class Task:
     Attributes
     ----------
     classes : tuple of str
-        In a binary task (negative, positive); otherwise in the order of `class_order`.
+        In a binary task (negative, positive); otherwise in the order of `class_order`. With two
+        classes and none named, the positive one is that which isn't plainly the normal one (see
+        `NORMAL_NAMES`; also ``no-x``, ``non-x``, ``not x``), else the last in order.
     targets : ndarray of shape (n,), int64
         Index of each row's class.
     """
@@ -65,6 +87,8 @@ def define_task(labels: Sequence[str], positive: str = "") -> Task:
             "Check the label column or the folder names."
         )
     if not positive:
+        if _plainly_normal(present) == [present[-1]] and len(present) == 2:
+            present = present[::-1]
         number = {name: index for index, name in enumerate(present)}
         targets = np.fromiter((number[label] for label in labels), np.int64, len(labels))
         return Task(classes=present, targets=targets)
@@ -76,6 +100,35 @@ def define_task(labels: Sequence[str], positive: str = "") -> Task:
         others = f"not {name}"
     targets = np.fromiter((label in chosen for label in labels), np.int64, len(labels))
     return Task(classes=(others, name), targets=targets)
+
+
+def positive_in_words(classes: Sequence[str], positive: str) -> str:
+    """Which class is the positive one, why, and how to turn it; empty where there is none.
+
+    Parameters
+    ----------
+    classes : sequence of str
+        Those of the task.
+    positive : str
+        As given to `define_task`.
+    """
+    if len(classes) != 2:
+        return ""
+    negative, taken = classes
+    if positive:
+        return f"{taken}, as --positive says"
+    normal = _plainly_normal(classes)
+    why = f"{negative!r} is the normal one" if normal == [negative] else "the last in order"
+    return f"{taken} ({why}; to turn it: --positive {shlex.quote(negative)})"
+
+
+def _plainly_normal(classes: Sequence[str]) -> list[str]:
+    return [
+        name
+        for name in classes
+        if re.sub(r"[\s_-]", "", name.casefold()) in NORMAL_NAMES
+        or re.match(r"[\s_-]*(no|non|not)[\s_-]+[^\s_-]", name.casefold())
+    ]
 
 
 def _chosen_classes(positive: str, present: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,12 +1,11 @@
 """A run's folder: what a job leaves behind, whole or plainly unfinished.
 
 ``docs/run-format.md`` is the specification. Every file is written aside and renamed, and
-``metrics.json`` comes last: a folder that has it is a finished run. Nothing read back from it
-can execute code.
+``metrics.json`` comes after all but the figures: a folder that has it is a finished run. Nothing
+read back from it can execute code.
 
-`records` is what a job hands over, `writing` fills the folder with it, `describing` and `drawing`
-say and show what came out, `reading` opens a finished run; `tables` are its CSVs, and `files`
-reads what a stranger may have changed.
+`records` is what a job hands over, `writing` fills the folder with it, `notices` says what its
+reader should be warned of, and `folder` opens a finished run and holds its files' forms.
 """
 
 from ecgfeat.runs.folder import (
@@ -18,7 +17,7 @@ from ecgfeat.runs.folder import (
     write_history,
     write_sweep,
 )
-from ecgfeat.runs.records import Cost, EpochRecord, Result, count_rows
+from ecgfeat.runs.records import Cost, EpochRecord, Result, count_classes, count_rows
 from ecgfeat.runs.writing import KIND_NAMES, create_run, write_config, write_run
 
 __all__ = [
@@ -27,6 +26,7 @@ __all__ = [
     "EpochRecord",
     "Result",
     "Run",
+    "count_classes",
     "count_rows",
     "create_run",
     "damaged",

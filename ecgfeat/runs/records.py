@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ecgfeat.calibration import Decision
 from ecgfeat.predictions import Predictions
-from ecgfeat.protocol import Partition
+from ecgfeat.protocol import Partition, Task
 
-__all__ = ["FORMAT_VERSION", "Cost", "EpochRecord", "Result", "count_rows"]
+__all__ = ["FORMAT_VERSION", "Cost", "EpochRecord", "Result", "count_classes", "count_rows"]
 
 FORMAT_VERSION = 1
 """Version of docs/run-format.md; another version's runs are refused."""
@@ -127,6 +128,11 @@ class Result:
         A cross-validated head's arrays by fold.
     prevalence : float
         Share of positives at which PPV and NPV are also told; 0 does without.
+    training_counts : sequence of sequence of int
+        By fold, the training rows of each class (see `count_classes`); without it the majority
+        that a result is held against is that of the test rows.
+    notices : sequence of str
+        What its reader should know of how it came about, a line each that also says what to do.
     """
 
     kind: str
@@ -146,6 +152,14 @@ class Result:
     learning_curve: Sequence[Mapping[str, Any]] = ()
     fold_models: Sequence[Mapping[str, NDArray[Any]]] = ()
     prevalence: float = 0.0
+    training_counts: Sequence[Sequence[int]] = ()
+    notices: Sequence[str] = ()
+
+
+def count_classes(plan: Sequence[Partition], task: Task) -> list[list[int]]:
+    """By training, its training rows of each class."""
+    n_classes = len(task.classes)
+    return [np.bincount(task.targets[part.train], minlength=n_classes).tolist() for part in plan]
 
 
 def count_rows(plan: Sequence[Partition]) -> list[dict[str, int]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfeat import figures, metrics
-from ecgfeat.errors import storage_error
+from ecgfeat.errors import StorageError, storage_error
 from ecgfeat.files import write_bytes, write_json, write_text
 from ecgfeat.metrics import METRICS, Score
 from ecgfeat.predictions import Predictions
@@ -25,6 +28,7 @@ from ecgfeat.runs.folder import (
     write_records,
     write_sweep,
 )
+from ecgfeat.runs.notices import majority_of, notices_of
 from ecgfeat.runs.records import FORMAT_VERSION, Result
 
 __all__ = [
@@ -66,7 +70,10 @@ def create_run(out_dir: Path, kind: str, data_name: str) -> Path:
 
 
 def write_run(folder: Path, result: Result) -> Run:
-    """Score a result and write the run's files into `folder`, ``metrics.json`` last.
+    """Score a result and write the run's files into `folder`, the figures last.
+
+    The run is finished with ``metrics.json``. A figure that can't be drawn or written costs
+    nothing but itself: one of the run's notices says so.
 
     Raises
     ------
@@ -74,7 +81,12 @@ def write_run(folder: Path, result: Result) -> Run:
         When the disk refuses; the run is then unfinished, and `open_run` says so.
     """
     scores = metrics.evaluate(result.predictions, prevalence=result.prevalence)
-    described = describe_scores(result, scores)
+    majority = majority_of(result)
+    described = {
+        **describe_scores(result, scores),
+        "majority": dataclasses.asdict(majority),
+        "notices": notices_of(result, majority),
+    }
     write_config(folder, result.kind, result.data_name, result.config)
     write_history(folder, result.history)
     write_predictions(folder, result.predictions)
@@ -85,8 +97,11 @@ def write_run(folder: Path, result: Result) -> Run:
     if result.learning_curve:
         write_records(folder / "learning_curve.csv", result.learning_curve)
     table = metrics.classification_table(result.predictions)
-    write_text(folder / "classification_report.txt", f"{headline(result)}\n\n{table}")
-    draw_figures(folder, result, scores)
+    report = f"{headline(result)}\n\n{table}"
+    # Of balanced classes everyone knows it, and the study's report has no such line.
+    if not math.isclose(majority.accuracy, 1 / len(result.predictions.classes)):
+        report += f"\nAlways the training rows' majority: accuracy {majority.accuracy:.4f}\n"
+    write_text(folder / "classification_report.txt", report)
     if result.model:
         write_bytes(folder / "model.safetensors", _serialised(result.model))
     if result.fold_models:
@@ -94,7 +109,15 @@ def write_run(folder: Path, result: Result) -> Run:
     if result.model or result.fold_models:
         write_json(folder / "model.json", describe_model(result))
     write_json(folder / "metrics.json", described)
-    return open_run(folder)
+    run = open_run(folder)
+    failures = draw_figures(folder, result, scores, majority.accuracy)
+    if not failures:
+        return run
+    described["notices"] = [*described["notices"], *failures]
+    # On a full disk the earlier file stays, and whoever waits for the run is still told.
+    with contextlib.suppress(StorageError):
+        write_json(folder / "metrics.json", described)
+    return dataclasses.replace(run, metrics=json.loads(json.dumps(described)))
 
 
 def write_config(
@@ -210,47 +233,83 @@ def _tested_rows(result: Result) -> str:
     return words
 
 
-def draw_figures(folder: Path, result: Result, scores: Mapping[str, Score | None]) -> None:
+def draw_figures(
+    folder: Path, result: Result, scores: Mapping[str, Score | None], majority: float
+) -> list[str]:
     """Draw everything that the result has, as PNG files in the run's folder.
 
-    Raises
-    ------
-    StorageError
-        When the disk refuses.
+    Returns
+    -------
+    list of str
+        A line for each figure that could not be drawn or written.
     """
+    failures = []
+    for name, draw in _figures(result, scores, majority):
+        try:
+            draw(folder / name)
+        # A trained model is worth more than its picture, whatever went wrong in drawing it.
+        except Exception as error:  # noqa: BLE001
+            why = str(error) or type(error).__name__
+            failures.append(
+                f"{name} is missing, the run's other files are whole: {why.splitlines()[0]}"
+            )
+    return failures
+
+
+Drawing = tuple[str, Callable[[Path], None]]
+
+
+def _figures(
+    result: Result, scores: Mapping[str, Score | None], majority: float
+) -> Iterator[Drawing]:
+    """Name of each figure's file, and what draws it there."""
     title, predictions = headline(result), result.predictions
-    _draw_training(folder, result, f"{KIND_NAMES[result.kind]} on {result.data_name}")
-    figures.confusion_matrix_plot(
-        metrics.confusion_matrix(predictions),
-        predictions.classes,
-        folder / "confusion_matrix.png",
-        title,
+    yield from _training_figures(result, majority)
+    yield (
+        "confusion_matrix.png",
+        lambda path: figures.confusion_matrix_plot(
+            metrics.confusion_matrix(predictions), predictions.classes, path, title
+        ),
     )
     found = metrics.curves(predictions)
-    if found.roc and found.precision_recall:
-        figures.roc_plot(found.roc, scores, folder / "roc.png", title)
+    roc, precision_recall = found.roc, found.precision_recall
+    if roc and precision_recall:
         share = float(np.mean(predictions.targets == 1)) if predictions.positive else None
-        figures.precision_recall_plot(
-            found.precision_recall, scores, share, folder / "precision_recall.png", title
+        yield "roc.png", lambda path: figures.roc_plot(roc, scores, path, title)
+        yield (
+            "precision_recall.png",
+            lambda path: figures.precision_recall_plot(
+                precision_recall, scores, share, path, title
+            ),
         )
-    figures.reliability_plot(
-        found.reliability, scores, predictions.positive, folder / "reliability.png", title
+    yield (
+        "reliability.png",
+        lambda path: figures.reliability_plot(
+            found.reliability, scores, predictions.positive, path, title
+        ),
     )
 
 
-def _draw_training(folder: Path, result: Result, title: str) -> None:
+def _training_figures(result: Result, majority: float) -> Iterator[Drawing]:
+    title = f"{KIND_NAMES[result.kind]} on {result.data_name}"
     if result.history:
         history = [dataclasses.asdict(record) for record in result.history]
-        figures.accuracy_curve(history, folder / "accuracy_curve.png", title)
-        figures.loss_curve(history, folder / "loss_curve.png", title)
+        yield (
+            "accuracy_curve.png",
+            lambda path: figures.accuracy_curve(history, path, title, majority),
+        )
+        yield "loss_curve.png", lambda path: figures.loss_curve(history, path, title)
     if result.sweep:
         by = str(result.choice.get("by", "auroc"))
-        figures.sweep_plot(
-            result.sweep,
-            by if by in METRICS and by in result.sweep[0] else "accuracy",
-            folder / "sweep.png",
-            f"Sweep on {result.data_name}",
+        shown = by if by in METRICS and by in result.sweep[0] else "accuracy"
+        yield (
+            "sweep.png",
+            lambda path: figures.sweep_plot(
+                result.sweep, shown, path, f"Sweep on {result.data_name}"
+            ),
         )
     if result.learning_curve:
-        path = folder / "learning_curve.png"
-        figures.learning_curve_plot(result.learning_curve, path, title)
+        yield (
+            "learning_curve.png",
+            lambda path: figures.learning_curve_plot(result.learning_curve, path, title),
+        )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfeat.metrics import Z_95
+from ecgfeat.metrics.scores import Z_95
 
 __all__ = ["AreaTest", "compare_areas", "holm", "mcnemar_p_value"]
 
@@ -37,8 +37,13 @@ def mcnemar_p_value(
     float
         1 where no row is answered differently; 0 only where it is too small for a float.
     """
+    from scipy.special import bdtr
+
     gains = np.bincount(units, weights=second_right.astype(int) - first_right).astype(np.int64)
     at_stake = np.abs(gains[gains != 0])
+    if (at_stake == 1).all():  # a coin per row: the binomial distribution's two equal tails
+        n, lead = len(at_stake), abs(int(gains.sum()))
+        return min(1.0, 2 * float(bdtr((n - lead) // 2, n, 0.5)))
     # chance[k] is the probability that of all that is at stake k falls to the second model.
     total = int(at_stake.sum())
     chance = np.zeros(total + 1)
@@ -46,8 +51,8 @@ def mcnemar_p_value(
     for stake in at_stake.tolist():
         chance /= 2
         chance[stake:] += chance[:-stake].copy()
-    lead = np.abs(2 * np.arange(total + 1) - total)
-    return min(1.0, float(chance[lead >= abs(int(gains.sum()))].sum()))
+    leads = np.abs(2 * np.arange(total + 1) - total)
+    return min(1.0, float(chance[leads >= abs(int(gains.sum()))].sum()))
 
 
 @dataclass(frozen=True, kw_only=True)
