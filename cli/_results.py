@@ -124,7 +124,13 @@ def show_comparison(output: Output, comparison: Comparison, figure: Path) -> Non
     output.say(comparison.title)
     for name, number in short.items():
         output.say(f"{number}  {name}")
+    majorities = {run["majority_accuracy"] for run in shown["runs"]} - {None}
+    if majorities:
+        words = ", ".join(f"{accuracy:.3f}" for accuracy in sorted(majorities))
+        output.say(f"majority: always answering it has accuracy {words}")
     output.show(*_run_tables(output, shown, short), *_pair_tables(output, shown, short))
+    for aside in comparison.left_aside:
+        output.say(f"left aside: {aside.name}: {aside.reason}")
     output.say(f"figure: {figure}")
 
 

@@ -24,7 +24,14 @@ ecgfeat compare runs/* --figure comparison.png
 
 @command(app, "compare", examples=_EXAMPLES)
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Two or more runs' folders.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN",
+            help="Two or more runs' folders. Of more than two, those that "
+            "can't be compared with most others are left aside, with the reason.",
+        ),
+    ],
     *,
     figure: Annotated[Path, typer.Option("--figure", help="PNG to draw the comparison in.")] = Path(
         "comparison.png"
@@ -34,11 +41,10 @@ def compare(
     """Compare runs on the same test rows: scores, paired differences and cost."""
     from ecgfeat.comparison import compare
     from ecgfeat.figures import comparison_plot
-    from ecgfeat.runs import open_run
 
     if figure.suffix.lower() != ".png":
         raise ConfigError(f"--figure must end in .png; found {figure}")
-    comparison = compare([open_run(run) for run in runs])
+    comparison = compare(runs, leave_aside=True)
     shown = comparison.as_json()
     comparison_plot(shown["runs"], figure, comparison.title)
     show_comparison(output, comparison, figure)

@@ -284,6 +284,45 @@ class TestRefusals:
         assert refusal(*runs).startswith("a and c can't be compared")
 
 
+class TestLeavingAside:
+    def test_the_largest_comparable_set_is_compared_and_the_others_are_named(self) -> None:
+        short = [run_of(f"s{i}", rows_of(predictions_of(i), range(10))) for i in range(2)]
+        whole = [run_of(f"w{i}", predictions_of(i)) for i in range(3)]
+        other = dataclasses.replace(predictions_of(0), classes=("rest", "mi"))
+        given = [short[0], whole[0], run_of("other", other), whole[1], short[1], whole[2]]
+        found = compare(given, leave_aside=True)
+        assert [run.name for run in found.runs] == ["w0", "w1", "w2"]
+        assert [aside.name for aside in found.left_aside] == ["s0", "s1", "other"]
+        assert "w0 and s1 can't be compared, their test rows differ" in found.left_aside[1].reason
+        assert "their classes differ" in found.left_aside[2].reason
+        assert found.pairs == compare(whole).pairs
+        assert json.loads(json.dumps(found.as_json()))["left_aside"][0]["name"] == "s0"
+
+    def test_of_sets_of_one_size_the_first_is_compared(self) -> None:
+        whole = [run_of(f"w{i}", predictions_of(i)) for i in range(2)]
+        short = [run_of(f"s{i}", rows_of(predictions_of(i), range(10))) for i in range(2)]
+        found = compare([*whole, *short], leave_aside=True)
+        assert [run.name for run in found.runs] == ["w0", "w1"]
+
+    def test_two_runs_that_differ_stay_an_error(self) -> None:
+        short = run_of("b", rows_of(predictions_of(1), range(10)))
+        with pytest.raises(RunError, match=r"^a and b can't be compared, their test rows differ"):
+            compare([run_of("a", predictions_of(0)), short], leave_aside=True)
+
+    def test_no_two_alike_are_an_error(self) -> None:
+        runs = [run_of(f"r{n}", rows_of(predictions_of(n), range(n))) for n in (10, 20, 30)]
+        with pytest.raises(RunError, match=r"^no two of the 3 runs can be compared: r10 and r20"):
+            compare(runs, leave_aside=True)
+
+    def test_what_is_no_run_is_left_aside(self, tmp_path: Path) -> None:
+        (tmp_path / "notes").mkdir()
+        runs = [run_of("a", predictions_of(0)), run_of("b", predictions_of(1))]
+        found = compare([str(tmp_path / "notes"), *runs], leave_aside=True)
+        assert [run.name for run in found.runs] == ["a", "b"]
+        assert found.left_aside[0].name == "notes"
+        assert "is not a run" in found.left_aside[0].reason
+
+
 class TestMcNemar:
     @staticmethod
     def p_value(n_first_only: int, n_second_only: int, n_alike: int = 5) -> float:

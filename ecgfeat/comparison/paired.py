@@ -25,11 +25,12 @@ from ecgfeat.metrics import (
     resample,
 )
 from ecgfeat.predictions import Predictions, positive_class
-from ecgfeat.runs import KIND_NAMES, Cost, Run
+from ecgfeat.runs import KIND_NAMES, Cost, Run, open_run
 
 __all__ = [
     "ComparedRun",
     "Comparison",
+    "LeftAside",
     "Pair",
     "compare",
     "refuse_different_rows",
@@ -50,6 +51,9 @@ class ComparedRun:
     scores : dict of str to Score or None
         As `metrics.evaluate` gives them.
     cost : Cost
+    majority_accuracy : float or None
+        What always answering the majority of the training rows gives; None in a run of earlier
+        versions.
     """
 
     name: str
@@ -57,6 +61,7 @@ class ComparedRun:
     label: str
     scores: dict[str, Score | None]
     cost: Cost
+    majority_accuracy: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +99,14 @@ class Pair:
     is_identical: bool
 
 
+@dataclass(frozen=True)
+class LeftAside:
+    """The name of a run that is not compared, and why."""
+
+    name: str
+    reason: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Runs on the same test rows.
@@ -117,6 +130,8 @@ class Comparison:
         ``"DeLong"`` or, with groups, ``"DeLong, by group (Obuchowski)"``.
     adjustment : str
         ``"Holm, N pairs"``.
+    left_aside : tuple of LeftAside
+        Runs given that can't be compared with these.
     """
 
     runs: tuple[ComparedRun, ...]
@@ -129,6 +144,7 @@ class Comparison:
     p_value_method: str
     auroc_method: str
     adjustment: str
+    left_aside: tuple[LeftAside, ...] = ()
 
     @property
     def title(self) -> str:
@@ -161,7 +177,7 @@ class _Entry:
         return right
 
 
-def compare(runs: Sequence[Run]) -> Comparison:
+def compare(runs: Sequence[Run | str | Path], *, leave_aside: bool = False) -> Comparison:
     """Set runs side by side that were tested on the same rows.
 
     The scores are those of each run's own ``metrics.json``. Differences are resampled in pairs:
@@ -170,8 +186,12 @@ def compare(runs: Sequence[Run]) -> Comparison:
 
     Parameters
     ----------
-    runs : sequence of Run
-        At least two, of different names. The order of their rows does not matter.
+    runs : sequence of Run, str or Path
+        At least two, of different names, opened or their folders. The order of their rows does
+        not matter.
+    leave_aside : bool
+        Of more than two, compare the largest set of runs of the same classes and test rows (of
+        equal ones the first), and name the others and the reason in `Comparison.left_aside`.
 
     Returns
     -------
@@ -193,28 +213,82 @@ def compare(runs: Sequence[Run]) -> Comparison:
     """
     if len(runs) < 2:
         raise RunError(f"a comparison needs at least two runs; found {len(runs)}")
-    refuse_equal_names(runs)
-    models = [in_id_order(run.predictions) for run in runs]
-    for run, model in zip(runs[1:], models[1:]):
-        refuse_different_rows(runs[0].name, models[0], run.name, model)
+    sets, left_aside = _comparable_sets(runs, stop=not leave_aside or len(runs) == 2)
+    chosen = max(sets, key=len, default=[])
+    if len(chosen) < 2:
+        reasons = [_difference(sets[0][0], some[0]) for some in sets[1:]]
+        reasons += [aside.reason for aside in left_aside]
+        raise RunError(f"no two of the {len(runs)} runs can be compared: {reasons[0]}")
+    for others in sets:
+        if others is not chosen:
+            left_aside += [
+                LeftAside(run.name, _difference(chosen[0], (run, m))) for run, m in others
+            ]
+    models = [model for _, model in chosen]
+    compared = [run for run, _ in chosen]
     entries = [
         _Entry(run=run, predictions=model, resampled=resampled)
-        for run, model, resampled in zip(runs, models, resample(models))
+        for run, model, resampled in zip(compared, models, resample(models))
     ]
     sample = entries[0].resampled.sample
     pairs = _adjusted(_pairs(entries))
     return Comparison(
         runs=tuple(_compared(entry) for entry in entries),
         pairs=pairs,
-        data=str(runs[0].config["data"]),
-        test_rows=str(runs[0].metrics["test_rows"]),
+        data=str(compared[0].config["data"]),
+        test_rows=str(compared[0].metrics["test_rows"]),
         n_rows=len(models[0]),
         n_groups=sample.n_units,
         classes=models[0].classes,
         p_value_method="McNemar, exact" + (", by group" if sample.is_grouped else ""),
         auroc_method="DeLong" + (", by group (Obuchowski)" if sample.is_grouped else ""),
         adjustment=f"Holm, {len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'}",
+        left_aside=tuple(left_aside),
     )
+
+
+_Opened = tuple[Run, Predictions]
+"""A run, and what it predicted, rows in the order of their ids."""
+
+
+def _comparable_sets(
+    runs: Sequence[Run | str | Path], *, stop: bool
+) -> tuple[list[list[_Opened]], list[LeftAside]]:
+    """Put runs of the same classes and test rows together, and say which can't be opened.
+
+    With `stop`, the first that can't be opened or is not like the first run is an error.
+    """
+    sets: list[list[_Opened]] = []
+    unopened: list[LeftAside] = []
+    refuse_equal_names([run for run in runs if isinstance(run, Run)])
+    for given in runs:
+        try:
+            run = given if isinstance(given, Run) else open_run(given)
+            opened = run, in_id_order(run.predictions)
+        except RunError as error:
+            if stop:
+                raise
+            name = given.name if isinstance(given, Run) else Path(given).name
+            unopened.append(LeftAside(name, str(error)))
+            continue
+        refuse_equal_names([*(other for some in sets for other, _ in some), run])
+        alike = next((some for some in sets if not _difference(some[0], opened)), None)
+        if alike is not None:
+            alike.append(opened)
+        elif sets and stop:
+            raise RunError(_difference(sets[0][0], opened))
+        else:
+            sets.append([opened])
+    return sets, unopened
+
+
+def _difference(first: _Opened, second: _Opened) -> str:
+    """Why two runs can't be compared; empty where they can."""
+    try:
+        refuse_different_rows(first[0].name, first[1], second[0].name, second[1])
+    except RunError as error:
+        return str(error)
+    return ""
 
 
 def _compared(entry: _Entry) -> ComparedRun:
@@ -225,6 +299,7 @@ def _compared(entry: _Entry) -> ComparedRun:
         label=KIND_NAMES.get(run.kind, run.kind),
         scores=entry.resampled.scores(),
         cost=run.cost,
+        majority_accuracy=run.metrics.get("majority", {}).get("accuracy"),
     )
 
 

@@ -151,12 +151,12 @@ def _of_fold(tensors: Mapping[str, NDArray[Any]], fold: int) -> dict[str, NDArra
     }
 
 
-def open_run(folder: Path) -> Run:
+def open_run(folder: str | Path) -> Run:
     """Open a finished run.
 
     Parameters
     ----------
-    folder : Path
+    folder : str or Path
         The run's folder, such as ``runs/20260131-094500-linear-pages``.
 
     Returns
@@ -177,6 +177,7 @@ def open_run(folder: Path) -> Run:
     >>> run.metrics["scores"]["accuracy"]["value"]  # doctest: +SKIP
     0.6664
     """
+    folder = Path(folder)
     try:
         path = _find(folder)
     except OSError as error:
