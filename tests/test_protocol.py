@@ -353,6 +353,17 @@ def test_a_fold_that_would_train_without_a_class_is_refused() -> None:
 # Validation rows
 
 
+def homes_of(names: list[str], labels: list[str]) -> dict[str, str]:
+    """Each group's class: its most frequent one, of equals the first in order."""
+    return {
+        name: min(
+            Counter(label for other, label in zip(names, labels) if other == name).items(),
+            key=lambda item: (-item[1], item[0]),
+        )[0]
+        for name in names
+    }
+
+
 @given(rows=grouped_rows, val_fraction=st.floats(0.05, 0.95), seed=st.integers(0, 99))
 def test_validation_takes_a_share_of_each_class_in_whole_groups(
     rows: list[tuple[str, str]], val_fraction: float, seed: int
@@ -367,12 +378,19 @@ def test_validation_takes_a_share_of_each_class_in_whole_groups(
         assume(False)
     check_apart(part, groups)
     assert sorted([*part.train, *part.validation]) == list(range(len(rows)))
-    homes: dict[str, str] = {}
-    for row, (label, group) in enumerate(rows):
-        homes.setdefault(group or str(row), label)
+    homes = homes_of([groups[row] or str(row) for row in range(len(rows))], labels)
     kept_out = Counter(homes[unit] for unit in {groups[row] or str(row) for row in part.validation})
     for label, n_units in Counter(homes.values()).items():
         assert kept_out[label] == min(max(1, round(val_fraction * n_units)), n_units - 1)
+
+
+def test_a_group_has_the_class_of_most_of_its_rows_whichever_comes_first() -> None:
+    labels = ["b", "a", "a", *"aaabbb", "a", "b"]
+    groups = ["mixed"] * 3 + [""] * 8
+    (part,) = lay_down(labels, splits="r" * 9 + "ee", groups=groups, val_fraction=0.9)
+    kept_out = {groups[row] or row for row in part.validation.tolist()}
+    assert len(kept_out & {"mixed", 3, 4, 5}) == 3
+    assert len(kept_out & {6, 7, 8}) == 2
 
 
 def test_validation_rows_follow_the_seed() -> None:
@@ -477,9 +495,7 @@ def test_a_larger_share_of_the_training_rows_holds_every_smaller_one(
     assert {names[row] for row in small}.isdisjoint(
         names[row] for row in set(part.train.tolist()) - small
     )
-    homes: dict[str, str] = {}
-    for row, name in enumerate(names):
-        homes.setdefault(name, labels[row])
+    homes = homes_of(names, labels)
     drawn = Counter(homes[name] for name in {names[row] for row in small})
     n_added = 0  # groups beyond the share, for a class that would be absent
     for label, n_units in Counter(homes.values()).items():

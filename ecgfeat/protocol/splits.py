@@ -403,7 +403,8 @@ def drawn_units(
     """Draw whole groups of each class: which of `rows` are theirs, shape (len(rows),).
 
     Within a class, groups are put in the order of a hash of `key` and their name, and the first
-    of them are taken; a group belongs to the class of its first row.
+    of them are taken; a group's class is its most frequent one, of equals the first in order, as
+    where a split is drawn.
 
     Parameters
     ----------
@@ -421,12 +422,22 @@ def drawn_units(
     _, first = np.unique(units, return_index=True)  # units are numbered from 0 without gaps
     drawn: list[int] = []
     names = [groups[row] or ids[row] for row in rows[first].tolist()]
-    classes = targets[rows[first]]
+    classes = _classes_of_units(units, targets[rows])
     for index in np.unique(classes):
         members = np.flatnonzero(classes == index).tolist()
         members.sort(key=lambda unit: hash_place(key + names[unit]))
         drawn += members[: n_drawn(len(members))]
     return np.isin(units, drawn)
+
+
+def _classes_of_units(units: Rows, targets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The most frequent class of each unit's rows, of equals the first, shape (n_units,)."""
+    n_classes = int(targets.max(initial=0)) + 1
+    cells, n_rows = np.unique(units * n_classes + targets, return_counts=True)
+    cells = cells[np.lexsort((cells, -n_rows, cells // n_classes))]
+    _, first = np.unique(cells // n_classes, return_index=True)
+    classes: NDArray[np.int64] = cells[first] % n_classes
+    return classes
 
 
 def stratified_subset(
