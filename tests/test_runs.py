@@ -197,7 +197,7 @@ def test_a_subset_of_the_test_rows_is_named_as_one_everywhere(
 def test_the_report_is_a_headline_and_the_table(folder: Path) -> None:
     result = some_result()
     text = write_run(folder, result).report
-    table = str(metrics.classification_table(result.predictions))
+    table = metrics.classification_table(result.predictions)
     assert text == f"Linear head on pages, test rows: all 12, positive: lvh\n\n{table}"
 
 

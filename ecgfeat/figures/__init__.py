@@ -3,8 +3,8 @@
 Drawn with matplotlib's objects, without pyplot: no window system is asked for, and no state is
 shared between figures. The same numbers give the same bytes.
 
-`drawing` is what all share; `training`, `confusion`, `curves`, `sweep`, `learning` and
-`comparison` draw a kind each.
+`style` is what all share, matplotlib's own settings among it; the others draw a kind each: how
+training went, what was classified how, what a sweep tried, and runs side by side.
 """
 
 from ecgfeat.figures.choice import sweep_plot

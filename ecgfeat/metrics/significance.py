@@ -37,13 +37,15 @@ def mcnemar_p_value(
     float
         1 where no row is answered differently; 0 only where it is too small for a float.
     """
-    from scipy.special import bdtr
+    from scipy.special import betainc
 
     gains = np.bincount(units, weights=second_right.astype(int) - first_right).astype(np.int64)
     at_stake = np.abs(gains[gains != 0])
+    if not len(at_stake):
+        return 1.0
     if (at_stake == 1).all():  # a coin per row: the binomial distribution's two equal tails
-        n, lead = len(at_stake), abs(int(gains.sum()))
-        return min(1.0, 2 * float(bdtr((n - lead) // 2, n, 0.5)))
+        fewer = (len(at_stake) - abs(int(gains.sum()))) // 2
+        return min(1.0, 2 * float(betainc(len(at_stake) - fewer, fewer + 1, 0.5)))
     # chance[k] is the probability that of all that is at stake k falls to the second model.
     total = int(at_stake.sum())
     chance = np.zeros(total + 1)
