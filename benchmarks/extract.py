@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from ecgfeat import extract, read_manifest, synthesize
 from ecgfeat.backbones import Backbone, load_weights
 from ecgfeat.config import (
+    RECIPES,
     ComputeSettings,
     DataSettings,
     ExtractionSettings,
@@ -129,7 +130,7 @@ def limit(options: Options) -> None:
                 ComputeSettings(precision=options.precision), purpose="extract"
             )
             preprocessing = Preprocessing.from_settings(
-                PageSettings(),
+                RECIPES["paper"].page,
                 resampling=EXACT_RESAMPLING if compute.precision == "fp32" else FAST_RESAMPLING,
             )
             network = NetworkSettings(arch=options.arch, weights=str(options.weights or "random"))
@@ -234,7 +235,7 @@ def layers(options: Options) -> None:
 
 
 def make_backbone(weights: object, compute: Compute) -> Backbone:
-    return Backbone(weights, Preprocessing.from_settings(PageSettings()), compute, batch_size=4)
+    return Backbone(weights, Preprocessing.from_settings(RECIPES["paper"].page), compute)
 
 
 def startup(options: Options) -> None:

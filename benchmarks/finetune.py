@@ -36,11 +36,11 @@ import torch
 from ecgfeat import open_run, read_manifest, synthesize
 from ecgfeat.backbones import load_network
 from ecgfeat.config import (
+    RECIPES,
     ComputeSettings,
     EvaluationSettings,
     FinetuneSettings,
     NetworkSettings,
-    PageSettings,
     SynthSettings,
 )
 from ecgfeat.finetuning.job import Job
@@ -117,7 +117,7 @@ def against_memory(manifest: Path, folder: Path, options: argparse.Namespace) ->
     job = Job(
         manifest=read_manifest(manifest),
         network=NetworkSettings(weights=options.weights),
-        page=PageSettings(),
+        page=RECIPES["paper"].page,
         compute=compute,
         training=FinetuneSettings(batch_size=options.batch_size),
         evaluation=EvaluationSettings(),

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
@@ -29,9 +30,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Output", "failing_cleanly"]
 
+_OUR_OUTPUT = ("writing the results to", "stdout")
 _PIPE_WIDTH = 180
 """Columns where stdout is a file or pipe: wide enough that no table is cut."""
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_TO_END = 5.0
+"""What a second signal leaves a job to let go of its files."""
 
 
 class Output:
@@ -52,7 +56,7 @@ class Output:
         self._results = Console(highlight=False)
         if not self._results.is_terminal:
             self._results.width = _PIPE_WIDTH
-        self._log = Console(stderr=True, highlight=False)
+        self._log = _Log(stderr=True, highlight=False)
         self._log.soft_wrap = not self._log.is_terminal
 
     def hush(self) -> None:
@@ -100,7 +104,7 @@ class Output:
 
     @contextlib.contextmanager
     def reporting(self) -> Iterator[Report]:
-        """A callback for a job: progress, log lines, and a clean stop on SIGINT and SIGTERM.
+        """A callback for a job: progress, log lines, and a clean stop on a signal.
 
         The first signal lets the job finish its step and keep its work; a second one stops
         at once.
@@ -115,6 +119,24 @@ class Output:
                         raise Interrupted(stop[0])
 
                 yield report
+
+
+class _Log(Console):
+    """The console on stderr.
+
+    Where no one reads it any more, or the disk that it is kept on is full, the work goes on.
+    """
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError:
+            self.on_broken_pipe()
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with contextlib.suppress(OSError, ValueError):  # also what is still in the buffer
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 class _Bar:
@@ -236,11 +258,16 @@ def _clock(seconds: float) -> str:
 
 @contextlib.contextmanager
 def _stop_requests(output: Output) -> Iterator[list[int]]:
-    """While inside, note SIGINT and SIGTERM in the list given instead of stopping at once."""
+    """While inside, note a signal in the list given instead of stopping at once."""
     requests: list[int] = []
+    # A job may never let go of its files, such as where it waits for a thread that hangs.
+    end = threading.Timer(_SECONDS_TO_END, lambda: os._exit(128 + requests[0]))
+    end.daemon = True
 
     def note(number: int, frame: FrameType | None) -> None:
         if requests:
+            if not end.is_alive():
+                end.start()
             _stop_at_once(number, frame)
         requests.append(number)
         # A signal may come while stderr is being written, which can't be entered twice.
@@ -248,7 +275,10 @@ def _stop_requests(output: Output) -> Iterator[list[int]]:
             output.log("stopping after this step, keeping what is done (again to stop at once)")
 
     with _handling(note):
-        yield requests
+        try:
+            yield requests
+        finally:
+            end.cancel()
 
 
 class _Stopped(KeyboardInterrupt):
@@ -265,8 +295,11 @@ def _stop_at_once(number: int, _: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Let `handler` have SIGINT and SIGTERM while inside."""
-    signals = (signal.SIGINT, signal.SIGTERM)
+    """Let `handler` have SIGINT, SIGTERM and SIGHUP while inside."""
+    signals = [signal.SIGINT, signal.SIGTERM]
+    # Under nohup a hangup is to be ignored.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
     previous = {number: signal.signal(number, handler) for number in signals}
     try:
         yield
@@ -288,7 +321,7 @@ def failing_cleanly(output: Output, *, debug: bool) -> Iterator[None]:
     Raises
     ------
     typer.Exit
-        With 2 for an option's, 1 for any other error, 130 or 143 after SIGINT or SIGTERM.
+        With 2 for an option's, 1 for any other error, 128 + its number after a signal.
     """
     try:
         with _handling(_stop_at_once):
@@ -313,10 +346,11 @@ def failing_cleanly(output: Output, *, debug: bool) -> Iterator[None]:
         _log_notes(output, error)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
     except OSError as error:
-        # The library names what it reads and writes; what is left is our own output.
         if debug:
             raise
-        output.log(f"Error: {storage_error(error, 'writing the results to', 'stdout')}")
+        # The library names what it reads and writes; what is nameless is our own output.
+        doing, path = ("using", error.filename) if error.filename else _OUR_OUTPUT
+        output.log(f"Error: {storage_error(error, doing, path)}")
         raise typer.Exit(1) from None
     except Exception as error:
         if debug:

@@ -93,6 +93,18 @@ def command(app: typer.Typer, name: str, *, examples: str = "") -> Callable[[Com
     return register
 
 
+def _named(function: Command, values: Mapping[str, Any]) -> list[Any]:
+    """What the command was told to work on: its arguments, options apart."""
+    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    names = [
+        p.name for p in inspect.signature(function).parameters.values() if p.kind is positional
+    ]
+    found: list[Any] = []
+    for value in map(values.get, names):
+        found += value if isinstance(value, list) else [value]
+    return [value for value in found if value is not None][:_N_SHOWN]
+
+
 def _needs_arguments(function: Command) -> bool:
     parameters = inspect.signature(function).parameters.values()
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -109,6 +121,12 @@ def _expand(function: Command) -> Command:
         output = Output(as_json=json)
         by_hand = {name for name in values if _is_by_hand(context, name)}
         with failing_cleanly(output, debug=debug):
+            # Said before anything is loaded: torch alone takes seconds on a busy machine.
+            output.log(
+                " ".join(
+                    ["ecgfeat", str(context.info_name), *map(str, _named(function, values)), "…"]
+                )
+            )
             made = {name: _make(hint, values, by_hand) for name, hint in sections.items()}
             function(**values, **made, output=output)
 
@@ -133,6 +151,8 @@ def _expand(function: Command) -> Command:
     return run
 
 
+_N_SHOWN = 3
+"""Arguments that the first line repeats; there may be thousands of images."""
 _CONTEXT = inspect.Parameter(
     "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
 )

@@ -34,7 +34,7 @@ __all__ = ["demo"]
 _PAGES = SynthSettings(train=600, test=200, difficulty="easy")
 _RECIPE = RECIPES[DEFAULT_RECIPE]
 # Raw features of several layers differ too much in size for the study's few steps of Adam.
-_LAST = "layer4" if "layer4" in _RECIPE.extraction.tap_names else _RECIPE.extraction.tap_names[-1]
+_LAST = "layer4" if "layer4" in _RECIPE.extraction.taps else _RECIPE.extraction.taps[-1]
 _LINEAR = HeadSettings(layers=_LAST)
 # A training step on the recipe's page costs four times as much, and on two cores minutes more.
 _TUNED_PAGE = PageSettings(crop_mode="squash", size="224x160")

@@ -65,12 +65,14 @@ def extract(
 
     A killed or interrupted extraction goes on where it was: run the same command again.
     """
-    from ecgfeat.extraction import extract
     from ecgfeat.manifest import read_manifest
 
     chosen = recipe.chosen()
-    seen, asked = page.over(chosen.page), work.over(chosen.extraction)
+    asked = work.over(chosen.extraction)
     manifest = read_manifest(data, source)
+    seen = page.over(_page_of_run(network, output) or chosen.page)
+    from ecgfeat.extraction import extract  # late: it loads torch
+
     with output.reporting() as report:
         extraction = extract(
             manifest,
@@ -85,7 +87,8 @@ def extract(
             report=report,
         )
     output.say(
-        f"recipe {chosen.name}: --crop-mode {seen.crop_mode} --size {seen.size} --taps {asked.taps}"
+        f"recipe {chosen.name}: --crop-mode {seen.crop_mode} --size {seen.size} "
+        f"--layers {asked.layers}"
     )
     for line in extraction.summary():
         output.say(line)
@@ -95,3 +98,21 @@ def extract(
             "only the test rows of that run's own split are unseen"
         )
     output.result({"recipe": chosen.name, **extraction.as_json()})
+
+
+def _page_of_run(network: NetworkSettings, output: Output) -> PageSettings | None:
+    """The page that a fine-tuned network was trained on; None for other weights."""
+    folder = Path(network.weights).expanduser()
+    if not (folder / "config.json").exists():
+        return None
+    from ecgfeat.runs import open_run
+
+    found = open_run(folder).config.get("page")
+    if not isinstance(found, dict):
+        return None
+    page = PageSettings(**found)
+    output.log(
+        f"{folder} was trained on pages by --crop-mode {page.crop_mode} --size {page.size}: taken "
+        "here too, unless given by hand"
+    )
+    return page

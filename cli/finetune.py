@@ -80,7 +80,6 @@ def finetune(
     or machines share the work.
     """
     from ecgfeat.errors import ConfigError
-    from ecgfeat.finetuning import finetune, resume_finetune
     from ecgfeat.manifest import read_manifest
 
     if os.environ.get("RANK", "0") != "0":
@@ -94,14 +93,17 @@ def finetune(
             "--resume goes on with the run's own settings: leave the others out, or start a new "
             "run with DATA"
         )
+    manifest = None if data is None else read_manifest(data, source.over(DataSettings()))
+    from ecgfeat.finetuning import finetune, resume_finetune  # late: it loads torch
+
     with output.reporting() as report:
         if resume is not None:
             run = resume_finetune(resume, report=report)
         else:
-            assert data is not None
+            assert manifest is not None
             chosen = recipe.chosen(_recipe_of(from_head) if from_head else DEFAULT_RECIPE)
             run = finetune(
-                read_manifest(data, source.over(DataSettings())),
+                manifest,
                 network=network.over(NetworkSettings()),
                 # A head brings its own page, which the recipe's would contradict.
                 page=page.over(PageSettings() if from_head else chosen.page),

@@ -43,13 +43,13 @@ def predict(
     output: Output,
 ) -> None:
     """Tell the class and probability of new images by any run."""
-    from ecgfeat.inference import predict
     from ecgfeat.runs import open_run
 
+    opened = open_run(run)
+    from ecgfeat.inference import predict  # late: it loads torch
+
     with output.reporting() as report:
-        result = predict(
-            open_run(run), images, compute=compute, weights=weights or None, report=report
-        )
+        result = predict(opened, images, compute=compute, weights=weights or None, report=report)
     decision = result.decision.in_words()
     n_images = len(result.paths) + len(result.failures)
     parts = [f"{len(result.paths)} of {n_images} images"]

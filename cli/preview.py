@@ -36,11 +36,12 @@ def preview(
     output: Output,
 ) -> None:
     """Draw a few pages of each class beside exactly what the network sees of them."""
-    from ecgfeat.contact_sheet import preview
     from ecgfeat.manifest import read_manifest
 
     seen = page.over(recipe.chosen().page)
     manifest = read_manifest(data, source)
+    from ecgfeat.contact_sheet import preview  # late: it loads matplotlib
+
     with output.reporting() as report:
         shown = preview(manifest, figure=figure, page=seen, sheet=sheet, report=report)
     for line in shown.summary():

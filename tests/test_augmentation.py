@@ -109,7 +109,7 @@ def test_the_number_of_threads_changes_nothing(tmp_path):
     for index, path in enumerate(paths):
         draw_page(index).save(path)
     alter = augmenting("strong", seed=0, fold=0, epoch=1)
-    preprocessing = Preprocessing.from_settings(PageSettings(size="64"))
+    preprocessing = Preprocessing.from_settings(PageSettings(crop_mode="center", size="64"))
     one, four = (
         [
             batch.pixels.tobytes()

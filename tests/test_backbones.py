@@ -37,7 +37,7 @@ from .conftest import draw_page
 
 FP32 = Compute(device="cpu", precision="fp32", threads=1, channels_last=True, reason="asked for")
 BF16 = replace(FP32, precision="bf16")
-SMALL = Preprocessing.from_settings(PageSettings(size="96x64"))
+SMALL = Preprocessing.from_settings(PageSettings(crop_mode="center", size="96x64"))
 QUICK_ARCHITECTURES = ("resnet18", "resnet50")
 OTHER_ARCHITECTURES = tuple(arch for arch in ARCHITECTURES if arch not in QUICK_ARCHITECTURES)
 

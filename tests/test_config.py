@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ecgfeat import config
 from ecgfeat.config import (
     LAYERS,
-    TAPS,
+    RECIPES,
     DataSettings,
     EvaluationSettings,
     ExtractionSettings,
@@ -173,12 +173,11 @@ def test_layers_are_listed_once_each() -> None:
 
 
 def test_taps_are_named_once_each() -> None:
-    assert ExtractionSettings().tap_names == TAPS
-    asked = ExtractionSettings(taps="layer2-std-4x8, layer4-max")
-    assert asked.tap_names == ("layer2-std-4x8", "layer4-max")
-    for taps in ("", ",", "layer4,layer4"):
-        assert message_of(ExtractionSettings, taps=taps) == (
-            f"--taps must name each tap once, such as layer1-4x4,layer4; found {taps!r}"
+    asked = ExtractionSettings(layers="layer2-std-4x8, layer4-max")
+    assert asked.taps == ("layer2-std-4x8", "layer4-max")
+    for layers in ("", ",", "layer4,layer4"):
+        assert message_of(ExtractionSettings, layers=layers) == (
+            f"--layers must name each layer once, such as layer1-4x4,layer4; found {layers!r}"
         )
 
 
@@ -200,7 +199,7 @@ def test_taps_are_named_once_each() -> None:
 )
 def test_a_name_that_is_no_tap_is_refused(name) -> None:
     expected = (
-        f"{name!r} is no tap: give layer1 to layer4, with -max or -std for another pool than the "
+        f"{name!r} is no layer: give layer1 to layer4, with -max or -std for another pool than the "
         "average, and -ROWSxCOLUMNS (each 1 to 8) for a grid, such as layer4-max or layer2-4x4"
     )
     with pytest.raises(ConfigError) as caught:
@@ -257,11 +256,10 @@ def test_settings_become_json() -> None:
 
 
 def test_the_study_s_defaults_stand() -> None:
-    for training in (HeadSettings(), FinetuneSettings()):
+    for training in (RECIPES["paper"].head, FinetuneSettings()):
         assert (training.epochs, training.lr, training.batch_size) == (5, 0.001, 64)
         assert training.weight_decay == 0
     assert HeadSettings().taps == ("layer4",)
     assert HeadSettings().C == 1
-    assert (PageSettings().crop_mode, PageSettings().size) == ("center", "224")
     assert (NetworkSettings().arch, NetworkSettings().weights) == ("resnet18", "imagenet")
     assert DataSettings().test_fraction == 0.2

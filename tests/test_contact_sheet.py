@@ -20,7 +20,7 @@ from ecgfeat.preprocessing import Preprocessing
 
 from .conftest import draw_page
 
-PAGE = PageSettings(size="64x48")
+PAGE = PageSettings(crop_mode="center", size="64x48")
 
 
 def draw(data: Path, figure: Path, page: PageSettings = PAGE, n: int = 2) -> Preview:
@@ -65,7 +65,9 @@ def test_what_is_cut_off_is_paler_and_what_is_kept_is_outlined(tmp_path):
         (tmp_path / "pages" / label).mkdir(parents=True)
         Image.new("RGB", (200, 100), (200, 40, 40)).save(tmp_path / "pages" / label / "red.png")
     # The short side becomes 64 · 256/224 = 73 pixels, of which 64 are kept: of 100, from 6 to 94.
-    shown = draw(tmp_path / "pages", tmp_path / "sheet.png", PageSettings(size="64"))
+    shown = draw(
+        tmp_path / "pages", tmp_path / "sheet.png", PageSettings(crop_mode="center", size="64")
+    )
     sheet = pixels_of(shown.figure)
     outline = np.argwhere((sheet == (0x00, 0x72, 0xB2)).all(axis=2))
     (top, left), (bottom, right) = outline.min(axis=0), outline[: len(outline) // 2].max(axis=0)
@@ -79,7 +81,9 @@ def test_shares_kept_and_padded_are_those_of_the_geometry(tmp_path):
     for label in ("a", "b"):
         (tmp_path / "pages" / label).mkdir(parents=True)
         draw_page(1, size_px=(256, 128)).save(tmp_path / "pages" / label / "page.png")
-    cut = draw(tmp_path / "pages", tmp_path / "sheet.png", PageSettings(size="112"))
+    cut = draw(
+        tmp_path / "pages", tmp_path / "sheet.png", PageSettings(crop_mode="center", size="112")
+    )
     # Resized to 256×128, exactly; then the middle 112×112.
     assert cut.images[0].scale == (1.0, 1.0)
     assert cut.images[0].kept == pytest.approx(112 * 112 / (256 * 128))
@@ -161,7 +165,7 @@ def test_a_sheet_with_too_many_pixels_is_refused_before_any_image_is_read(tiny_p
     for path in pages.rglob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(ConfigError) as refusal:
-        draw(pages, tmp_path / "sheet.png", PageSettings(size="4096"), n=6)
+        draw(pages, tmp_path / "sheet.png", PageSettings(crop_mode="center", size="4096"), n=6)
     assert "at most 89 million are drawn: take a smaller --n or --size" in str(refusal.value)
     assert not (tmp_path / "sheet.png").exists()
 

@@ -39,9 +39,9 @@ from .conftest import draw_page
 
 TAPS = ("layer1", "layer2", "layer3", "layer4")
 FAST = {
-    "page": PageSettings(size="64"),
+    "page": PageSettings(crop_mode="center", size="64"),
     "network": NetworkSettings(weights="random"),
-    "work": ExtractionSettings(batch_size=4),
+    "work": ExtractionSettings(batch_size=4, layers=",".join(TAPS)),
     "compute": ComputeSettings(precision="fp32", threads=2),
 }
 
@@ -186,7 +186,7 @@ def test_missing_files_are_counted_by_class_and_listed(tiny_pages, tmp_path):
 def test_limit_leaves_the_whole_cache_alone(tiny_pages, tmp_path):
     manifest = read_manifest(tiny_pages(), DataSettings())
     whole = run(manifest, tmp_path)
-    some = run(manifest, tmp_path, work=ExtractionSettings(batch_size=4, limit=5))
+    some = run(manifest, tmp_path, work=replace(FAST["work"], limit=5))
     assert some.n_images == 5
     assert some.cache != whole.cache
     assert len(open_cache(whole.cache).paths) == len(manifest.paths)
@@ -348,10 +348,11 @@ GRID_WIDTHS = {"layer1-4x4": 1024, "layer2-max": 128, "layer2-std-4x4": 2048}
 
 
 def with_taps(taps: str) -> ExtractionSettings:
-    return ExtractionSettings(**{**as_json(FAST["work"]), "taps": taps})  # type: ignore[arg-type]
+    return ExtractionSettings(**{**as_json(FAST["work"]), "layers": taps})  # type: ignore[arg-type]
 
 
 def named_file(taps: tuple[str, ...], **page: str) -> str:
+    page = {"crop_mode": "center", "size": "224", **page}
     settings = PageSettings(**page), NetworkSettings(), ComputeSettings()
     return extraction_module.cache_file(Path("cache"), "pages", *settings, taps).name
 
@@ -393,8 +394,8 @@ def test_a_cache_of_other_taps_is_refused_by_name(tiny_pages, tmp_path):
     with pytest.raises(CacheMismatchError) as caught:
         run(manifest, file, work=with_taps("layer4,layer1-4x4"))
     assert str(caught.value) == (
-        f"{file} was computed with taps 'layer1,layer2,layer3,layer4', but 'layer1-4x4,layer4' is "
-        "asked for. Ask for 'layer1,layer2,layer3,layer4', or give another file with --cache."
+        f"{file} was computed with taps 'layer1,layer2,layer3,layer4', but 'layer1-4x4,layer4' "
+        "is asked for. Ask for 'layer1,layer2,layer3,layer4', or give another file with --cache."
     )
 
 

@@ -14,6 +14,7 @@ import pytest
 from ecgfeat import backbones, runtime
 from ecgfeat.calibration import Decision
 from ecgfeat.config import (
+    RECIPES,
     ComputeSettings,
     DataSettings,
     EvaluationSettings,
@@ -60,7 +61,14 @@ def study(tmp_path_factory) -> Path:
             draw_page(index, index % n_classes).save(target)
         manifest = read_manifest(data, DataSettings())
         network = NetworkSettings(weights="random:1")
-        cache = extract(manifest, cache=folder, page=PAGE, network=network, compute=FP32).cache
+        cache = extract(
+            manifest,
+            cache=folder,
+            page=PAGE,
+            network=network,
+            work=RECIPES["paper"].extraction,
+            compute=FP32,
+        ).cache
         fit_heads(
             open_cache(cache),
             kinds=("linear", "logreg"),
@@ -87,7 +95,7 @@ def by_region(study: Path) -> tuple[Run, Run]:
         cache=study / "by-region",
         page=PAGE,
         network=NetworkSettings(weights="random:1"),
-        work=ExtractionSettings(taps="layer1,layer1-4x4,layer2-std-2x3,layer2-max"),
+        work=ExtractionSettings(layers="layer1,layer1-4x4,layer2-std-2x3,layer2-max"),
         compute=FP32,
     ).cache
     linear, logistic = fit_heads(

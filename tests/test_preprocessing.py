@@ -42,7 +42,7 @@ def test_center_at_224_is_the_weights_own_transform() -> None:
     from torchvision.models import ResNet18_Weights
 
     preset = ResNet18_Weights.IMAGENET1K_V1.transforms()
-    page = Preprocessing.from_settings(PageSettings())
+    page = Preprocessing.from_settings(PageSettings(crop_mode="center", size="224"))
     assert (page.width_px, page.height_px) == (preset.crop_size[0], preset.crop_size[0])
     assert page.geometry((1000, 800)).resized_px[1] == preset.resize_size[0]
     assert page.mean == tuple(preset.mean)
@@ -97,7 +97,10 @@ def test_the_size_is_written_as_it_was_asked_for(size: str) -> None:
 
 
 def test_equal_specifications_have_equal_fingerprints() -> None:
-    settings = (PageSettings(), PageSettings(size="224x224"))
+    settings = (
+        PageSettings(crop_mode="center", size="224"),
+        PageSettings(crop_mode="center", size="224x224"),
+    )
     first, second = (Preprocessing.from_settings(page).fingerprint for page in settings)
     assert first == second
 
@@ -125,7 +128,9 @@ def test_the_fingerprint_is_the_same_for_ever() -> None:
 
 @pytest.mark.parametrize("resampling", ["pillow-bilinear", "torch-bilinear"])
 def test_what_was_written_down_is_read_back(resampling: str) -> None:
-    first = Preprocessing.from_settings(PageSettings(), resampling=resampling)
+    first = Preprocessing.from_settings(
+        PageSettings(crop_mode="center", size="224"), resampling=resampling
+    )
     assert written_down(resampling) == first
 
 

@@ -28,18 +28,26 @@ def test_the_recipes_go_by_their_own_names() -> None:
     assert ecgfeat.Recipe is Recipe
 
 
-def test_the_study_s_recipe_is_every_default() -> None:
+def test_the_settings_own_page_and_layers_are_the_default_recipe_s() -> None:
+    default = RECIPES[DEFAULT_RECIPE]
+    assert default.page == PageSettings()
+    assert default.extraction == ExtractionSettings()
+    assert default.page == PageSettings(crop_mode="squash", size="448x320")
+    assert default.extraction.layers == "layer1-4x4,layer2-4x4,layer3,layer4"
+
+
+def test_the_study_s_recipe_is_the_study_s() -> None:
     paper = RECIPES["paper"]
-    assert paper.page == PageSettings()
-    assert paper.extraction == ExtractionSettings()
+    assert paper.page == PageSettings(crop_mode="center", size="224")
+    assert paper.extraction.taps == ("layer1", "layer2", "layer3", "layer4")
     assert paper.kinds == ("linear",)
-    assert paper.head == HeadSettings()
+    assert paper.head == HeadSettings(layers="layer4", epochs=5, standardize=False)
     assert paper.training == FinetuneSettings()
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
 def test_a_recipe_caches_what_its_own_head_reads(recipe: Recipe) -> None:
-    assert set(recipe.head.taps) <= set(recipe.extraction.tap_names)
+    assert set(recipe.head.taps) <= set(recipe.extraction.taps)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))

@@ -69,13 +69,13 @@ class PageSettings(Sized, Settings):
     """From page to network input."""
 
     crop_mode: CropMode = setting(
-        "center",
+        "squash",
         "center: the ImageNet preset (short side to size*256/224, then the middle); "
         "border: the whole page, aspect kept, padded with its border's colour; "
         "squash: the whole page, stretched.",
         choices=get_args(CropMode),
     )
-    size: str = setting("224", "Network input in pixels, W or WxH.", metavar="W|WxH")
+    size: str = setting("448x320", "Network input in pixels, W or WxH.", metavar="W|WxH")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -198,7 +198,7 @@ def parse_tap(name: str) -> Tap:
     match = _NAME.fullmatch(name)
     if match is None:
         raise ConfigError(
-            f"{name!r} is no tap: give layer1 to layer4, with -max or -std for another pool than "
+            f"{name!r} is no layer: give layer1 to layer4, with -max or -std for another pool than "
             "the average, and -ROWSxCOLUMNS (each 1 to 8) for a grid, such as layer4-max or "
             "layer2-4x4"
         )
@@ -271,8 +271,8 @@ class ExtractionSettings(Settings):
     limit: int = setting(
         0, "Only this many images, spread over classes and splits; 0 takes all.", minimum=0
     )
-    taps: str = setting(
-        ",".join(TAPS),
+    layers: str = setting(
+        "layer1-4x4,layer2-4x4,layer3,layer4",
         "What to take of the network, comma-separated: layer1 to layer4 average each of a layer's "
         "channels over the page; -max or -std take another pool; -ROWSxCOLUMNS, as in layer2-4x4, "
         "pools in each cell of a grid. Layers after the last one named are not computed.",
@@ -280,17 +280,18 @@ class ExtractionSettings(Settings):
     )
 
     @property
-    def tap_names(self) -> tuple[str, ...]:
-        """The taps' names, in the order given."""
-        return comma_separated(self.taps)
+    def taps(self) -> tuple[str, ...]:
+        """The layers' names, in the order given."""
+        return comma_separated(self.layers)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in self.tap_names:
+        for name in self.taps:
             parse_tap(name)
-        if not self.tap_names or len(set(self.tap_names)) != len(self.tap_names):
+        if not self.taps or len(set(self.taps)) != len(self.taps):
             raise ConfigError(
-                f"--taps must name each tap once, such as layer1-4x4,layer4; found {self.taps!r}"
+                "--layers must name each layer once, such as layer1-4x4,layer4; "
+                f"found {self.layers!r}"
             )
 
 

@@ -72,6 +72,8 @@ _ALL = (
     Recipe(
         name="paper",
         summary="the study's: the ImageNet crop of 224 pixels, layer4, a linear head",
+        page=PageSettings(crop_mode="center", size="224"),
+        extraction=ExtractionSettings(layers="layer1,layer2,layer3,layer4"),
         head=HeadSettings(epochs=5, standardize=False),
     ),
     Recipe(
@@ -79,7 +81,7 @@ _ALL = (
         summary="the whole page at 320x224, layer1 and layer2 in the cells of a 4x4 grid and "
         "layer3, logistic regression",
         page=PageSettings(crop_mode="squash", size="320x224"),
-        extraction=ExtractionSettings(taps=f"{_PLACES},layer3"),
+        extraction=ExtractionSettings(layers=f"{_PLACES},layer3"),
         kinds=("logreg",),
         head=HeadSettings(layers=f"{_PLACES},layer3", C=_STRONG),
         training=_GENTLE,
@@ -88,18 +90,17 @@ _ALL = (
         name="ecg",
         summary="the whole page at 448x320, layer1 and layer2 in the cells of a 4x4 grid, "
         "layer3 and layer4, logistic regression",
-        page=PageSettings(crop_mode="squash", size="448x320"),
-        extraction=ExtractionSettings(taps=f"{_PLACES},layer3,layer4"),
         kinds=("logreg",),
-        head=HeadSettings(layers=f"{_PLACES},layer3,layer4", C=_STRONG),
+        head=HeadSettings(layers=ExtractionSettings().layers, C=_STRONG),
         training=_GENTLE,
     ),
 )
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType({recipe.name: recipe for recipe in _ALL})
-"""The recipes by name. ``paper`` is every setting's own default."""
+"""The recipes by name."""
 DEFAULT_RECIPE: RecipeName = "ecg"
-"""What the commands take where nothing is said; docs/results.md has the evidence."""
+"""What the commands take where nothing is said, as the settings of page and extraction do.
+docs/results.md has the evidence."""
 RECIPE_OF_OLD_CACHES: RecipeName = "paper"
 """Of those that were written before caches named theirs."""
 

@@ -109,7 +109,7 @@ def extract(
         # Another name, so that the cache of all images isn't cut down to these.
         name = f"{manifest.name}-limit{work.limit}"
         manifest = replace(manifest.limited(work.limit), name=name)
-    path = cache_file(cache, manifest.name, page, network, compute, work.tap_names)
+    path = cache_file(cache, manifest.name, page, network, compute, work.taps)
     begun = existing_header(path)
     weights = load_weights(network)
     _tell(weights, report)
@@ -119,7 +119,7 @@ def extract(
         weights=weights,
         compute=_resolve(compute, begun),
         resampling=begun.resampling if begun else "",
-        taps=work.tap_names,
+        taps=work.taps,
         batch_size=work.batch_size,
     )
     # A new cache's precision is what the self-check leaves of the one asked for.

@@ -212,7 +212,7 @@ class Header:
         shown = {"weights": (self._weights_in_words(), found._weights_in_words())}
         names = ",".join(sorted(self.taps)), ",".join(sorted(found.taps))
         if names[0] != names[1]:
-            shown["taps"] = names  # as --taps takes them
+            shown["taps"] = names  # as --layers takes them
         for field, value in asked.items():
             if there[field] != value:
                 expected, actual = shown.get(field, (value, there[field]))

@@ -257,6 +257,7 @@ def _fit_all(
     # Where each core has a C of its own, BLAS must not take both for one.
     with warnings.catch_warnings(), threadpool_limits(n_cpus() // n_jobs, user_api="blas"):
         warnings.simplefilter("ignore", ConvergenceWarning)  # told by `converged`
+        warnings.filterwarnings("ignore", ".* have been cancelled", UserWarning)  # by who raised
         yield from Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(
             delayed(fit)(C) for C in Cs
         )

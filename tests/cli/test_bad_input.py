@@ -321,7 +321,8 @@ def test_results_that_can_not_be_written_are_no_bug(ecgfeat, cache):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("Error: writing the results to stdout failed: the disk is full")
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("Error: writing the results to stdout failed: the disk is full")
 
 
 def test_results_survive_a_terminal_without_their_letters(ecgfeat, cache):

@@ -128,7 +128,7 @@ def test_json_goes_to_stdout_alone_and_log_lines_to_stderr(study):
 
 
 @pytest.mark.parametrize(
-    ("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
+    ("number", "exit_code"), [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
 )
 def test_a_signal_keeps_what_is_computed_and_says_how_to_go_on(study, tmp_path, number, exit_code):
     command = [sys.executable, "-m", "ecgfeat.cli", "extract", str(study / "pages/manifest.csv")]
@@ -147,3 +147,56 @@ def test_a_signal_keeps_what_is_computed_and_says_how_to_go_on(study, tmp_path, 
     again = json.loads(invoke(*command[3:], "--json"))
     assert again["n_images"] == 40
     assert again["n_computed"] < 40
+
+
+_REFUSED = """
+import sys
+from ecgfeat.cli import app
+try:
+    app(sys.argv[1:])
+except SystemExit as stop:
+    assert stop.code == 1, stop.code
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments", [("extract", "no"), ("finetune", "no"), ("fit-head", "no"), ("predict", "no", "x")]
+)
+def test_a_wrong_path_is_refused_after_a_first_line_and_before_torch_is_loaded(arguments, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", _REFUSED, *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stderr.splitlines()
+    assert first == " ".join(["ecgfeat", *arguments, "…"])
+    assert second.startswith("Error: ")
+
+
+def test_a_job_outlives_the_reader_of_its_log(study, tmp_path):
+    cache = tmp_path / "pages.h5"
+    command = [sys.executable, "-m", "ecgfeat.cli", "extract", str(study / "pages/manifest.csv")]
+    with subprocess.Popen(
+        [*command, *FAST, "--cache", str(cache)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stderr.close()
+        said = process.stdout.read()
+    assert process.returncode == 0
+    assert b"40 images: 40 computed" in said
+    assert len(open_cache(cache)) == 40
+
+
+def test_a_fine_tuned_network_brings_its_page(study, tmp_path):
+    run = next(run for run in (study / "runs").iterdir() if "-finetune-" in run.name)
+    data, cache = study / "pages/manifest.csv", ["--limit", 4, "--cache", tmp_path]
+    arguments = ["extract", data, "--weights", run, "--precision", "fp32", *cache]
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    assert f"{run} was trained on pages by --crop-mode center --size 64: taken here" in done.stderr
+    assert "--crop-mode center --size 64" in done.stdout
+    assert "--size 48" in invoke(*arguments, "--size", 48)

@@ -14,6 +14,7 @@ import torch
 from ecgfeat import extract, finetune, fit_heads, open_cache
 from ecgfeat.backbones import Weights, load_weights
 from ecgfeat.config import (
+    RECIPES,
     EvaluationSettings,
     FinetuneSettings,
     HeadKind,
@@ -58,7 +59,14 @@ def manifest(here: Path) -> Manifest:
 
 @pytest.fixture(scope="module")
 def cache(here: Path, manifest: Manifest) -> Path:
-    done = extract(manifest, network=RANDOM, page=SMALL, compute=FP32, cache=here / "cache")
+    done = extract(
+        manifest,
+        network=RANDOM,
+        page=SMALL,
+        work=RECIPES["paper"].extraction,
+        compute=FP32,
+        cache=here / "cache",
+    )
     return done.cache
 
 
