@@ -122,11 +122,9 @@ def _expand(function: Command) -> Command:
         by_hand = {name for name in values if _is_by_hand(context, name)}
         with failing_cleanly(output, debug=debug):
             # Said before anything is loaded: torch alone takes seconds on a busy machine.
-            output.log(
-                " ".join(
-                    ["ecgfeat", str(context.info_name), *map(str, _named(function, values)), "…"]
-                )
-            )
+            _, *commands = context.command_path.split()
+            named = map(str, _named(function, values))
+            output.log(" ".join(["ecgfeat", *commands, *named, "…"]))
             made = {name: _make(hint, values, by_hand) for name, hint in sections.items()}
             function(**values, **made, output=output)
 

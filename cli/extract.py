@@ -18,6 +18,7 @@ from ecgfeat.config import (
 
 from ._app import app
 from ._console import Output
+from ._data import read_data
 from ._options import CACHE, DATA, Given, command
 
 __all__ = ["extract"]
@@ -65,11 +66,9 @@ def extract(
 
     A killed or interrupted extraction goes on where it was: run the same command again.
     """
-    from ecgfeat.manifest import read_manifest
-
     chosen = recipe.chosen()
     asked = work.over(chosen.extraction)
-    manifest = read_manifest(data, source)
+    manifest = read_data(data, source, output)
     seen = page.over(_page_of_run(network, output) or chosen.page)
     from ecgfeat.extraction import extract  # late: it loads torch
 
@@ -97,7 +96,7 @@ def extract(
             "its network was fine-tuned and knows the rows that it was trained and validated on: "
             "only the test rows of that run's own split are unseen"
         )
-    output.result({"recipe": chosen.name, **extraction.as_json()})
+    output.result({"recipe": chosen.name, "data": manifest.as_json(), **extraction.as_json()})
 
 
 def _page_of_run(network: NetworkSettings, output: Output) -> PageSettings | None:

@@ -21,6 +21,7 @@ from ecgfeat.config import (
 
 from ._app import app
 from ._console import Output
+from ._data import read_data
 from ._options import OUT, Given, command
 from ._results import runs_as_json, show_runs
 
@@ -80,7 +81,6 @@ def finetune(
     or machines share the work.
     """
     from ecgfeat.errors import ConfigError
-    from ecgfeat.manifest import read_manifest
 
     if os.environ.get("RANK", "0") != "0":
         output.hush()  # under torchrun the first process speaks for all
@@ -93,7 +93,7 @@ def finetune(
             "--resume goes on with the run's own settings: leave the others out, or start a new "
             "run with DATA"
         )
-    manifest = None if data is None else read_manifest(data, source.over(DataSettings()))
+    manifest = None if data is None else read_data(data, source.over(DataSettings()), output)
     from ecgfeat.finetuning import finetune, resume_finetune  # late: it loads torch
 
     with output.reporting() as report:
@@ -116,7 +116,8 @@ def finetune(
                 report=report,
             )
     show_runs(output, [run])
-    output.result(runs_as_json([run]))
+    data_said = {"data": manifest.as_json()} if manifest else {}
+    output.result({**data_said, **runs_as_json([run])})
 
 
 def _recipe_of(head: Path) -> str:

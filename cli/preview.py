@@ -11,6 +11,7 @@ from ecgfeat.config import DataSettings, PageSettings, PreviewSettings, RecipeSe
 
 from ._app import app
 from ._console import Output
+from ._data import read_data
 from ._options import DATA, Given, command
 
 __all__ = ["preview"]
@@ -36,14 +37,12 @@ def preview(
     output: Output,
 ) -> None:
     """Draw a few pages of each class beside exactly what the network sees of them."""
-    from ecgfeat.manifest import read_manifest
-
     seen = page.over(recipe.chosen().page)
-    manifest = read_manifest(data, source)
+    manifest = read_data(data, source, output)
     from ecgfeat.contact_sheet import preview  # late: it loads matplotlib
 
     with output.reporting() as report:
         shown = preview(manifest, figure=figure, page=seen, sheet=sheet, report=report)
     for line in shown.summary():
         output.say(line)
-    output.result(shown.as_json())
+    output.result({"data": manifest.as_json(), **shown.as_json()})

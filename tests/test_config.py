@@ -247,11 +247,12 @@ def test_a_subset_of_the_test_rows_needs_the_split() -> None:
 
 def test_settings_become_json() -> None:
     settings = DataSettings(root=Path("images"))
-    assert json.loads(json.dumps(as_json(settings))) == {
+    made = json.loads(json.dumps(as_json(settings)))
+    assert made == {
+        **{item.name: item.default for item in dataclasses.fields(DataSettings)},
         "root": "images",
-        "test_fraction": 0.2,
-        "split_seed": 0,
     }
+    assert DataSettings(**{**made, "root": Path(made["root"])}) == settings
     assert NetworkSettings(**as_json(NetworkSettings(arch="resnet50"))).arch == "resnet50"
 
 

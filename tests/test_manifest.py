@@ -7,6 +7,7 @@ import random
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from ecgfeat.config import DataSettings
 from ecgfeat.errors import ConfigError, DataError, StorageError
 from ecgfeat.manifest import Manifest, MissingImage, read_manifest, write_missing
-from ecgfeat.manifest.listing import ListedRows, list_csv, split_by_hash
+from ecgfeat.manifest.listing import split_by_hash
+from ecgfeat.manifest.manifest import ListedRows
+from ecgfeat.manifest.table import list_csv
 
 
 def make_files(root: Path, *paths: str) -> Path:
@@ -77,7 +80,7 @@ def test_a_tree_without_splits_is_split_within_each_class(tmp_path: Path) -> Non
         ("b", "train"): 7,
         ("b", "test"): 3,
     }
-    assert manifest.split_source == "hash (test fraction 0.3, seed 4)"
+    assert manifest.split_source == "a hash (test fraction 0.3, seed 4)"
 
 
 def test_a_tree_may_have_train_only(tmp_path: Path) -> None:
@@ -100,7 +103,7 @@ def test_other_files_are_counted_and_hidden_ones_passed_over(tmp_path: Path) -> 
     )
     manifest = read_manifest(root)
     assert manifest.paths == ("a/1.png", "b/1.png")
-    assert manifest.n_ignored == 3
+    assert manifest.ignored == {".tif": 1, ".txt": 1, "images outside the class folders": 1}
 
 
 def test_a_folder_called_like_an_image_is_walked_into(tmp_path: Path) -> None:
@@ -121,9 +124,9 @@ def test_a_tree_has_one_meaning_whatever_the_order_on_disk(tmp_path: Path) -> No
 
 
 def test_a_tree_of_splits_and_classes_mixed_is_refused(tmp_path: Path) -> None:
-    root = make_files(tmp_path, "train/a/1.png", "test/a/1.png", "val/a/1.png")
+    root = make_files(tmp_path, "train/a/1.png", "test/a/1.png", "mi/a/1.png")
     assert message_of(root) == (
-        f"{root} holds test, train beside val: it isn't clear which folders are splits and which "
+        f"{root} holds test, train beside mi: it isn't clear which folders are splits and which "
         "are classes. Move the others elsewhere, or list the images in a .csv file with the "
         "columns path, label and split."
     )
@@ -143,9 +146,138 @@ def test_a_tree_without_images_is_refused(tmp_path: Path) -> None:
 def test_a_folder_of_other_files_is_no_class_left_out_in_silence(tmp_path: Path) -> None:
     root = make_files(tmp_path, "a/1.png", "b/1.png", "c/1.tif")
     assert message_of(root) == (
-        f"{root} has files in c but no image there (.jpg, .jpeg, .png), and every folder is a "
+        f"{root} has .tif files in c but no image there (.jpg, .jpeg, .png), and every folder is a "
         "class. Move such folders elsewhere, or list the images in a .csv file."
     )
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("Training", "Testing"), ("train_set", "test_set"), ("TRAIN DATA", "test-images")],
+)
+def test_splits_are_known_by_their_usual_names(tmp_path: Path, train: str, test: str) -> None:
+    manifest = read_manifest(
+        make_files(tmp_path, *(f"{split}/{c}/1.png" for split in (train, test) for c in "ab"))
+    )
+    assert manifest.classes == ("a", "b")
+    assert Counter(manifest.splits) == {"train": 2, "test": 2}
+    assert manifest.split_source == "folders"
+
+
+def test_splits_may_lie_inside_the_classes(tmp_path: Path) -> None:
+    paths = [f"{label}/{split}/1.png" for label in "ab" for split in ("Train", "val", "test")]
+    manifest = read_manifest(make_files(tmp_path, *paths))
+    assert manifest.classes == ("a", "b")
+    assert set(zip(manifest.labels, manifest.splits)) == {
+        (label, split) for label in "ab" for split in ("train", "val", "test")
+    }
+    assert manifest.split_source == "folders inside the classes'"
+    make_files(tmp_path, "b/1.png")
+    assert message_of(tmp_path) == (
+        f"{tmp_path / 'a'} holds Train, which is called like a split, and other class folders "
+        "hold images themselves: it isn't clear which folders are splits. Give every class the "
+        "same, or list the images in a .csv file with the columns path, label and split."
+    )
+
+
+def test_where_a_validation_part_is_named_and_no_test_train_is_split(tmp_path: Path) -> None:
+    paths = [f"{s}/{c}/{i}.png" for s in ("training", "valid") for c in "ab" for i in range(10)]
+    manifest = read_manifest(make_files(tmp_path, *paths))
+    assert Counter(manifest.splits) == {"train": 16, "test": 4, "val": 20}
+    assert all(
+        path.startswith("valid") == (split == "val")
+        for path, split in zip(manifest.paths, manifest.splits)
+    )
+    assert manifest.split_source == (
+        "folders; none is for testing, so test rows are drawn from train by hash (test fraction "
+        "0.2, seed 0)"
+    )
+
+
+def test_numbered_folds_are_no_classes(tmp_path: Path) -> None:
+    root = make_files(tmp_path, *(f"fold_{n}/{c}/1.png" for n in range(3) for c in "ab"))
+    assert message_of(root) == (
+        f"the folders of {root} look like numbered folds (fold_0, fold_1, fold_2), not like "
+        "classes. Give --test-folds those for testing, or list the images in a .csv file."
+    )
+    manifest = read_manifest(root, DataSettings(test_folds="2"))
+    assert manifest.classes == ("a", "b")
+    assert Counter(manifest.splits) == {"train": 4, "test": 2}
+    assert "--test-folds goes with numbered folds" in message_of(
+        make_files(tmp_path / "plain", "a/1.png", "b/1.png"), DataSettings(test_folds="1")
+    )
+
+
+@pytest.mark.parametrize(
+    "junk",
+    ["@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "__MACOSX", "System Volume Information"],
+)
+def test_what_systems_leave_behind_is_no_image(tmp_path: Path, junk: str) -> None:
+    root = make_files(
+        tmp_path,
+        "a/1.png",
+        f"a/{junk}/1.png/thumb.jpg",
+        "b/1.png",
+        "b/._1.png",
+        "b/.ipynb_checkpoints/1.png",
+        f"{junk}/x/2.png",
+    )
+    manifest = read_manifest(root)
+    assert manifest.paths == ("a/1.png", "b/1.png")
+    assert manifest.ignored == {f"in {junk}": 2}
+
+
+def test_runs_that_lie_in_the_data_are_no_class(tmp_path: Path) -> None:
+    root = make_files(tmp_path, "a/1.png", "b/1.png")
+    digest = read_manifest(root).digest
+    run = "runs/20260131-094500-linear-pages"
+    make_files(root, f"{run}/config.json", f"{run}/metrics.json", f"{run}/accuracy_curve.png")
+    manifest = read_manifest(root)
+    assert (manifest.classes, manifest.digest) == (("a", "b"), digest)
+    assert manifest.ignored == {"of runs in runs": 3}
+
+
+def test_the_folder_that_was_meant_is_named(tmp_path: Path) -> None:
+    inner = make_files(tmp_path / "zip" / "ECG", "a/1.png", "b/1.png")
+    assert message_of(tmp_path / "zip") == (
+        f"{tmp_path / 'zip'} holds one folder only, ECG: give {inner}, which holds a, b."
+    )
+    make_files(tmp_path / "listed", "images/1.png", "images/2.png", "labels.csv")
+    assert message_of(tmp_path / "listed") == (
+        f"{tmp_path / 'listed'} holds labels.csv beside one folder, images: give the .csv file "
+        f"that lists the images, such as {tmp_path / 'listed' / 'labels.csv'}."
+    )
+
+
+def test_folders_of_patients_are_groups_where_asked_for_and_else_warned_of(tmp_path: Path) -> None:
+    root = make_files(
+        tmp_path, *(f"{label}/p{n}/s{i}/x.png" for label in "ab" for n in range(5) for i in "12")
+    )
+    (warning,) = read_manifest(root).warnings
+    assert warning.startswith("20 images lie in 20 folders below their class, such as a/p0/s1: ")
+    assert "--group-by folder" in warning
+    manifest = read_manifest(root, DataSettings(group_by="1"))
+    assert set(manifest.groups) == {f"p{n}" for n in range(5)}
+    assert manifest.group_source == "folders (--group-by 1)"
+    assert manifest.warnings == ()
+    assert set(read_manifest(root, DataSettings(group_by="folder")).groups) == {"s1", "s2"}
+    with pytest.raises(DataError, match=r"^--group-by 3: no image of .* lies in such a folder"):
+        read_manifest(root, DataSettings(group_by="3"))
+    with pytest.raises(ConfigError, match=r"^--group-by must be folder, or the number"):
+        DataSettings(group_by="patient")
+
+
+def test_links_are_followed_where_asked_for(tmp_path: Path) -> None:
+    pool = make_files(tmp_path / "pool", "1.png", "2.png", "more/3.png")
+    root = tmp_path / "split"
+    for label, name in (("a", "1.png"), ("b", "2.png")):
+        (root / "train" / label).mkdir(parents=True)
+        (root / "train" / label / name).symlink_to(pool / name)
+    (root / "train/b/more").symlink_to(pool / "more")
+    (root / "train/b/round").symlink_to(root / "train/b")
+    manifest = read_manifest(root, DataSettings(follow_links=True))
+    assert {"train/a/1.png", "train/b/2.png", "train/b/more/3.png"} <= set(manifest.paths)
+    assert manifest.n_bytes[0] == len("1.png")
 
 
 def test_a_linked_folder_in_a_tree_is_refused(tmp_path: Path) -> None:
@@ -153,7 +285,8 @@ def test_a_linked_folder_in_a_tree_is_refused(tmp_path: Path) -> None:
     (root / "c").symlink_to(root / "a")
     assert message_of(root) == (
         f"{root / 'c'} is a symbolic link to a folder, which could lead outside {root} or list "
-        "images twice. Move the folder itself there, or list the images in a .csv file."
+        "images twice. Give --follow-links to take it, move the folder itself there, or list the "
+        "images in a .csv file."
     )
 
 
@@ -164,8 +297,9 @@ def test_a_linked_image_in_a_tree_may_not_leave_it(tmp_path: Path) -> None:
     assert len(read_manifest(root)) == 3
     (root / "a/3.png").symlink_to(outside)
     assert message_of(root) == (
-        f"{root}: 'a/3.png' leads out of {root} by a symbolic link, to {outside}. List the images "
-        "in a .csv file, and give --root a folder that holds them all."
+        f"{root}: 'a/3.png' leads out of {root} by a symbolic link, to {outside}. Give "
+        "--follow-links to take it, or list the images in a .csv file, and give --root a folder "
+        "that holds them all."
     )
 
 
@@ -239,7 +373,9 @@ def test_a_csv_keeps_its_order_and_its_other_columns(tmp_path: Path) -> None:
     assert manifest.splits == ("train", "train", "test")
     assert manifest.groups == ("p1", "", "p2")
     assert manifest.metadata == {"age": ("51", "6,5", "")}
-    assert manifest.split_source == "column"
+    assert manifest.split_source == "the column 'split'"
+    assert manifest.label_source == "the column 'label'"
+    assert manifest.group_source == "the column 'group'"
     assert manifest.classes == ("mi", "normal")
 
 
@@ -343,9 +479,9 @@ def test_absent_data_are_refused(tmp_path: Path) -> None:
     )
     for name in ("nowhere", "nowhere.csv"):
         assert message_of(tmp_path / name) == f"{tmp_path / name} does not exist. {expected}"
-    make_files(tmp_path, "data.txt")
-    assert message_of(tmp_path / "data.txt") == (
-        f"{tmp_path / 'data.txt'} is neither a folder nor a .csv file. {expected}"
+    make_files(tmp_path, "data.xlsx")
+    assert message_of(tmp_path / "data.xlsx") == (
+        f"{tmp_path / 'data.xlsx'} is neither a folder nor a .csv file. {expected}"
     )
 
 
@@ -353,14 +489,40 @@ BAD_CSVS = {
     "empty": ("", " is empty: expected a header with the columns path and label."),
     "only_a_header": ("path,label\n\n", " has a header but no rows."),
     "no_label": (
-        "path,class\n1.png,a\n",
-        " has no column label: expected the columns path and label, separated by commas; found "
-        "'path', 'class'.",
+        "path,kind\n1.png,a\n",
+        " has no column for the label: name it label, or give --label-column one of 'path', "
+        "'kind'.",
     ),
-    "semicolons": (
-        "path;label\n1.png;a\n",
-        " has no column path and no column label: expected the columns path and label, separated "
-        "by commas; found 'path;label'.",
+    "one_hot": (
+        "path,mi,normal\n1.png,1,0\n2.png,0,1\n",
+        " has no column for the label: name it label, or give --label-column one of 'path', "
+        "'mi', 'normal'. Where each class has a column of 0 and 1: --label-column mi,normal.",
+    ),
+    "no_path": (
+        "record,label\n1.png,a\n",
+        " has no column for the path: name it path, or give --path-column one of 'record', "
+        "'label'.",
+    ),
+    "two_labels": (
+        "path,class,diagnosis\n1.png,a,b\n",
+        " has 'class' and 'diagnosis', and each could be the label. Give --label-column.",
+    ),
+    "another_separator": (
+        "path~label\n1.png~a\n",
+        " has one column only, 'path~label': expected the columns path and label, separated by "
+        "commas, semicolons, tabs, bars.",
+    ),
+    "a_label_per_image": (
+        "path,label\n" + "".join(f"{n}.png,{n}.5\n" for n in range(5)),
+        ": every image has a label of its own ('0.5', '1.5', '2.5', '3.5' …), so there are no "
+        "classes to learn. Give --label-column the column of classes; numbers must be made into "
+        "classes first.",
+    ),
+    "no_label_at_all": ("path,label\n1.png,\n2.png,nan\n", " has no row with a label."),
+    "numbered_folds": (
+        "path,label,split\n1.png,a,1\n2.png,b,2\n",
+        ": the column 'split' holds numbered folds. Give --test-folds those for testing, such as "
+        "--test-folds 9,10.",
     ),
     "a_column_twice": (
         "path,label,age,age\n1.png,a,1,1\n",
@@ -371,15 +533,14 @@ BAD_CSVS = {
         ", row 4 has 3 cells, but the header has 2.",
     ),
     "an_empty_path": ("path,label\n1.png,a\n ,b\n", ", row 3: the path is empty."),
-    "an_empty_label": ("path,label\n1.png,a\n2.png,\n", ", row 3: the label is empty."),
     "duplicate_rows": (
         "path,label\n1.png,a\n2.png,b\n./1.png,b\n",
         ", rows 2 and 4 list the same image, '1.png'. Remove one of them.",
     ),
     "another_split": (
-        "path,label,split\n1.png,a,train\n2.png,b,val\n",
-        ", row 3: the split must be train or test; found 'val'. Correct it, or remove the column "
-        "to have the rows split by class.",
+        "path,label,split\n1.png,a,train\n2.png,b,later\n",
+        ", row 3: the split must be train, val or test; found 'later'. Correct it, or remove the "
+        "column to have the rows split by class.",
     ),
     "a_group_on_both_sides": (
         "path,label,split,group\n1.png,a,train,p1\n2.png,b,test,p1\n",
@@ -398,6 +559,124 @@ BAD_CSVS = {
         " is not UTF-8 text (it has null bytes). Save it as CSV in UTF-8.",
     ),
 }
+
+
+def listed(tmp_path: Path, text: str, **settings: Any) -> Manifest:
+    """The manifest of a CSV whose images are 1.png to 9.png."""
+    make_files(tmp_path, *(f"{number}.png" for number in range(1, 10)))
+    return read_manifest(make_csv(tmp_path, text), DataSettings(**settings))
+
+
+def rows(*cells: str) -> str:
+    return "".join(f"{number}.png,{cell}\n" for number, cell in enumerate(cells, 1))
+
+
+def test_columns_are_known_by_their_usual_names_in_any_case(tmp_path: Path) -> None:
+    header = "File Name, Diagnosis ,SET,Patient ID\n"
+    manifest = listed(tmp_path, header + rows("a,Training,7", "b,Test,8", "a,dev,9"))
+    assert manifest.labels == ("a", "b", "a")
+    assert manifest.splits == ("train", "test", "val")
+    assert manifest.groups == ("7", "8", "9")
+    assert manifest.label_source == "the column 'Diagnosis'"
+    assert manifest.group_source == "the column 'Patient ID'"
+    assert manifest.metadata == {"Patient ID": ("7", "8", "9")}
+
+
+def test_columns_may_be_named_by_hand(tmp_path: Path) -> None:
+    text = "where,what,part,who,label\n" + rows("a,train,7,x", "b,test,8,x")
+    named = {"path": "where", "label": "What", "split": "part", "group": "who"}
+    manifest = listed(tmp_path, text, **{f"{role}_column": name for role, name in named.items()})
+    assert (manifest.labels, manifest.groups) == (("a", "b"), ("7", "8"))
+    assert manifest.splits == ("train", "test")
+    with pytest.raises(ConfigError, match=r"^--group-column: .* has no column 'nobody', only 'wh"):
+        listed(tmp_path, text, path_column="where", group_column="nobody")
+
+
+def test_a_column_of_patients_is_never_unused_in_silence(tmp_path: Path) -> None:
+    text = "path,label,group,patient_id\n" + rows("a,g,7", "b,h,8")
+    manifest = listed(tmp_path, text)
+    assert manifest.groups == ("g", "h")
+    assert (
+        "the column 'patient_id' isn't used: 'group' tells whose image it is (else give "
+        "--group-column)"
+    ) in manifest.warnings
+
+
+def test_numbered_folds_are_taken_where_asked_for(tmp_path: Path) -> None:
+    text = "path,label,strat_fold\n" + rows("a,1", "b,2", "a,10", "b,10")
+    plain = listed(tmp_path, text)
+    assert plain.metadata == {"strat_fold": ("1", "2", "10", "10")}
+    assert "the column 'strat_fold' isn't used" in plain.warnings[0]
+    tested = listed(tmp_path, text, test_folds="10")
+    assert tested.splits == ("train", "train", "test", "test")
+    assert tested.split_source == "the column 'strat_fold' (--test-folds)"
+    with pytest.raises(ConfigError, match="has no fold 7 in 'strat_fold', only 1, 2, 10"):
+        listed(tmp_path, text, test_folds="7,10")
+    with pytest.raises(ConfigError, match="--test-folds must be numbers such as 9,10; found 'x'"):
+        DataSettings(test_folds="x")
+    with pytest.raises(ConfigError, match="has no column of numbered folds"):
+        listed(tmp_path, "path,label\n" + rows("a", "b"), test_folds="1")
+
+
+def test_one_column_per_class_makes_labels(tmp_path: Path) -> None:
+    text = "path,MI,NORM,age\n" + rows("1,0,5", "0,1.0,6", "0,0,7", "1,1,8", "1,,9")
+    manifest = listed(tmp_path, text, label_column="MI,NORM")
+    assert manifest.labels == ("MI", "NORM", "MI")
+    assert manifest.metadata == {"age": ("5", "6", "9")}
+    assert manifest.ignored == {"rows of several classes": 1, "rows without a label": 1}
+    assert manifest.warnings == (
+        "1 rows are of several classes at once and are left out",
+        "classes of one image only: NORM",
+    )
+    with pytest.raises(DataError, match="row 2: the column 'age' must hold 1 or 0"):
+        listed(tmp_path, text, label_column="MI,age")
+
+
+def test_rows_without_a_label_are_left_out_and_counted(tmp_path: Path) -> None:
+    manifest = listed(tmp_path, "path,label\n" + rows("a", "", "nan", "b", "NaN", "b"))
+    assert manifest.paths == ("1.png", "4.png", "6.png")
+    assert manifest.ignored == {"rows without a label": 3}
+    assert "ignored: rows without a label 3" in manifest.summary()
+
+
+def test_a_group_that_is_no_name_is_no_group(tmp_path: Path) -> None:
+    manifest = listed(tmp_path, "path,label,group\n" + rows("a,nan", "b,nan", "a,p", "b,"))
+    assert manifest.groups == ("", "", "p", "")
+    assert "1 groups from the column 'group', 3 images on their own" in manifest.summary()[-1]
+
+
+@pytest.mark.parametrize(("one", "other"), [("MI", "mi"), ("0", "0.0"), ("no lvh", "No-LVH")])
+def test_labels_that_look_alike_are_warned_of(tmp_path: Path, one: str, other: str) -> None:
+    text = "path,label\n" + rows(one, other, one, "b", "b", "b", other)
+    manifest = listed(tmp_path, text)
+    assert len(manifest.classes) == 3
+    assert manifest.warnings == (
+        f"the labels {one!r} (2) and {other!r} (2) look alike but are classes of their own: spell "
+        "them alike",
+    )
+    assert manifest.summary()[-1] == f"warning: {manifest.warnings[0]}"
+    assert manifest.as_json()["warnings"] == list(manifest.warnings)
+
+
+def test_several_labels_in_a_cell_are_warned_of(tmp_path: Path) -> None:
+    manifest = listed(tmp_path, "path,label\n" + rows("MI", "MI;STTC", "MI;STTC", "NORM", "MI"))
+    assert "2 images have several labels in one (MI;STTC)" in manifest.warnings[0]
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_any_usual_separator_is_read(tmp_path: Path, separator: str) -> None:
+    text = "path,label,note\n1.png,a,x\n2.png,b,\n,,\n".replace(",", separator) + separator * 4
+    manifest = listed(tmp_path, text)
+    assert manifest.labels == ("a", "b")
+    assert manifest.metadata == {"note": ("x", "")}
+
+
+def test_paths_may_be_windows_or_lack_their_suffix(tmp_path: Path) -> None:
+    make_files(tmp_path, "in/1.png", "in/2.JPG")
+    manifest = read_manifest(make_csv(tmp_path, "path,label\nin\\1.png,a\nin\\2,b\nin\\3,b\n"))
+    assert manifest.paths == ("in/1.png", "in/2.JPG")
+    assert [row.path for row in manifest.missing] == ["in/3"]
+    assert "1 listed paths have no suffix: the files' own are taken" in manifest.warnings
 
 
 @pytest.mark.parametrize("case", BAD_CSVS)
@@ -435,7 +714,8 @@ def test_a_link_that_leaves_the_root_is_refused_at_any_depth(tmp_path: Path) -> 
     source = make_csv(root, "path,label\n2.png,a\nsub/x/1.png,b\n")
     assert message_of(source) == (
         f"{source}, row 3: 'sub/x/1.png' leads out of {root} by a symbolic link, to {outside}. "
-        "List the images in a .csv file, and give --root a folder that holds them all."
+        "Give --follow-links to take it, or list the images in a .csv file, and give --root a "
+        "folder that holds them all."
     )
 
 

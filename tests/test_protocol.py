@@ -14,7 +14,9 @@ from ecgfeat.protocol import (
     Partition,
     class_order,
     define_task,
+    duplicates_in_words,
     group_numbers,
+    has_validation,
     inner_folds,
     keep_rows,
     partitions,
@@ -33,12 +35,12 @@ def lay_down(
     ids: list[str] | None = None,
     **settings: float,
 ) -> list[Partition]:
-    """Partitions of rows given as letters: labels, and r(train) or e(test)."""
+    """Partitions of rows given as letters: labels, and r(train), v(val) or e(test)."""
     n_rows = len(labels)
     return partitions(
         define_task(list(labels)),
         ids=ids or [f"{row}.png" for row in range(n_rows)],
-        splits=[{"r": "train", "e": "test"}[split] for split in splits or "r" * n_rows],
+        splits=[{"r": "train", "v": "val", "e": "test"}[split] for split in splits or "r" * n_rows],
         groups=groups or [""] * n_rows,
         settings=EvaluationSettings(**settings),
     )
@@ -53,6 +55,61 @@ def as_lists(plan: list[Partition]) -> list[tuple[int, list[int], list[int], lis
         )
         for part in plan
     ]
+
+
+# A validation part that the data name
+
+
+def test_a_named_validation_part_chooses_and_is_neither_trained_on_nor_tested() -> None:
+    (part,) = lay_down("abababab", splits="rrrrvvee")
+    assert as_lists([part]) == [(0, [0, 1, 2, 3], [4, 5], [6, 7], "test")]
+    assert part.whole is part
+    (drawn,) = lay_down("abababab", splits="rrrrrree", val_fraction=0.3)
+    assert len(drawn.validation) == 2
+    assert len(drawn.whole.train) == 6
+
+
+def test_a_named_validation_part_and_a_drawn_one_are_refused_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        lay_down("abababab", splits="rrrrvvee", val_fraction=0.2)
+    assert str(caught.value) == (
+        "--val-fraction would draw validation rows, and the data name 2 of their own: leave it out"
+    )
+
+
+def test_a_cross_validation_passes_over_a_named_validation_part() -> None:
+    plan = lay_down("abababab", splits="rrrrvvee", cv=2)
+    assert sorted(row for part in plan for row in part.test.tolist()) == list(range(8))
+    assert all(not len(part.validation) for part in plan)
+
+
+@pytest.mark.parametrize(
+    ("splits", "settings", "there"),
+    [
+        (["train", "val"], {}, True),
+        (["train", "test"], {}, False),
+        (["train", "test"], {"val_fraction": 0.2}, True),
+        (["train", "val"], {"cv": 5}, False),
+    ],
+)
+def test_whether_rows_are_kept_for_choices(splits, settings, there: bool) -> None:
+    assert has_validation(splits, EvaluationSettings(**settings)) is there
+
+
+# The same picture twice
+
+
+def test_pictures_on_both_sides_and_under_two_labels_are_counted() -> None:
+    sides = [(np.array([0, 1, 2]), np.array([3, 4, 5]))]
+    assert duplicates_in_words("uvwxyz", "abcabc", sides) == []
+    leak, labels = duplicates_in_words("uvwuxv", "abcabc", sides)
+    assert leak.startswith("2 of 3 test images are also among those trained on, byte for byte")
+    assert "--group-by" in leak
+    assert labels == (
+        "1 picture lies under two labels, byte for byte: correct the labels, or take them out"
+    )
+    # Twice in train, or twice in test, flatters nobody.
+    assert duplicates_in_words("uuwxyy", "aacabb", sides) == []
 
 
 # Classes and tasks

@@ -125,6 +125,51 @@ class DataSettings(Settings):
     split_seed: int = setting(
         0, "Seed of that split; every command given the same one agrees.", minimum=0
     )
+    path_column: str = setting(
+        "", "A CSV's column of paths (default: path, filename, image …).", metavar="NAME"
+    )
+    label_column: str = setting(
+        "",
+        "A CSV's column of labels (default: label, class, diagnosis …), or several columns of 0 "
+        "and 1, one per class: A,B,C.",
+        metavar="NAME[,…]",
+    )
+    split_column: str = setting(
+        "", "A CSV's column of splits (default: split, set, subset …).", metavar="NAME"
+    )
+    group_column: str = setting(
+        "",
+        "A CSV's column that tells whose image it is (default: group, patient_id, subject …).",
+        metavar="NAME",
+    )
+    test_folds: str = setting(
+        "",
+        "Where the data name numbered folds (a column such as strat_fold, or folders fold_1 …): "
+        "those for testing, such as 9,10.",
+        metavar="N[,…]",
+    )
+    group_by: str = setting(
+        "",
+        "Whose image it is by the folders below its class: folder is the one that it lies in, 1 "
+        "the first below the class, 2 the next.",
+        metavar="folder|N",
+    )
+    follow_links: bool = setting(
+        False, "Take images and folders that are symbolic links to outside DATA."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group_by not in ("", "folder") and not re.fullmatch("[1-9]", self.group_by):
+            raise ConfigError(
+                "--group-by must be folder, or the number of a folder below the class (1 to 9); "
+                f"found {self.group_by!r}"
+            )
+        for word in comma_separated(self.test_folds):
+            if not re.fullmatch(r"\d{1,6}", word):
+                raise ConfigError(
+                    f"--test-folds must be numbers such as 9,10; found {self.test_folds!r}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

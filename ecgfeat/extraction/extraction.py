@@ -35,6 +35,7 @@ from ecgfeat.config import (
 from ecgfeat.errors import ConfigError, DeviceError, EcgfeatError, Interrupted
 from ecgfeat.extraction.parts import compute_pending
 from ecgfeat.feature_cache import (
+    FeatureCache,
     Header,
     Quarantined,
     existing_header,
@@ -42,17 +43,18 @@ from ecgfeat.feature_cache import (
 )
 from ecgfeat.files import write_csv
 from ecgfeat.images import DECODER, decode, prepare
-from ecgfeat.manifest import Manifest, write_missing
+from ecgfeat.manifest import Manifest, read_manifest, write_missing
 from ecgfeat.preprocessing import EXACT_RESAMPLING, FAST_RESAMPLING, Preprocessing
+from ecgfeat.protocol import duplicates_in_words
 from ecgfeat.runtime import Compute, Progress, Report, peak_memory_mib, resolve_compute, silent
 
 __all__ = ["Extraction", "check_pages", "extract", "shard_of"]
 
 
 def extract(
-    manifest: Manifest,
+    manifest: Manifest | str | Path,
     *,
-    cache: Path = Path("cache"),
+    cache: str | Path = "cache",
     page: PageSettings = PageSettings(),
     network: NetworkSettings = NetworkSettings(),
     work: ExtractionSettings = ExtractionSettings(),
@@ -66,8 +68,9 @@ def extract(
 
     Parameters
     ----------
-    manifest : Manifest
-    cache : Path
+    manifest : Manifest, str or Path
+        What `read_manifest` gives, or takes.
+    cache : str or Path
         A folder, in which the settings name the file, or a file ending in ``.h5``.
     page, network, work, compute : settings
     recipe : str
@@ -96,11 +99,14 @@ def extract(
 
     Examples
     --------
-    >>> done = extract(read_manifest("pages"))  # doctest: +SKIP
+    >>> done = extract("pages")  # doctest: +SKIP
     >>> X, y, groups = open_cache(done.cache).arrays("train", ["layer4"])  # doctest: +SKIP
     """
     started = time.monotonic()
     share = shard_of(shard, os.environ)
+    cache = Path(cache)
+    if not isinstance(manifest, Manifest):
+        manifest = read_manifest(manifest)
     if work.limit and cache.suffix == ".h5":
         raise ConfigError(
             "--limit would cut a cache of all images down to these: give --cache a folder"
@@ -159,11 +165,18 @@ def extract(
         device=plan.compute.device,
         precision=plan.compute.precision,
         precision_reason=plan.compute.reason,
+        warnings=_duplicates(finished) if finished else (),
     )
     if finished:
         write_missing(manifest, extraction.missing_csv)
         _write_quarantine(finished.quarantined, extraction.quarantine_csv)
     return extraction
+
+
+def _duplicates(cache: FeatureCache) -> tuple[str, ...]:
+    splits = np.array(cache.splits)
+    sides = np.flatnonzero(splits != "test"), np.flatnonzero(splits == "test")
+    return tuple(duplicates_in_words(cache.pictures, cache.labels, [sides]))
 
 
 @contextlib.contextmanager
@@ -362,6 +375,8 @@ class Extraction:
         Absent files by ``"split/class"``.
     wall_s, images_per_s : float
         Time for the whole job; rate of the images computed, start-up apart.
+    warnings : tuple of str
+        What the images themselves show to be wrong, each with the mend.
     """
 
     cache: Path
@@ -377,6 +392,7 @@ class Extraction:
     device: str
     precision: str
     precision_reason: str
+    warnings: tuple[str, ...] = ()
 
     @property
     def size_mib(self) -> float:
@@ -407,7 +423,7 @@ class Extraction:
             lines.append(f"cache: {self.cache} ({self.size_mib:.1f} MiB)")
         else:
             lines.append(f"shard done; once all are, a plain extract puts {self.cache} together")
-        return lines
+        return lines + [f"warning: {warning}" for warning in self.warnings]
 
     @property
     def missing_csv(self) -> Path:

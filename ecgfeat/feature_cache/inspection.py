@@ -16,6 +16,7 @@ from ecgfeat.errors import CacheDamagedError, CacheFormatError
 from ecgfeat.feature_cache.format import Header
 from ecgfeat.feature_cache.reader import FeatureCache, open_cache, part_paths
 from ecgfeat.feature_cache.writer import make_folder, writing
+from ecgfeat.manifest import SPLITS
 
 __all__ = ["CacheInfo", "cache_info", "export_cache", "list_caches", "verify_cache"]
 
@@ -131,7 +132,7 @@ def _faults(cache: FeatureCache) -> list[str]:
     faults = {
         "two rows have the same path": len(set(cache.paths)) != len(cache),
         "a label isn't one of the classes": not set(cache.labels) <= set(cache.classes),
-        "a split is neither train nor test": not set(cache.splits) <= {"train", "test"},
+        "a split is none of train, val and test": not set(cache.splits) <= set(SPLITS),
     }
     return [fault for fault, found in faults.items() if found]
 

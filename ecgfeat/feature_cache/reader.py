@@ -226,6 +226,11 @@ class FeatureCache:
         n_bytes = self.column("quarantine/n_bytes").tolist()
         return tuple(Quarantined(*row) for row in zip(*texts, n_bytes))
 
+    @property
+    def pictures(self) -> list[bytes]:
+        """The digest of each row's image file: equal for equal files."""
+        return [digest.tobytes() for digest in self.column("digest")]
+
     @cached_property
     def listing(self) -> Listing:
         """The rows and, where they would stand among them, the quarantined images."""

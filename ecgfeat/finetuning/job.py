@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,14 @@ from ecgfeat.finetuning.trainer import Images, Snapshot, Trainer, balanced_weigh
 from ecgfeat.images import Alter, Failure
 from ecgfeat.manifest import Manifest, read_manifest
 from ecgfeat.preprocessing import Preprocessing
-from ecgfeat.protocol import Partition, Task, define_task, partitions, refuse_thin_validation
+from ecgfeat.protocol import (
+    Partition,
+    Task,
+    define_task,
+    has_validation,
+    partitions,
+    refuse_thin_validation,
+)
 from ecgfeat.runs import count_rows
 from ecgfeat.runtime import Compute, machine, versions
 
@@ -227,12 +234,12 @@ def refuse_impossible(job: Job, weights: Weights) -> None:
     ConfigError, DataError, WeightsError, RunError
     """
     training, evaluation = job.training, job.evaluation
-    _refuse_unchoosable(training, evaluation)
+    _refuse_unchoosable(training, evaluation, job.manifest.splits)
     _refuse_thin_shares(training, job.ranks)
     refuse_undecidable(
         evaluation,
         n_classes=len(job.task.classes),
-        has_validation=bool(evaluation.val_fraction),
+        has_validation=has_validation(job.manifest.splits, evaluation),
     )
     _refuse_differing_rows(job.manifest, job.ranks)
     plan = job.plan
@@ -249,8 +256,10 @@ def refuse_impossible(job: Job, weights: Weights) -> None:
         )
 
 
-def _refuse_unchoosable(training: FinetuneSettings, evaluation: EvaluationSettings) -> None:
-    if training.choose_by != "last" and not evaluation.val_fraction:
+def _refuse_unchoosable(
+    training: FinetuneSettings, evaluation: EvaluationSettings, splits: Sequence[str]
+) -> None:
+    if training.choose_by != "last" and not has_validation(splits, evaluation):
         raise ConfigError(
             f"--choose-by {training.choose_by} needs validation rows, and there are none: also "
             "give --val-fraction, such as 0.2"

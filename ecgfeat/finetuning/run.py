@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from ecgfeat.backbones import Weights, load_weights
 from ecgfeat.calibration import Decision, decide
 from ecgfeat.config import (
+    DEFAULT_RECIPE,
+    RECIPES,
     ComputeSettings,
     EvaluationSettings,
     FinetuneSettings,
@@ -70,10 +72,10 @@ from ecgfeat.finetuning.trainer import (
     shuffled_batches,
 )
 from ecgfeat.images import DECODER
-from ecgfeat.manifest import Manifest, write_missing
+from ecgfeat.manifest import Manifest, read_manifest, write_missing
 from ecgfeat.metrics import METRICS, score_values
 from ecgfeat.predictions import Predictions, join
-from ecgfeat.protocol import Partition
+from ecgfeat.protocol import Partition, duplicates_in_words
 from ecgfeat.runs import (
     Cost,
     EpochRecord,
@@ -346,15 +348,15 @@ class Running:
 
 
 def finetune(
-    manifest: Manifest,
+    manifest: Manifest | str | Path,
     *,
     network: NetworkSettings = NetworkSettings(),
     page: PageSettings = PageSettings(),
     compute: ComputeSettings = ComputeSettings(),
-    training: FinetuneSettings = FinetuneSettings(),
+    training: FinetuneSettings = RECIPES[DEFAULT_RECIPE].training,
     evaluation: EvaluationSettings = EvaluationSettings(),
-    from_head: Path | None = None,
-    out_dir: Path = Path("runs"),
+    from_head: str | Path | None = None,
+    out_dir: str | Path = "runs",
     recipe: str = "",
     report: Report = silent,
 ) -> Run:
@@ -365,12 +367,13 @@ def finetune(
 
     Parameters
     ----------
-    manifest : Manifest
+    manifest : Manifest, str or Path
+        What `read_manifest` gives, or takes.
     network, page, compute, training, evaluation : settings
-    from_head : Path, optional
+    from_head : str or Path, optional
         Run of a fitted head that the last layer begins as. Where `network` and `page` are left
         at their defaults, the head's own are taken.
-    out_dir : Path
+    out_dir : str or Path
         Parent of the run's folder.
     recipe : str
         Name of the recipe that the settings began as, for ``config.json``; the settings decide.
@@ -406,14 +409,15 @@ def finetune(
     Examples
     --------
     >>> from ecgfeat.config import FinetuneSettings
-    >>> manifest = read_manifest("pages/manifest.csv")  # doctest: +SKIP
-    >>> run = finetune(manifest, training=FinetuneSettings(lr=1e-4))  # doctest: +SKIP
+    >>> run = finetune("pages", training=FinetuneSettings(lr=1e-4))  # doctest: +SKIP
     """
+    if not isinstance(manifest, Manifest):
+        manifest = read_manifest(manifest)
     resolved = resolve_compute(compute, purpose="train")
     with joined(resolved.device) as ranks:
         # Which precision is fast is measured, and may come out otherwise in each process.
         resolved = ranks.gathered(resolved)[0]
-        head = None if from_head is None else read_head(from_head)
+        head = None if from_head is None else read_head(Path(from_head))
         if head is not None:
             network, page = head.adopt(network, page)
         weights = load_weights(network)
@@ -431,7 +435,7 @@ def finetune(
             ranks=ranks,
         )
         refuse_impossible(job, weights)
-        folder, config = _begin(job, weights, out_dir, recipe)
+        folder, config = _begin(job, weights, Path(out_dir), recipe)
         with _sole(ranks, folder):
             return Running(job, folder, config, State(), report).run(Snapshot())
 
@@ -472,13 +476,13 @@ def _sole(ranks: Ranks, folder: Path) -> Iterator[None]:
 
 
 def resume_finetune(
-    run_folder: Path, *, manifest: Manifest | None = None, report: Report = silent
+    run_folder: str | Path, *, manifest: Manifest | None = None, report: Report = silent
 ) -> Run:
     """Go on with an interrupted fine-tuning, from its last checkpoint.
 
     Parameters
     ----------
-    run_folder : Path
+    run_folder : str or Path
         Its settings are the run's own; none can be changed.
     manifest : Manifest, optional
         The run's images, where they were not simply what the data listed; by default the data
@@ -498,7 +502,7 @@ def resume_finetune(
     DataError, DeviceError, WeightsError, TrainingError, StorageError, Interrupted
         As in `finetune`.
     """
-    folder = run_folder.resolve()
+    folder = Path(run_folder).resolve()
     config = _unfinished_config(folder)
     with _naming_damage(folder):
         compute = _same_compute(config, folder)
@@ -789,6 +793,9 @@ def result_of(
         choice=_choice(job, state),
         prevalence=job.evaluation.prevalence,
         training_counts=count_classes(job.plan, job.task),
+        notices=duplicates_in_words(
+            job.manifest.pictures(), job.manifest.labels, [part.sides for part in job.plan]
+        ),
     )
 
 

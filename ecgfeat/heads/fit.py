@@ -48,6 +48,7 @@ from ecgfeat.protocol import (
     Partition,
     Task,
     define_task,
+    has_validation,
     inner_folds,
     keep_rows,
     partitions,
@@ -142,8 +143,9 @@ def fit_heads(
         kinds = chosen.kinds if kinds is None else kinds
         head, recipe = head or chosen.head, chosen.name
     kinds = _ordered(kinds)
-    evaluation = _with_validation(sweep, evaluation)
-    _refuse_contradictions(kinds, sweep, evaluation)
+    splits = cache.listing.splits
+    evaluation = _with_validation(sweep, evaluation, splits)
+    _refuse_contradictions(kinds, sweep, evaluation, splits)
     grid = read_grid(sweep, kinds)
     task, plan = _lay_down(cache.listing, sweep, evaluation)
     head = _with_epochs(head, plan)
@@ -191,12 +193,14 @@ def _with_epochs(head: HeadSettings, plan: Sequence[Fold]) -> HeadSettings:
     return replace(head, epochs=max(LEAST_EPOCHS, math.ceil(LEAST_STEPS / n_steps)))
 
 
-def _with_validation(sweep: SweepSettings, evaluation: EvaluationSettings) -> EvaluationSettings:
+def _with_validation(
+    sweep: SweepSettings, evaluation: EvaluationSettings, splits: Sequence[str]
+) -> EvaluationSettings:
     if sweep.folds and evaluation.val_fraction:
         raise ConfigError(
             "--folds and --val-fraction both say which rows choose: give one of the two"
         )
-    if sweep.is_choosing and not sweep.folds and not evaluation.val_fraction:
+    if sweep.is_choosing and not sweep.folds and not has_validation(splits, evaluation):
         return replace(evaluation, val_fraction=SWEEP_VAL_FRACTION)
     return evaluation
 
@@ -214,7 +218,10 @@ def _refuse_without(layers: Sequence[str], cache: FeatureCache, recipe: str) -> 
 
 
 def _refuse_contradictions(
-    kinds: Sequence[HeadKind], sweep: SweepSettings, evaluation: EvaluationSettings
+    kinds: Sequence[HeadKind],
+    sweep: SweepSettings,
+    evaluation: EvaluationSettings,
+    splits: Sequence[str],
 ) -> None:
     if sweep.learning_curve and evaluation.cv:
         raise ConfigError(
@@ -235,7 +242,7 @@ def _refuse_contradictions(
             "rows, and --folds and --refit train a linear head again: give --val-fraction without "
             "--refit, or --head logreg, whose probabilities keep their scale"
         )
-    if sweep.learning_curve and not (sweep.folds or evaluation.val_fraction):
+    if sweep.learning_curve and not (sweep.folds or has_validation(splits, evaluation)):
         raise ConfigError(
             "--learning-curve is scored on validation rows, and there are none: also give "
             "--val-fraction 0.2 or --folds 5"
@@ -255,8 +262,11 @@ def _lay_down(
     That is laid down over all rows, so that one without features takes nobody else's place.
     """
     listed = define_task(listing.labels, evaluation.positive)
-    has_validation = bool(sweep.folds or evaluation.val_fraction)
-    refuse_undecidable(evaluation, n_classes=len(listed.classes), has_validation=has_validation)
+    refuse_undecidable(
+        evaluation,
+        n_classes=len(listed.classes),
+        has_validation=bool(sweep.folds) or has_validation(listing.splits, evaluation),
+    )
     plan = partitions(
         listed, ids=listing.paths, splits=listing.splits, groups=listing.groups, settings=evaluation
     )

@@ -12,7 +12,7 @@ from ecgfeat.heads.registry import HEADS
 from ecgfeat.heads.sweep import Candidate, Grid, Standing
 from ecgfeat.predictions import Predictions, join
 from ecgfeat.preprocessing import Preprocessing
-from ecgfeat.protocol import Partition
+from ecgfeat.protocol import Partition, duplicates_in_words
 from ecgfeat.runs import Cost, Result, count_classes, count_rows
 from ecgfeat.runtime import machine, peak_memory_mib, versions
 
@@ -163,7 +163,36 @@ def describe(job: HeadJob, outcome: Outcome, grid: Grid) -> Result:
         learning_curve=outcome.learning_curve,
         prevalence=job.evaluation.prevalence,
         training_counts=count_classes([fold.final for fold in job.plan], job.data.task),
+        notices=[*_duplicates(job), *_edges(outcome, grid)],
     )
+
+
+def _duplicates(job: HeadJob) -> list[str]:
+    cache = job.data.cache
+    sides = [fold.final.whole.sides for fold in job.plan]
+    return duplicates_in_words(cache.pictures, cache.labels, sides)
+
+
+def _edges(outcome: Outcome, grid: Grid) -> list[str]:
+    """Where a chosen value is the least or largest of those tried: others may do better."""
+    edges = []
+    for name, values in grid.items():
+        numbers = [value for value in values if isinstance(value, (int, float))]
+        if len(numbers) < 3 or name == "seed":
+            continue
+        chosen = {
+            getattr(fold.choice.candidate.head, name)
+            for fold in outcome.folds
+            if name in HEADS[fold.choice.candidate.kind].grid
+        }
+        for value, word in ((min(numbers), "least"), (max(numbers), "largest")):
+            # Of weight decay and smoothing, 0 is the end of the range, not of the grid.
+            if chosen == {value} and value:
+                edges.append(
+                    f"the chosen {name} {value:g} is the {word} of the {len(numbers)} tried: try "
+                    f"values beyond it with --grid {name}=…"
+                )
+    return edges
 
 
 def _repeats(outcome: Outcome) -> list[Predictions]:

@@ -118,7 +118,7 @@ class InferenceResult:
 
 def predict(
     run: Run,
-    images: Sequence[Path],
+    images: Sequence[str | Path],
     *,
     compute: ComputeSettings = ComputeSettings(),
     weights: str | None = None,
@@ -129,7 +129,7 @@ def predict(
     Parameters
     ----------
     run : Run
-    images : sequence of Path
+    images : sequence of str or Path
         Files; or folders, of which the JPEG and PNG files are taken, not their sub-folders'.
     compute : ComputeSettings
         With precision ``auto``, the run's is taken, unless the device hasn't got it.
@@ -169,9 +169,9 @@ def predict(
     return _apply(model, backbone, paths, report)
 
 
-def _listed(images: Sequence[Path]) -> list[Path]:
-    paths = []
-    for path in images:
+def _listed(images: Sequence[str | Path]) -> list[Path]:
+    paths: list[Path] = []
+    for path in map(Path, images):
         paths += _images_in(path) if path.is_dir() else [path]
     if not paths:
         raise DataError("there are no images to predict: give files, or folders that hold some")

@@ -1,13 +1,14 @@
 """Which images there are, and each one's label, split and group.
 
 The data are a folder tree or a CSV; both end in the same `Manifest`. What is listed but absent
-is counted and left out, never replaced.
+is counted and left out, never replaced; what was guessed or ignored is said in its summary.
 
-`listing` reads what the data name, `splitting` sends rows to train and test where the data don't,
-and `reading` looks which files are there: a `Manifest`, which `model` holds.
+`vocabulary` knows what people call splits, columns and junk, `tree` and `table` list the rows,
+and `listing` splits them where the data don't, and looks which files are there.
 """
 
-from ecgfeat.manifest.listing import IMAGE_SUFFIXES, read_manifest
-from ecgfeat.manifest.manifest import Manifest, MissingImage, write_missing
+from ecgfeat.manifest.listing import read_manifest
+from ecgfeat.manifest.manifest import SPLITS, Manifest, MissingImage, write_missing
+from ecgfeat.manifest.tree import IMAGE_SUFFIXES
 
-__all__ = ["IMAGE_SUFFIXES", "Manifest", "MissingImage", "read_manifest", "write_missing"]
+__all__ = ["IMAGE_SUFFIXES", "SPLITS", "Manifest", "MissingImage", "read_manifest", "write_missing"]

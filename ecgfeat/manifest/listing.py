@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import csv
 import errno
-import io
 import os
 import re
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
-from ecgfeat.config import DataSettings
+from ecgfeat.config import DataSettings, option_name
 from ecgfeat.errors import ConfigError, DataError, storage_error
-from ecgfeat.manifest.manifest import Manifest, MissingImage
+from ecgfeat.manifest.manifest import ListedRows, Manifest, MissingImage
+from ecgfeat.manifest.table import list_csv
+from ecgfeat.manifest.tree import IMAGE_SUFFIXES, list_folder
+from ecgfeat.manifest.vocabulary import is_junk, looks_like, split_called
 from ecgfeat.protocol import class_order, hash_place, n_kept_out
 
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "ListedRows",
-    "list_csv",
-    "list_folder",
-    "read_manifest",
-    "refuse_straddling_groups",
-    "split_by_hash",
-]
-
+__all__ = ["read_manifest", "refuse_straddling_groups", "split_by_hash"]
 
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _EXPECTED = (
     "Expected a folder of class folders (train/<class>/… and test/<class>/…, or <class>/…), or a "
     ".csv file with the columns path and label."
 )
+_TABLES = (".csv", ".tsv", ".txt")
 
 
 def read_manifest(data: Path | str, settings: DataSettings = DataSettings()) -> Manifest:
@@ -41,23 +33,25 @@ def read_manifest(data: Path | str, settings: DataSettings = DataSettings()) -> 
 
     Parameters
     ----------
-    data : Path
-        A folder (``train/<class>/…`` and ``test/<class>/…``, or ``<class>/…``), or a CSV with
-        the columns ``path`` and ``label`` and optionally ``split`` and ``group``; its other
-        columns are kept as metadata. Paths are relative to the CSV, or to ``settings.root``.
+    data : Path or str
+        A folder (``train/<class>/…`` and ``test/<class>/…``, ``<class>/train/…`` or
+        ``<class>/…``), or a CSV with the columns ``path`` and ``label`` and optionally ``split``
+        and ``group``; its other columns are kept as metadata. Splits and columns may go by their
+        usual other names. Paths are relative to the CSV, or to ``settings.root``.
     settings : DataSettings
 
     Returns
     -------
     Manifest
-        The images that are there, split into train and test; and those that are missing.
+        The images that are there, split into train and test, perhaps with a validation part; and
+        those that are missing. Its summary says what was found and guessed.
 
     Raises
     ------
     DataError
         When the data are not what they should be; the message says where.
     ConfigError
-        When a root is given for a folder.
+        When an option doesn't go with the data.
     StorageError
         When something can't be read.
 
@@ -68,44 +62,24 @@ def read_manifest(data: Path | str, settings: DataSettings = DataSettings()) -> 
     (1000, ('normal', 'pathological'))
     """
     source = Path(os.path.abspath(data))
-    _refuse_folder_of_a_csv(source)
     listing = _list(source, settings)
-    if len(set(listing.labels)) < 2:
-        raise DataError(
-            f"{source} holds one class only ({listing.labels[0]!r}), and at least two are needed. "
-            "Check the label column or the folder names."
-        )
-    if listing.splits is not None:
-        splits, split_source = listing.splits, "column" if listing.row_numbers else "folders"
-    else:
-        splits = split_by_hash(listing, settings)
-        split_source = (
-            f"hash (test fraction {settings.test_fraction:g}, seed {settings.split_seed})"
-        )
+    _check_labels(listing)
+    splits, split_source = _split(listing, settings)
     refuse_straddling_groups(listing, splits)
     return _look(listing, settings, splits, split_source)
 
 
-def _refuse_folder_of_a_csv(source: Path) -> None:
-    """Refuse a folder whose images are listed by the ``manifest.csv`` that lies in it."""
-    listing = source / "manifest.csv"
-    if listing.is_file() and not any((source / split).is_dir() for split in ("train", "test")):
-        raise DataError(f"{source} holds a manifest.csv, which lists its images: give {listing}.")
-
-
 def _list(source: Path, settings: DataSettings) -> ListedRows:
     if _is_folder(source):
-        if settings.root is not None:
-            raise ConfigError(
-                f"--root goes with a .csv file, but {source} is a folder: leave it out"
-            )
-        return list_folder(source)
-    if source.suffix.lower() != ".csv":
+        _refuse_columns_of_a_folder(source, settings)
+        _refuse_folder_of_a_table(source)
+        return list_folder(source, settings)
+    if source.suffix.lower() not in _TABLES:
         raise DataError(f"{source} is neither a folder nor a .csv file. {_EXPECTED}")
     root = Path(os.path.abspath(settings.root or source.parent))
     if not root.is_dir():
         raise DataError(f"--root must be the folder that the paths are relative to; found {root}.")
-    return list_csv(source, root)
+    return list_csv(source, root, settings)
 
 
 def _is_folder(source: Path) -> bool:
@@ -117,15 +91,116 @@ def _is_folder(source: Path) -> bool:
         raise storage_error(error, "reading", source) from error
 
 
+def _refuse_columns_of_a_folder(source: Path, settings: DataSettings) -> None:
+    for name in ("root", "path_column", "label_column", "split_column", "group_column"):
+        if getattr(settings, name):
+            raise ConfigError(
+                f"{option_name(name)} goes with a .csv file, but {source} is a folder: leave it out"
+            )
+
+
+def _refuse_folder_of_a_table(source: Path) -> None:
+    """Refuse a folder whose images are listed by a CSV that lies in it."""
+    try:
+        entries = sorted(source.iterdir())
+    except OSError as error:
+        raise storage_error(error, "reading", source) from error
+    tables = [path for path in entries if path.suffix.lower() == ".csv" and path.is_file()]
+    folders = [path.name for path in entries if path.is_dir() and not is_junk(path.name)]
+    if any(map(split_called, folders)):
+        return
+    listing = source / "manifest.csv"
+    if listing in tables:
+        raise DataError(f"{source} holds a manifest.csv, which lists its images: give {listing}.")
+    if tables and len(folders) < 2:
+        raise DataError(
+            f"{source} holds {_some([path.name for path in tables])} beside "
+            f"{f'one folder, {folders[0]}' if folders else 'no folder'}: give the .csv file that "
+            f"lists the images, such as {tables[0]}."
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
+
+
+def _check_labels(listing: ListedRows) -> None:
+    """Refuse labels that are no classes, and warn of those that look alike."""
+    counts = Counter(listing.labels)
+    if len(counts) < 2:
+        raise DataError(
+            f"{listing.source} holds one class only ({listing.labels[0]!r}), and at least two are "
+            "needed. Check the label column or the folder names."
+        )
+    if len(counts) == len(listing.labels) > 4:
+        shown = ", ".join(map(repr, list(counts)[:4]))
+        raise DataError(
+            f"{listing.source}: every image has a label of its own ({shown} …), so there are no "
+            "classes to learn. Give --label-column the column of classes; numbers must be made "
+            "into classes first."
+        )
+    alike: dict[str, list[str]] = defaultdict(list)
+    for label in counts:
+        alike[looks_like(label)].append(label)
+    for labels in alike.values():
+        if len(labels) > 1:
+            shown = " and ".join(f"{label!r} ({counts[label]})" for label in labels)
+            listing.warnings.append(
+                f"the labels {shown} look alike but are classes of their own: spell them alike"
+            )
+    several = [
+        label
+        for label in counts
+        if len(parts := re.split(r"[;|,+]", label)) > 1 and any(p.strip() in counts for p in parts)
+    ]
+    if several:
+        n = sum(counts[label] for label in several)
+        listing.warnings.append(
+            f"{n} images have several labels in one ({_some(several)}), each a class of its own: "
+            "give --label-column a column of 0 and 1 per class, or leave such rows out"
+        )
+    rare = [label for label, n in counts.items() if n < 2]
+    if rare:
+        listing.warnings.append(f"classes of one image only: {_some(rare)}")
+
+
+def _split(listing: ListedRows, settings: DataSettings) -> tuple[list[str], str]:
+    """Each row's split, as the data name it or by hash, and where it comes from."""
+    by_hash = f"hash (test fraction {settings.test_fraction:g}, seed {settings.split_seed})"
+    if listing.splits is None:
+        return split_by_hash(listing, settings), f"a {by_hash}"
+    named = str(listing.origins["split"])
+    if "test" in listing.splits or "val" not in listing.splits:
+        return listing.splits, named
+    # A validation part chooses, so another must test.
+    train = [row for row, split in enumerate(listing.splits) if split == "train"]
+    drawn = split_by_hash(
+        replace(
+            listing,
+            paths=[listing.paths[row] for row in train],
+            labels=[listing.labels[row] for row in train],
+            groups=[listing.groups[row] for row in train],
+        ),
+        settings,
+    )
+    splits = list(listing.splits)
+    for row, split in zip(train, drawn):
+        splits[row] = split
+    return splits, f"{named}; none is for testing, so test rows are drawn from train by {by_hash}"
+
+
 def _look(
     listing: ListedRows, settings: DataSettings, splits: list[str], split_source: str
 ) -> Manifest:
-    tree = _Tree(listing)
+    tree = _Tree(listing, follow_links=settings.follow_links)
     there: list[int] = []
     found: list[os.stat_result] = []
     missing: list[MissingImage] = []
-    for index, path in enumerate(listing.paths):
+    paths = list(listing.paths)
+    for index, path in enumerate(paths):
         status = tree.look(index, path)
+        if status is None and not path.lower().endswith(IMAGE_SUFFIXES):
+            paths[index], status = tree.look_for_suffix(index, path)
         if status is None:
             missing.append(
                 MissingImage(path, listing.labels[index], splits[index], listing.groups[index])
@@ -139,12 +214,15 @@ def _look(
             f"would be {listing.root / missing[0].path}. Give --root the folder that the paths "
             "are relative to."
         )
+    n_named = sum(path != name for path, name in zip(paths, listing.paths))
+    if n_named:
+        listing.warnings.append(f"{n_named} listed paths have no suffix: the files' own are taken")
     return Manifest(
         source=listing.source,
         settings=settings,
         root=listing.root,
         name=_name(listing.source),
-        paths=tuple(listing.paths[index] for index in there),
+        paths=tuple(paths[index] for index in there),
         labels=tuple(listing.labels[index] for index in there),
         splits=tuple(splits[index] for index in there),
         groups=tuple(listing.groups[index] for index in there),
@@ -155,7 +233,10 @@ def _look(
         mtime_ns=tuple(status.st_mtime_ns for status in found),
         missing=tuple(missing),
         split_source=split_source,
-        n_ignored=listing.n_ignored,
+        label_source=listing.origins.get("label") or "",
+        group_source=listing.origins.get("group") or "",
+        ignored=listing.ignored,
+        warnings=tuple(listing.warnings),
     )
 
 
@@ -172,8 +253,9 @@ class _Tree:
     take seconds on a large data set.
     """
 
-    def __init__(self, listing: ListedRows) -> None:
+    def __init__(self, listing: ListedRows, *, follow_links: bool) -> None:
         self._listing = listing
+        self._follow_links = follow_links
         self._root = os.path.realpath(listing.root).rstrip("/")
         self._real = {"": self._root}  # of each folder met
 
@@ -190,13 +272,21 @@ class _Tree:
             if error.errno in _ABSENT:
                 return None
             raise storage_error(error, "reading", self._listing.root / path) from error
-        if not real.startswith(f"{self._root}/"):
+        if not (self._follow_links or real.startswith(f"{self._root}/")):
             raise DataError(
                 f"{self._listing.where(index)}: {path!r} leads out of {self._listing.root} by a "
-                f"symbolic link, to {real}. List the images in a .csv file, and give --root a "
-                "folder that holds them all."
+                f"symbolic link, to {real}. Give --follow-links to take it, or list the images in "
+                "a .csv file, and give --root a folder that holds them all."
             )
         return None if stat.S_ISLNK(status.st_mode) else status
+
+    def look_for_suffix(self, index: int, path: str) -> tuple[str, os.stat_result | None]:
+        """The path with the suffix of the image that is there, and its status."""
+        for suffix in IMAGE_SUFFIXES:
+            for candidate in (path + suffix, path + suffix.upper()):
+                if status := self.look(index, candidate):
+                    return candidate, status
+        return path, None
 
     def _real_folder(self, folder: str) -> str:
         if folder in self._real:
@@ -209,253 +299,6 @@ class _Tree:
                 self._real[walked] = os.path.realpath(path) if os.path.islink(path) else path
             real = self._real[walked]
         return real
-
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-"""What counts as an image in a folder tree, in any case. A CSV may name any file."""
-SPLITS = ("train", "test")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ListedRows:
-    """The listed rows; `splits` is None where the data name no split."""
-
-    source: Path
-    root: Path
-    paths: list[str]
-    labels: list[str]
-    splits: list[str] | None
-    groups: list[str]
-    metadata: dict[str, list[str]] = field(default_factory=dict)
-    row_numbers: list[int] = field(default_factory=list)  # in the CSV, whose header is row 1
-    n_ignored: int = 0
-
-    def where(self, index: int) -> str:
-        """Name a row in a message."""
-        if not self.row_numbers:
-            return str(self.source)
-        return f"{self.source}, row {self.row_numbers[index]}"
-
-
-def list_folder(root: Path) -> ListedRows:
-    """List the images of ``[train|test/]<class>/…/*``.
-
-    Raises
-    ------
-    DataError
-        When there are no images, or the folders can't be told into splits and classes.
-    StorageError
-        When a folder can't be read.
-    """
-    files = sorted(_walk(root))
-    has_splits = _has_splits(root, files)
-    n_folders = 2 if has_splits else 1
-    paths: list[str] = []
-    folders: list[list[str]] = []
-    others: set[str] = set()
-    for path in files:
-        *above, _ = path.split("/", n_folders)
-        if len(above) == n_folders and path.lower().endswith(IMAGE_SUFFIXES):
-            paths.append(path)
-            folders.append(above)
-        elif len(above) == n_folders:
-            others.add(above[-1])
-    labels = [above[-1] for above in folders]
-    _refuse_without_images(root, labels, others)
-    _refuse_names_that_are_not_text(root, paths)
-    return ListedRows(
-        source=root,
-        root=root,
-        paths=paths,
-        labels=labels,
-        splits=[above[0].lower() for above in folders] if has_splits else None,
-        groups=[""] * len(paths),
-        n_ignored=len(files) - len(paths),
-    )
-
-
-def _walk(root: Path) -> Iterator[str]:
-    """Relative paths of the files under `root`, hidden ones apart."""
-    folders = [""]
-    while folders:
-        folder = folders.pop()
-        for entry in _visible_entries(root / folder):
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(path)
-            elif entry.is_symlink() and os.path.isdir(root / path):
-                raise DataError(
-                    f"{root / path} is a symbolic link to a folder, which could lead outside "
-                    f"{root} or list images twice. Move the folder itself there, or list the "
-                    "images in a .csv file."
-                )
-            else:
-                yield path
-
-
-def _visible_entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-        raise storage_error(error, "reading", folder) from error
-
-
-def _has_splits(root: Path, files: list[str]) -> bool:
-    tops = list(dict.fromkeys(path.split("/")[0] for path in files if "/" in path))
-    splits = [name for name in tops if name.lower() in SPLITS]
-    classes = [name for name in tops if name.lower() not in SPLITS]
-    if splits and classes:
-        raise DataError(
-            f"{root} holds {', '.join(splits)} beside {', '.join(classes)}: it isn't clear which "
-            "folders are splits and which are classes. Move the others elsewhere, or list the "
-            "images in a .csv file with the columns path, label and split."
-        )
-    return bool(splits)
-
-
-def _refuse_without_images(root: Path, labels: list[str], others: set[str]) -> None:
-    suffixes = ", ".join(IMAGE_SUFFIXES)
-    if not labels:
-        raise DataError(
-            f"{root} holds no images ({suffixes}) in class folders: expected <class>/… or "
-            "train/<class>/… and test/<class>/… ."
-        )
-    empty = sorted(others.difference(labels))
-    if empty:
-        raise DataError(
-            f"{root} has files in {', '.join(empty)} but no image there ({suffixes}), and every "
-            "folder is a class. Move such folders elsewhere, or list the images in a .csv file."
-        )
-
-
-def _refuse_names_that_are_not_text(root: Path, paths: list[str]) -> None:
-    text = "\0".join(paths)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        name = paths[text.count("\0", 0, error.start)]
-        raise DataError(
-            f"{root} holds a file whose name is not UTF-8: {os.fsencode(name)!r}. Rename it."
-        ) from error
-
-
-def list_csv(source: Path, root: Path) -> ListedRows:
-    """List the rows of a CSV with the columns path and label, and perhaps split and group.
-
-    Raises
-    ------
-    DataError
-        When the file, its columns or a row are not what they should be.
-    StorageError
-        When it can't be read.
-    """
-    header, rows = _read_rows(source)
-    _check_header(source, header)
-    numbers = list(rows)
-    for number, row in rows.items():
-        if len(row) != len(header):
-            raise DataError(
-                f"{source}, row {number} has {len(row)} cells, but the header has {len(header)}."
-            )
-    columns = {
-        name: [cell.strip() for cell in cells]
-        for name, cells in zip(header, zip(*rows.values()))
-        if name  # an index column without a name, as pandas writes it, says nothing
-    }
-    for name in ("path", "label"):
-        if "" in columns[name]:
-            number = numbers[columns[name].index("")]
-            raise DataError(f"{source}, row {number}: the {name} is empty.")
-    splits = columns.pop("split", None)
-    return ListedRows(
-        source=source,
-        root=root,
-        paths=_relative_paths(source, root, columns.pop("path"), numbers),
-        labels=columns.pop("label"),
-        splits=_checked_splits(source, splits, numbers) if splits else None,
-        groups=columns.pop("group", [""] * len(numbers)),
-        metadata=columns,
-        row_numbers=numbers,
-    )
-
-
-def _read_rows(source: Path) -> tuple[list[str], dict[int, list[str]]]:
-    """The header, and the rows that aren't blank by their number."""
-    try:
-        rows = {
-            number: row
-            for number, row in enumerate(csv.reader(io.StringIO(_read_text(source), newline="")), 1)
-            if row
-        }
-    except csv.Error as error:
-        raise DataError(f"{source} is not a CSV: {error}.") from error
-    if not rows:
-        raise DataError(f"{source} is empty: expected a header with the columns path and label.")
-    header = rows.pop(next(iter(rows)))
-    if not rows:
-        raise DataError(f"{source} has a header but no rows.")
-    return [name.strip() for name in header], rows
-
-
-def _read_text(source: Path) -> str:
-    try:
-        text = source.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{source} is not UTF-8 text (byte {error.start}: {error.reason}). Save it as CSV "
-            "in UTF-8."
-        ) from error
-    except OSError as error:
-        raise storage_error(error, "reading", source) from error
-    if "\0" in text:
-        raise DataError(f"{source} is not UTF-8 text (it has null bytes). Save it as CSV in UTF-8.")
-    return text
-
-
-def _check_header(source: Path, header: list[str]) -> None:
-    absent = [name for name in ("path", "label") if name not in header]
-    if absent:
-        raise DataError(
-            f"{source} has no column {' and no column '.join(absent)}: expected the columns path "
-            f"and label, separated by commas; found {', '.join(map(repr, header))}."
-        )
-    named = [name for name in header if name]
-    twice = [name for name in dict.fromkeys(named) if named.count(name) > 1]
-    if twice:
-        raise DataError(f"{source} has the column {twice[0]} more than once. Rename one of them.")
-
-
-def _relative_paths(source: Path, root: Path, cells: list[str], numbers: list[int]) -> list[str]:
-    first: dict[str, int] = {}
-    inside = f"{str(root).rstrip('/')}/"
-    for number, cell in zip(numbers, cells):
-        path = os.path.normpath(cell)
-        if path.startswith("/"):
-            path = path.removeprefix(inside)
-        if path.startswith(("/", "../")) or path in ("..", "."):
-            raise DataError(
-                f"{source}, row {number}: {cell!r} is no path inside {root}. Give --root a folder "
-                "that holds all images."
-            )
-        if path in first:
-            raise DataError(
-                f"{source}, rows {first[path]} and {number} list the same image, {path!r}. "
-                "Remove one of them."
-            )
-        first[path] = number
-    return list(first)
-
-
-def _checked_splits(source: Path, cells: list[str], numbers: list[int]) -> list[str]:
-    splits = [cell.lower() for cell in cells]
-    for split, cell, number in zip(splits, cells, numbers):
-        if split not in SPLITS:
-            raise DataError(
-                f"{source}, row {number}: the split must be train or test; found {cell!r}. "
-                "Correct it, or remove the column to have the rows split by class."
-            )
-    return splits
 
 
 Unit = tuple[str, str]

@@ -1,20 +1,51 @@
-"""The manifest itself."""
+"""The manifest itself: the rows as they are listed, and the images that are there."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ecgfeat.config import DataSettings
 from ecgfeat.files import write_csv
 from ecgfeat.protocol import class_order, hash_place
 
-__all__ = ["Manifest", "MissingImage", "write_missing"]
+__all__ = ["SPLITS", "ListedRows", "Manifest", "MissingImage", "write_missing"]
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedRows:
+    """The rows as a tree or a CSV lists them; `splits` is None where it names no split.
+
+    `ignored` counts what was left out by reason, `origins` has in words where split, label and
+    group come from, and `warnings` what may be wrong.
+    """
+
+    source: Path
+    root: Path
+    paths: list[str]
+    labels: list[str]
+    splits: list[str] | None
+    groups: list[str]
+    metadata: dict[str, list[str]] = field(default_factory=dict)
+    row_numbers: list[int] = field(default_factory=list)  # in the CSV, whose header is row 1
+    ignored: dict[str, int] = field(default_factory=dict)
+    origins: dict[str, str | None] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def where(self, index: int) -> str:
+        """Name a row in a message."""
+        if not self.row_numbers:
+            return str(self.source)
+        return f"{self.source}, row {self.row_numbers[index]}"
 
 
 class MissingImage(NamedTuple):
@@ -43,7 +74,7 @@ class Manifest:
     paths : tuple of str, length n
         Relative POSIX paths, each once: in the CSV's order, or sorted for a folder tree.
     labels, splits, groups : tuples of str, length n
-        Class; ``"train"`` or ``"test"``; group, empty where the row is its own.
+        Class; ``"train"``, ``"val"`` or ``"test"``; group, empty where the row is its own.
     metadata : mapping of str to tuple of str, each of length n
         The CSV's other columns.
     n_bytes, mtime_ns : tuples of int, length n
@@ -51,9 +82,13 @@ class Manifest:
     missing : tuple of MissingImage
         What is listed but absent.
     split_source : str
-        Where the splits come from: ``"folders"``, ``"column"``, or the rule in words.
-    n_ignored : int
-        Other files of a folder tree: no image by their suffix, or outside the class folders.
+        Where the splits come from, in words.
+    label_source, group_source : str
+        Likewise; the latter is empty where rows have no groups.
+    ignored : mapping of str to int
+        What was left out, by reason: a tree's other files by suffix, a CSV's rows without a label.
+    warnings : tuple of str
+        What may be wrong, each with the mend.
     """
 
     source: Path
@@ -69,7 +104,10 @@ class Manifest:
     mtime_ns: tuple[int, ...]
     missing: tuple[MissingImage, ...]
     split_source: str
-    n_ignored: int = 0
+    label_source: str = ""
+    group_source: str = ""
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -84,6 +122,64 @@ class Manifest:
         """SHA-256 over path, label, split and group of all listed rows, whatever their order."""
         rows = sorted([*zip(self.paths, self.labels, self.splits, self.groups), *self.missing])
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+    def pictures(self) -> list[bytes]:
+        """What is equal for equal files: their digest, or the path where no other has the size.
+
+        Files that can't be read are equal to none.
+        """
+        n_of_size = Counter(self.n_bytes)
+        found = []
+        for row, size in enumerate(self.n_bytes):
+            found.append(os.fsencode(self.paths[row]))
+            if n_of_size[size] > 1:
+                with contextlib.suppress(OSError), self.image_path(row).open("rb") as file:
+                    found[row] = hashlib.file_digest(file, "sha256").digest()
+        return found
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """How many images there are, by split and class."""
+        n = Counter(zip(self.splits, self.labels))
+        return {
+            split: {label: n[split, label] for label in self.classes if n[split, label]}
+            for split in SPLITS
+            if split in self.splits
+        }
+
+    def summary(self) -> list[str]:
+        """What was found and what was guessed, line by line; warnings come last."""
+        lines = [f"{self.name}: {len(self)} images in {len(self.classes)} classes"]
+        for split, labels in self.counts().items():
+            lines.append(f"  {split:5}  {sum(labels.values()):6}  {_listed(labels)}")
+        groups = "no groups: every image is on its own"
+        if self.group_source:
+            groups = f"{len(set(self.groups) - {''})} groups from {self.group_source}"
+            n_alone = self.groups.count("")
+            groups += f", {n_alone} images on their own" if n_alone else ""
+        lines.append(f"split from {self.split_source}; label from {self.label_source}; {groups}")
+        if self.ignored:
+            lines.append(f"ignored: {_listed(self.ignored)}")
+        if self.missing:
+            counts = {f"{split}/{label}": n for (label, split), n in self.missing_counts().items()}
+            lines.append(f"missing: {len(self.missing)} listed images ({_listed(counts)})")
+        return lines + [f"warning: {warning}" for warning in self.warnings]
+
+    def as_json(self) -> dict[str, Any]:
+        """The same, ready for ``json.dumps``."""
+        return {
+            "name": self.name,
+            "source": str(self.source),
+            "images": self.counts(),
+            "split_from": self.split_source,
+            "label_from": self.label_source,
+            "group_from": self.group_source or None,
+            "n_groups": len(set(self.groups) - {""}),
+            "ignored": dict(self.ignored),
+            "missing": {
+                f"{split}/{label}": n for (label, split), n in self.missing_counts().items()
+            },
+            "warnings": list(self.warnings),
+        }
 
     def image_path(self, row: int) -> Path:
         """Where a row's image lies."""
@@ -123,6 +219,12 @@ class Manifest:
             n_bytes=tuple(self.n_bytes[row] for row in rows),
             mtime_ns=tuple(self.mtime_ns[row] for row in rows),
         )
+
+
+def _listed(counts: Mapping[str, int], n_shown: int = 8) -> str:
+    shown = [f"{name} {n}" for name, n in list(counts.items())[:n_shown]]
+    more = len(counts) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 def write_missing(manifest: Manifest, path: Path) -> None:

@@ -2,12 +2,15 @@
 
 Both take their rows from here, so that runs on the same data are compared on the same rows.
 
-`tasks` numbers the classes, and `splits` lays down training, validation and test rows.
+`tasks` numbers the classes, `splits` lays down training, validation and test rows, and
+`duplicates` warns of pictures that are in two of them.
 """
 
+from ecgfeat.protocol.duplicates import duplicates_in_words
 from ecgfeat.protocol.splits import (
     Partition,
     group_numbers,
+    has_validation,
     hash_place,
     inner_folds,
     keep_rows,
@@ -24,7 +27,9 @@ __all__ = [
     "Task",
     "class_order",
     "define_task",
+    "duplicates_in_words",
     "group_numbers",
+    "has_validation",
     "hash_place",
     "inner_folds",
     "keep_rows",

@@ -20,6 +20,7 @@ __all__ = [
     "dealt",
     "drawn_units",
     "group_numbers",
+    "has_validation",
     "hash_place",
     "inner_folds",
     "keep_rows",
@@ -43,6 +44,8 @@ class Partition:
         Row numbers in ascending order; `validation` may be empty.
     split : str
         Name of the test rows: ``"test"``, ``"test-subset"`` or ``"cv"``.
+    names_validation : bool
+        Whether the data name the validation rows, which are then never trained on.
     """
 
     fold: int
@@ -50,10 +53,18 @@ class Partition:
     validation: Rows
     test: Rows
     split: str
+    names_validation: bool = False
+
+    @property
+    def sides(self) -> tuple[Rows, Rows]:
+        """Rows that are trained on or chosen by, and those that are tested."""
+        return np.union1d(self.train, self.validation), self.test
 
     @property
     def whole(self) -> Partition:
-        """The same with the validation rows among the training rows."""
+        """The same with the validation rows among the training rows, where they may be."""
+        if self.names_validation:
+            return self
         return replace(self, train=np.union1d(self.train, self.validation), validation=_NONE)
 
 
@@ -71,7 +82,8 @@ def partitions(
     ----------
     task : Task
     ids, splits, groups : sequences of str, length n
-        Path, ``"train"`` or ``"test"``, and group of each row; an empty group is the row alone.
+        Path, ``"train"``, ``"val"`` or ``"test"``, and group of each row; an empty group is the
+        row alone.
     settings : EvaluationSettings
         `cv`, `test_subset`, `val_fraction` and `seed` are used.
 
@@ -81,8 +93,14 @@ def partitions(
         When a split is empty, a class in test is absent from train, or there are too few rows
         or groups of a class for the folds or the validation rows.
     ConfigError
-        When `test_subset` asks for more rows than there are.
+        When `test_subset` asks for more rows than there are, or `val_fraction` would draw
+        validation rows where the data name them.
     """
+    if settings.val_fraction and not settings.cv and "val" in splits:
+        raise ConfigError(
+            f"--val-fraction would draw validation rows, and the data name {splits.count('val')} "
+            "of their own: leave it out"
+        )
     if settings.cv:
         plan = _cross_validation(task, ids, groups, settings)
     else:
@@ -90,6 +108,11 @@ def partitions(
     if settings.val_fraction:
         plan = [_keep_out(part, task, ids, groups, settings) for part in plan]
     return plan
+
+
+def has_validation(splits: Sequence[str], settings: EvaluationSettings) -> bool:
+    """Whether some rows are kept for choices: a share of train, or those that the data name."""
+    return bool(settings.val_fraction) or (not settings.cv and "val" in splits)
 
 
 def _cross_validation(
@@ -122,10 +145,19 @@ def _holdout(
                 "split and cross-validate with --cv 5."
             )
     _refuse_unseen_classes(task, train, test)
-    if not settings.test_subset:
-        return Partition(fold=0, train=train, validation=_NONE, test=test, split="test")
-    subset = stratified_subset(test, task.targets, ids, settings.test_subset)
-    return Partition(fold=0, train=train, validation=_NONE, test=subset, split="test-subset")
+    name = "test"
+    if settings.test_subset:
+        test = stratified_subset(test, task.targets, ids, settings.test_subset)
+        name = "test-subset"
+    validation = np.flatnonzero(split == "val")
+    return Partition(
+        fold=0,
+        train=train,
+        validation=validation,
+        test=test,
+        split=name,
+        names_validation=len(validation) > 0,
+    )
 
 
 def _refuse_unseen_classes(task: Task, train: Rows, test: Rows) -> None:

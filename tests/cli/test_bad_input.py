@@ -63,11 +63,11 @@ def test_absent_data(ecgfeat, tmp_path, name):
 
 
 def test_a_csv_without_the_columns(ecgfeat, tmp_path):
-    (tmp_path / "data.csv").write_text("file,class\na.png,x\n")
+    (tmp_path / "data.csv").write_text("record,kind\na.png,x\n")
     assert ecgfeat("extract", "data.csv") == (
         1,
-        f"Error: {tmp_path}/data.csv has no column path and no column label: expected the columns "
-        "path and label, separated by commas; found 'file', 'class'.",
+        f"Error: {tmp_path}/data.csv has no column for the path: name it path, or give "
+        "--path-column one of 'record', 'kind'.",
     )
 
 

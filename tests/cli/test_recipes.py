@@ -45,7 +45,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
 
     for job in JOBS.values():
         monkeypatch.setattr(job, record)
-    monkeypatch.setattr("ecgfeat.manifest.read_manifest", lambda *_: SimpleNamespace())
+    listed = SimpleNamespace(summary=list)
+    monkeypatch.setattr("ecgfeat.manifest.read_manifest", lambda *_: listed)
 
     def ask(*arguments: str) -> dict[str, Any]:
         done = CliRunner().invoke(app, arguments)

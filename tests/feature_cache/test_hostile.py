@@ -362,7 +362,10 @@ def test_features_that_are_not_finite_are_found_when_used_and_by_verify(tmp_path
     ("spoil", "words"),
     [
         (put("label", texts("a", "b", "a", "x")), "a label isn't one of the classes"),
-        (put("split", texts("train", "tset", "test", "test")), "a split is neither train nor test"),
+        (
+            put("split", texts("train", "tset", "test", "test")),
+            "a split is none of train, val and test",
+        ),
         (put("path", texts("0", "1", "1", "2")), "two rows have the same path"),
     ],
 )

@@ -64,6 +64,7 @@ class StandInCache:
         self.labels = tuple("abcdef"[target] for target in y)
         self.splits = tuple("test" if i // n_classes % 3 == 0 else "train" for i in range(n))
         self.groups = tuple(f"g{i // 4}" if grouped else "" for i in range(n))
+        self.pictures = [bytes([i // 256, i % 256]) for i in range(n)]
 
     @property
     def listing(self) -> Listing:

@@ -598,3 +598,28 @@ def test_one_constant_feature_is_fine(result_of: Any) -> None:
     cache = StandInCache()
     cache.by_tap["layer4"][:, 2] = 4
     assert math.isfinite(result_of(cache, grid=GRID).choice["chosen"][0]["auroc"])
+
+
+def test_a_choice_at_the_edge_of_its_grid_says_so(result_of: Any) -> None:
+    chosen = result_of(None, "logreg", grid=("C=1e-6,1e-5,1e-4",)).notices
+    assert [line for line in chosen if "--grid C=…" in line]
+
+
+def test_rows_that_share_a_picture_are_told(result_of: Any) -> None:
+    cache = StandInCache()
+    assert not [line for line in result_of(cache, "logreg").notices if "byte for byte" in line]
+    cache.pictures[cache.splits.index("test")] = cache.pictures[cache.splits.index("train")]
+    (line,) = [line for line in result_of(cache, "logreg").notices if "also among" in line]
+    assert line.startswith("1 of ")
+
+
+def test_a_named_validation_part_chooses(result_of: Any) -> None:
+    cache = StandInCache()
+    train = [row for row, split in enumerate(cache.splits) if split == "train"]
+    named = set(train[:20])
+    cache.splits = tuple("val" if row in named else s for row, s in enumerate(cache.splits))
+    result = result_of(cache, "logreg", grid=PATH)
+    assert set(result.validation.ids) == {cache.paths[row] for row in named}
+    assert result.choice["n_rows"] == [len(named)]
+    with pytest.raises(ConfigError, match=r"the data name \d+ of their own"):
+        result_of(cache, "logreg", grid=PATH, val_fraction=0.2)

@@ -1,0 +1,292 @@
+"""A folder tree: which of its folders are splits and classes, and which of its files are images."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ecgfeat.config import DataSettings, comma_separated
+from ecgfeat.errors import DataError, storage_error
+from ecgfeat.manifest.manifest import ListedRows
+from ecgfeat.manifest.vocabulary import is_junk, number_in, plain, split_called
+
+__all__ = ["IMAGE_SUFFIXES", "list_folder"]
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+"""What counts as an image in a folder tree, in any case. A CSV may name any file."""
+_OTHER_KINDS = (".pdf", ".dcm", ".dicom", ".heic", ".svg", ".xml", ".dat", ".mat", ".tif", ".bmp")
+"""Files that hold pages too, which can't be read: a folder of them is no folder to pass over."""
+
+
+def list_folder(root: Path, settings: DataSettings = DataSettings()) -> ListedRows:
+    """List the images of ``[SPLIT/]CLASS/…`` or ``CLASS/SPLIT/…``.
+
+    Raises
+    ------
+    DataError
+        When there are no images, or the folders can't be told into splits and classes.
+    StorageError
+        When a folder can't be read.
+    """
+    files = _walk(root, settings)
+    images = sorted(path for path in files.paths if path.lower().endswith(IMAGE_SUFFIXES))
+    _refuse_names_that_are_not_text(root, images)
+    layout = _layout(root, [path.split("/")[:-1] for path in images], settings)
+    inside = [path for path in images if path.count("/") >= layout.n_folders]
+    _refuse_without_images(root, inside)
+    _refuse_classes_of_other_kinds(root, files.paths, inside, layout)
+    folders = [path.split("/")[:-1] for path in inside]
+    listing = ListedRows(
+        source=root,
+        root=root,
+        paths=inside,
+        labels=[above[layout.class_level] for above in folders],
+        splits=None if layout.splits is None else [layout.split_of(above) for above in folders],
+        groups=[_group(above[layout.n_folders :], settings.group_by) for above in folders],
+        ignored=_ignored(files, inside),
+        origins={"split": layout.splits, "label": "folders"},
+    )
+    _tell_of_folders_below(listing, folders, layout, settings)
+    return listing
+
+
+# What lies in it
+
+
+@dataclass
+class _Files:
+    paths: list[str] = field(default_factory=list)
+    junk: Counter[str] = field(default_factory=Counter)  # files passed over, by their folder
+
+
+def _walk(root: Path, settings: DataSettings) -> _Files:
+    """The files under `root` by their relative paths, without hidden ones and systems' own."""
+    files = _Files()
+    folders = [""]
+    seen = {os.path.realpath(root)}
+    while folders:
+        folder = folders.pop()
+        entries = _entries(root / folder)
+        if folder and _is_our_own(entries):
+            files.junk[f"of runs in {Path(folder).parent}"] += len(entries)
+            continue
+        for name, entry in entries.items():
+            path = f"{folder}/{name}" if folder else name
+            if entry.is_dir(follow_symlinks=False):
+                if name.startswith("."):
+                    continue
+                if is_junk(name):
+                    files.junk[f"in {name}"] += sum(len(x) for _, _, x in os.walk(root / path))
+                else:
+                    folders.append(path)
+            elif is_junk(name):
+                continue
+            elif entry.is_symlink() and os.path.isdir(root / path):
+                if not settings.follow_links:
+                    raise DataError(
+                        f"{root / path} is a symbolic link to a folder, which could lead outside "
+                        f"{root} or list images twice. Give --follow-links to take it, move the "
+                        "folder itself there, or list the images in a .csv file."
+                    )
+                real = os.path.realpath(root / path)
+                if real not in seen:  # no link leads round in a circle
+                    seen.add(real)
+                    folders.append(path)
+            else:
+                files.paths.append(path)
+    return files
+
+
+def _entries(folder: Path) -> dict[str, os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry for entry in entries}
+    except OSError as error:
+        raise storage_error(error, "reading", folder) from error
+
+
+def _is_our_own(entries: dict[str, os.DirEntry[str]]) -> bool:
+    """Whether a folder is a run, whose figures are no pages."""
+    return "config.json" in entries and bool({"metrics.json", "history.csv"} & entries.keys())
+
+
+def _ignored(files: _Files, inside: list[str]) -> dict[str, int]:
+    """How many files were passed over, in words: by suffix, and by folder."""
+    counts = Counter(files.junk)
+    taken = set(inside)
+    for path in files.paths:
+        if path not in taken:
+            suffix = Path(path).suffix.lower()
+            is_image = suffix in IMAGE_SUFFIXES
+            counts["images outside the class folders" if is_image else suffix or "no suffix"] += 1
+    return dict(sorted(counts.items()))
+
+
+# What its folders mean
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Which level of folders is the class, and which the split; `splits` says so in words."""
+
+    class_level: int = 0
+    split_level: int | None = None
+    test_folds: tuple[int, ...] = ()
+
+    @property
+    def n_folders(self) -> int:
+        return 1 if self.split_level is None else 2
+
+    @property
+    def splits(self) -> str | None:
+        if self.split_level is None:
+            return None
+        return "folders" if self.split_level == 0 else "folders inside the classes'"
+
+    def split_of(self, above: list[str]) -> str:
+        name = above[self.split_level or 0]
+        if self.test_folds:
+            return "test" if number_in(name) in self.test_folds else "train"
+        return split_called(name) or ""
+
+
+def _layout(root: Path, folders: list[list[str]], settings: DataSettings) -> _Layout:
+    """Tell splits from classes by their names.
+
+    Parameters
+    ----------
+    folders : list of list of str
+        Of each image, the folders that it lies in, from the top.
+    """
+    tops = list(dict.fromkeys(above[0] for above in folders if above))
+    test_folds = tuple(map(int, comma_separated(settings.test_folds)))
+    if test_folds:
+        if not tops or any(number_in(name) is None for name in tops):
+            raise DataError(
+                f"--test-folds goes with numbered folds, but the folders of {root} are "
+                f"{_some(tops)}: leave it out."
+            )
+        return _Layout(1, 0, test_folds)
+    splits = [name for name in tops if split_called(name)]
+    if splits and len(splits) == len(tops):
+        return _Layout(1, 0)
+    if splits:
+        others = [name for name in tops if name not in splits]
+        raise DataError(
+            f"{root} holds {', '.join(splits)} beside {', '.join(others)}: it isn't clear which "
+            "folders are splits and which are classes. Move the others elsewhere, or list the "
+            "images in a .csv file with the columns path, label and split."
+        )
+    if len(tops) > 1 and all(re.fullmatch(r"fold_?\d+", plain(name)) for name in tops):
+        raise DataError(
+            f"the folders of {root} look like numbered folds ({_some(tops)}), not like classes. "
+            "Give --test-folds those for testing, or list the images in a .csv file."
+        )
+    return _layout_inside(root, tops, folders)
+
+
+def _layout_inside(root: Path, tops: list[str], folders: list[list[str]]) -> _Layout:
+    """The layout where no folder on top is a split."""
+    seconds = {(above[0], above[1] if len(above) > 1 else "") for above in folders if above}
+    splits = {pair for pair in seconds if split_called(pair[1])}
+    if splits and splits != seconds:
+        top, name = sorted(splits)[0]
+        _, other = sorted(seconds - splits)[0]
+        raise DataError(
+            f"{root / top} holds {name}, which is called like a split, and other class folders "
+            f"hold {other or 'images themselves'}: it isn't clear which folders are splits. Give "
+            "every class the same, or list the images in a .csv file with the columns path, "
+            "label and split."
+        )
+    if len(tops) == 1 and len({name for _, name in seconds}) > 1:
+        raise DataError(
+            f"{root} holds one folder only, {tops[0]}: give {root / tops[0]}, which holds "
+            f"{_some(sorted({name for _, name in seconds if name}))}."
+        )
+    return _Layout(0, 1) if splits else _Layout()
+
+
+def _group(below: list[str], group_by: str) -> str:
+    """The folder that tells whose image it is, of those below the class."""
+    if group_by == "folder":
+        return below[-1] if below else ""
+    return below[int(group_by) - 1] if group_by and int(group_by) <= len(below) else ""
+
+
+def _tell_of_folders_below(
+    listing: ListedRows, folders: list[list[str]], layout: _Layout, settings: DataSettings
+) -> None:
+    """Say by which folder images are grouped, or that they lie in folders which may be patients."""
+    below = [above for above in folders if len(above) > layout.n_folders]
+    if settings.group_by:
+        n_alone = listing.groups.count("")
+        if n_alone == len(folders):
+            raise DataError(
+                f"--group-by {settings.group_by}: no image of {listing.root} lies in such a folder "
+                "below its class. Leave it out, or give another level."
+            )
+        listing.origins["group"] = f"folders (--group-by {settings.group_by})"
+        if n_alone:
+            listing.warnings.append(
+                f"{n_alone} images lie in no folder that --group-by {settings.group_by} asks for: "
+                "each is a group of its own"
+            )
+    elif below:
+        n_folders = len({tuple(above) for above in below})
+        listing.warnings.append(
+            f"{len(below)} images lie in {n_folders} folders below their class, such as "
+            f"{'/'.join(below[0])}: if such a folder is a patient, give --group-by folder, else "
+            "the same patient is trained on and tested on"
+        )
+
+
+# What is refused
+
+
+def _refuse_without_images(root: Path, inside: list[str]) -> None:
+    if not inside:
+        raise DataError(
+            f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)}) in class folders: expected "
+            "<class>/… or train/<class>/… and test/<class>/… ."
+        )
+
+
+def _refuse_classes_of_other_kinds(
+    root: Path, paths: list[str], inside: list[str], layout: _Layout
+) -> None:
+    """Refuse folders in the classes' place of which nothing can be read: classes would vanish."""
+
+    def classes(paths: list[str]) -> set[str]:
+        return {path.split("/")[layout.class_level] for path in paths}
+
+    others = [
+        path
+        for path in paths
+        if path.count("/") >= layout.n_folders and path.lower().endswith(_OTHER_KINDS)
+    ]
+    lost = sorted(classes(others) - classes(inside))
+    if lost:
+        suffixes = sorted({Path(path).suffix.lower() for path in others})
+        raise DataError(
+            f"{root} has {', '.join(suffixes)} files in {', '.join(lost)} but no image there "
+            f"({', '.join(IMAGE_SUFFIXES)}), and every folder is a class. Move such folders "
+            "elsewhere, or list the images in a .csv file."
+        )
+
+
+def _refuse_names_that_are_not_text(root: Path, paths: list[str]) -> None:
+    text = "\0".join(paths)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        name = paths[text.count("\0", 0, error.start)]
+        raise DataError(
+            f"{root} holds a file whose name is not UTF-8: {os.fsencode(name)!r}. Rename it."
+        ) from error
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
