@@ -147,9 +147,12 @@ def test_float32_features_of_the_others_equal_plain_torchvision(arch, tmp_path):
     test_float32_features_equal_plain_torchvision(arch, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "every", [pytest.param(12, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("data", ["ludb-pages", "mendeley-sheets"])
 def test_float32_layer4_equals_a_torchvision_script_on_real_images(
-    data, shared_data, shared_weights
+    data, every, shared_data, shared_weights
 ):
     tensors = torch.load(shared_weights, weights_only=True)
     transform = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
@@ -158,6 +161,7 @@ def test_float32_layer4_equals_a_torchvision_script_on_real_images(
     backbone = Backbone(weights, preprocessing, FP32)
     sources = sorted((shared_data / data / "images").rglob("*.*"))
     assert len(sources) >= 60
+    sources = sources[::every]
     for start in range(0, len(sources), 8):
         batch = sources[start : start + 8]
         ours = [prepare(decode(path), preprocessing) for path in batch]

@@ -49,6 +49,8 @@ def as_here(command: str) -> list[str]:
     quick = QUICK.get(words[0], {})
     if "--from-head" in words:  # which brings its own page and weights
         quick = {"--epochs": "1"}
+    if words[0] == "fit-head" and {"linear", "both"} & set(words):
+        quick = {"--epochs": "2"}
     return words + [word for pair in quick.items() if pair[0] not in words for word in pair]
 
 

@@ -114,8 +114,11 @@ def new_panels(
     """A figure with panels side by side, which share their y axis unless they have own widths."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width_in, height_in), layout="constrained")
+    # Not savefig's tight box: it would draw everything twice.
+    margins = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+    figure = Figure(figsize=(width_in, height_in), layout=margins)
     FigureCanvasAgg(figure)
     figure.suptitle(
         in_lines(title, int(width_in * 11.5)),
@@ -176,11 +179,4 @@ def save(figure: Figure, path: str | Path) -> None:
     with warnings.catch_warnings(), replacing(Path(path)) as aside:
         # Classes may be named in any script; what the font lacks is drawn as a box.
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
-        figure.savefig(
-            aside,
-            format="png",
-            dpi=DPI,
-            bbox_inches="tight",
-            pad_inches=0.15,
-            metadata={"Software": None},
-        )
+        figure.savefig(aside, format="png", dpi=DPI, metadata={"Software": None})
