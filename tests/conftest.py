@@ -23,6 +23,28 @@ hypothesis.settings.load_profile("ecgfeat")
 TinyPages = Callable[..., Path]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def figures_switch() -> Iterator[dict[str, bool]]:
+    """Runs have no figures but in tests marked ``figures``: drawing took a fifth of the time."""
+    from ecgfeat.runs import writing
+
+    switch = {"on": False}
+    draw = writing.draw_figures
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writing, "draw_figures", lambda *args: draw(*args) if switch["on"] else [])
+        yield switch
+
+
+@pytest.fixture(autouse=True)
+def figures_where_marked(
+    request: pytest.FixtureRequest, figures_switch: dict[str, bool]
+) -> Iterator[None]:
+    """Let the tests marked ``figures`` have a run's figures."""
+    figures_switch["on"] = request.node.get_closest_marker("figures") is not None
+    yield
+    figures_switch["on"] = False
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data, which is no part of the repository."""

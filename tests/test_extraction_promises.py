@@ -70,7 +70,7 @@ def refusal(data: Path, cache: Path, *options: object) -> str:
     """The one line in which an extraction is refused."""
     code, said, log = invoke("extract", data, *OPTIONS, "--cache", cache, *options)
     assert (code, said) == (1, "")
-    return log.strip()
+    return log.strip().splitlines()[-1]  # what was found comes before
 
 
 SMALL_PARTS = """

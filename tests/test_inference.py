@@ -248,8 +248,8 @@ def test_no_images_at_all_are_refused(run, tmp_path):
     with pytest.raises(DataError) as caught:
         predict(run, [tmp_path])
     assert str(caught.value) == (
-        f"{tmp_path} holds no images (.jpg, .jpeg, .png). Its sub-folders are not searched: name "
-        "them one by one."
+        f"{tmp_path} holds no images (JPEG, PNG, TIFF, BMP, WebP, GIF). Its sub-folders are not "
+        "searched: name them one by one."
     )
 
 

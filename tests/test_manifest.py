@@ -95,7 +95,7 @@ def test_other_files_are_counted_and_hidden_ones_passed_over(tmp_path: Path) -> 
         "a/1.png",
         "a/notes.txt",
         "b/1.png",
-        "b/1.tif",
+        "b/1.pdf",
         "overview.png",
         ".DS_Store",
         "b/._1.png",
@@ -103,7 +103,7 @@ def test_other_files_are_counted_and_hidden_ones_passed_over(tmp_path: Path) -> 
     )
     manifest = read_manifest(root)
     assert manifest.paths == ("a/1.png", "b/1.png")
-    assert manifest.ignored == {".tif": 1, ".txt": 1, "images outside the class folders": 1}
+    assert manifest.ignored == {".pdf": 1, ".txt": 1, "images outside the class folders": 1}
 
 
 def test_a_folder_called_like_an_image_is_walked_into(tmp_path: Path) -> None:
@@ -135,8 +135,8 @@ def test_a_tree_of_splits_and_classes_mixed_is_refused(tmp_path: Path) -> None:
 def test_a_tree_without_images_is_refused(tmp_path: Path) -> None:
     root = make_files(tmp_path, "1.png", "2.png", "a/readme.txt")
     assert message_of(root) == (
-        f"{root} holds no images (.jpg, .jpeg, .png) in class folders: expected <class>/… or "
-        "train/<class>/… and test/<class>/… ."
+        f"{root} holds no images (JPEG, PNG, TIFF, BMP, WebP, GIF) in class folders: expected "
+        "<class>/… or train/<class>/… and test/<class>/… ."
     )
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -144,10 +144,10 @@ def test_a_tree_without_images_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_other_files_is_no_class_left_out_in_silence(tmp_path: Path) -> None:
-    root = make_files(tmp_path, "a/1.png", "b/1.png", "c/1.tif")
+    root = make_files(tmp_path, "a/1.png", "b/1.png", "c/1.dcm", "d/notes.md")
     assert message_of(root) == (
-        f"{root} has .tif files in c but no image there (.jpg, .jpeg, .png), and every folder is a "
-        "class. Move such folders elsewhere, or list the images in a .csv file."
+        f"{root} has .dcm files in c but no image there (JPEG, PNG, TIFF, BMP, WebP, GIF), and "
+        "every folder is a class. Move such folders elsewhere, or list the images in a .csv file."
     )
 
 

@@ -207,5 +207,5 @@ def test_a_backbone_without_taps_or_with_one_that_is_none_is_refused():
     with pytest.raises(ConfigError) as caught:
         backbone("96x64", ())
     assert str(caught.value) == "a backbone needs at least one tap, such as layer4; found none"
-    with pytest.raises(ConfigError, match="'layer4-5x9' is no tap: give layer1 to layer4"):
+    with pytest.raises(ConfigError, match="'layer4-5x9' is no layer: give layer1 to layer4"):
         backbone("96x64", ("layer4-5x9",))

@@ -124,6 +124,7 @@ def test_a_written_run_reads_back_as_it_was(folder: Path) -> None:
     assert run.model()["weight"].dtype == np.float32
 
 
+@pytest.mark.figures
 def test_a_run_holds_the_documented_files_and_nothing_else(folder: Path) -> None:
     write_run(folder, some_result())
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -179,6 +180,7 @@ def test_an_undefined_score_is_null(folder: Path) -> None:
     assert "NaN" not in (folder / "metrics.json").read_text()
 
 
+@pytest.mark.figures
 def test_a_subset_of_the_test_rows_is_named_as_one_everywhere(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +301,7 @@ def reseeded(seed: int) -> Predictions:
     return replace(predictions, probabilities=np.column_stack([1 - positive, positive]))
 
 
+@pytest.mark.figures
 def test_everything_a_result_can_have_is_kept_and_read_back(folder: Path) -> None:
     result = full_result()
     run = write_run(folder, result)
@@ -489,6 +492,7 @@ def n_writes(monkeypatch: pytest.MonkeyPatch, folder: Path, fail_at: int) -> int
 N_FIGURES = 6
 
 
+@pytest.mark.figures
 def test_a_full_disk_at_any_file_but_a_figure_leaves_a_run_that_is_plainly_unfinished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -503,6 +507,7 @@ def test_a_full_disk_at_any_file_but_a_figure_leaves_a_run_that_is_plainly_unfin
         assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.figures
 def test_a_figure_that_meets_a_full_disk_costs_nothing_but_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -522,6 +527,7 @@ def test_a_figure_that_meets_a_full_disk_costs_nothing_but_itself(
         assert len(run.predictions) == 12
 
 
+@pytest.mark.figures
 def test_a_disk_that_stays_full_leaves_a_finished_run_and_tells_whoever_waits_for_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

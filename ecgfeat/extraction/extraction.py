@@ -33,7 +33,7 @@ from ecgfeat.config import (
     as_json,
 )
 from ecgfeat.errors import ConfigError, DeviceError, EcgfeatError, Interrupted
-from ecgfeat.extraction.parts import compute_pending
+from ecgfeat.extraction.parts import Computed, compute_pending
 from ecgfeat.feature_cache import (
     FeatureCache,
     Header,
@@ -133,14 +133,14 @@ def extract(
     if backbone:
         plan = replace(plan, compute=backbone.compute)
     header = _header(plan, (begun.recipe if begun else "") or recipe)
-    n_computed, computing_s = 0, 0.0
+    computed = Computed()
     with (
         _saying_how_to_go_on(),
         open_writer(path, header, manifest, rehash=rehash, shard=share, report=report) as writer,
     ):
         if len(writer.pending):
             backbone = backbone or plan.load_backbone_as_begun(path)
-            n_computed, computing_s = compute_pending(
+            computed = compute_pending(
                 writer,
                 manifest,
                 backbone,
@@ -152,25 +152,33 @@ def extract(
     extraction = Extraction(
         cache=path,
         complete=finished is not None,
-        n_images=len(finished.paths) if finished else n_computed,
-        n_computed=n_computed,
+        n_images=len(finished.paths) if finished else computed.n_images,
+        n_computed=computed.n_images,
         missing=len(manifest.missing),
         missing_by_class={
             f"{split}/{label}": n for (label, split), n in manifest.missing_counts().items()
         },
         quarantined=len(finished.quarantined) if finished else 0,
         wall_s=time.monotonic() - started,
-        images_per_s=n_computed / computing_s if computing_s else 0.0,
+        images_per_s=computed.n_images / computed.seconds if computed.seconds else 0.0,
         peak_memory_mib=peak_memory_mib(),
         device=plan.compute.device,
         precision=plan.compute.precision,
         precision_reason=plan.compute.reason,
-        warnings=_duplicates(finished) if finished else (),
+        warnings=(
+            *_remarks(manifest, computed),
+            *(_duplicates(finished) if finished else ()),
+        ),
     )
     if finished:
         write_missing(manifest, extraction.missing_csv)
         _write_quarantine(finished.quarantined, extraction.quarantine_csv)
     return extraction
+
+
+def _remarks(manifest: Manifest, computed: Computed) -> Iterator[str]:
+    for remark, rows in computed.remarks.items():
+        yield f"{remark} ({len(rows)} images, such as {manifest.paths[rows[0]]})"
 
 
 def _duplicates(cache: FeatureCache) -> tuple[str, ...]:

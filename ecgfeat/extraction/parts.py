@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,9 @@ from ecgfeat.feature_cache import CacheWriter
 from ecgfeat.images import Batch, Failure, stream
 from ecgfeat.manifest import Manifest
 from ecgfeat.preprocessing import Preprocessing
-from ecgfeat.runtime import Progress, Report
+from ecgfeat.runtime import Progress, Report, peak_memory_mib
 
-__all__ = ["compute_pending"]
+__all__ = ["Computed", "compute_pending"]
 
 
 PART_ROWS = 512
@@ -27,7 +28,21 @@ PART_ROWS = 512
 BATCHES_PER_LANE = 3
 """Batches begun ahead for each lane: enough to go on while a part is written to the disk."""
 
+ESTIMATE_AFTER_S = 5.0
+"""The first batches are slower: the network's kernels are chosen in them."""
 Features = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Computed:
+    """How many images went through the network, in how many seconds, and what was odd.
+
+    `remarks` holds rows by what people should know of how they were decoded.
+    """
+
+    n_images: int = 0
+    seconds: float = 0.0
+    remarks: Mapping[str, list[int]] = field(default_factory=dict)
 
 
 def compute_pending(
@@ -38,14 +53,16 @@ def compute_pending(
     *,
     batch_size: int,
     report: Report,
-) -> tuple[int, float]:
-    """Compute and commit what the cache lacks; returns how many images, and the seconds."""
+) -> Computed:
+    """Compute and commit what the cache lacks."""
     pending = writer.pending
     parts = _chunks(pending, PART_ROWS)
     batches = [rows for part in parts for rows in _chunks(part, batch_size)]
     n_reused = len(manifest) - len(pending)
     part = _Part(writer)
+    remarks: dict[str, list[int]] = defaultdict(list)
     n_seen = 0
+    is_estimated = False
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         lanes = stack.enter_context(backbone.lanes())
@@ -57,19 +74,35 @@ def compute_pending(
         for rows, (batch, features) in zip(batches, _computed(lanes, images, batch_size)):
             part.add(batch, features)
             n_seen += len(rows)
+            for row, remark in batch.remarks:
+                remarks[remark].append(row)
             if n_seen % PART_ROWS == 0 or n_seen == len(pending):
                 part.commit()
             message = ""
             if backbone.largest_batch != largest:
                 largest = backbone.largest_batch
                 message = f"out of memory: going on in batches of {largest}"
+            computing_s = time.monotonic() - started
+            if not is_estimated and computing_s > ESTIMATE_AFTER_S and n_seen < len(pending):
+                is_estimated = True
+                message = message or _estimate(backbone, n_seen, len(pending), computing_s)
             done, total = n_reused + n_seen, len(manifest)
             try:
                 report(Progress(stage="extracting", done=done, total=total, message=message))
             except Interrupted:
                 part.commit()
                 raise
-    return part.n_computed, time.monotonic() - started
+    return Computed(part.n_computed, time.monotonic() - started, dict(remarks))
+
+
+def _estimate(backbone: Backbone, n_seen: int, n_pending: int, computing_s: float) -> str:
+    """What is to come in time, disk and memory, by what was seen."""
+    minutes = computing_s / n_seen * (n_pending - n_seen) / 60
+    disk_mib = n_pending * sum(backbone.taps.values()) * 4 / 2**20
+    return (
+        f"about {max(1, round(minutes))} min to go; these features take {disk_mib:.0f} MiB of "
+        f"disk, and memory stays near the {peak_memory_mib():.0f} MiB of now"
+    )
 
 
 def _computed(

@@ -7,6 +7,7 @@ in the file                           on the page
 ====================================  ==========================================================
 grey, of 1, 2, 4 or 8 bits            scaled to 0..255, the same value in all three channels
 16 bits per sample, of any colour     the high byte: ``value // 256`` (white stays white)
+grey of 16 bits that holds fewer      8, 10, 12 or 14 by what the file or its largest value says
 palette                               the palette's colours
 alpha, or transparent colours         laid over white, an ECG page's paper, rounded to nearest
 JPEG in YCbCr or RGB                  libjpeg's exact inverse DCT and smooth chroma upsampling
@@ -16,20 +17,24 @@ EXIF orientation, all eight           turned upright (the JPEG's Exif segment, t
 ICC profile, gamma, chromaticities    ignored
 animated PNG                          its default image, which viewers without animation show
 several pictures in a JPEG (MPO)      the first
+several pages in a TIFF or GIF        the first, and a remark that says so
 ====================================  ==========================================================
 
-What a file is, its content says, never its name: JPEG or PNG, anything else is refused by name.
-Width and height are read from the header and held against `MAX_PIXELS` before any decoder runs,
-and a decoder is given only those parts of a file that make the picture: no profile, comment,
-thumbnail or animation reaches it. A file that is cut off or damaged is refused, not patched:
-PNG's checksums are compared, a JPEG must have its end marker and decode without a complaint.
+What a file is, its content says, never its name: JPEG, PNG, TIFF, BMP, WebP or GIF, anything else
+is refused by name. Width and height are read from the header and held against `MAX_PIXELS` before
+any decoder runs, and the decoder of a JPEG or PNG is given only those parts of a file that make the
+picture: no profile, comment, thumbnail or animation reaches it. A file that is cut off or damaged
+is refused, not patched: PNG's checksums are compared, a JPEG must have its end marker and decode
+without a complaint.
 (JPEG has no checksum, so some flipped bits pass; and a rare chroma subsampling that simplejpeg
 doesn't know is decoded by Pillow, which doesn't tell of complaints.) A refusal is an
 `ecgfeat.errors.ImageError`, whose message is the reason that people read.
 
-`files` reads the bytes; `jpeg` and `png` check and decode them with the help of `pillow` and
-`exif`, and `formats` names what is neither; `decoding` is the way through these to a page, and
-`fitting` from the page to the network's input. `streaming` does all of it ahead, in threads.
+TIFF, BMP, WebP and GIF are read by Pillow, whose own checks they get: sizes are held against the
+limits before the picture is decoded, and what it raises becomes a reason.
+
+`decoding` is the way from a file to a page, and `resizing` from the page to the network's input.
+`streaming` does both ahead, in threads.
 """
 
 from __future__ import annotations

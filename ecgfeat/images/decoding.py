@@ -9,6 +9,8 @@ import os
 import re
 import stat
 import struct
+import threading
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,7 +54,7 @@ __all__ = [
 ]
 
 
-DECODER = f"rgb 1, pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
+DECODER = f"rgb 2, pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
 """What decides the pixels: the version of the rules in the package's docstring, and the decoders.
 Part of a feature cache's identity."""
 
@@ -74,12 +76,16 @@ class Picture(Protocol):
     def orientation(self) -> int:
         """EXIF's, 1 to 8."""
 
+    @property
+    def remark(self) -> str:
+        """What people should know of how it was decoded; empty for most, whole after `decode`."""
+
     def decode(self) -> Page:
         """The picture in RGB, as stored; where the data are damaged, any error may be raised."""
 
 
 def decode(source: Path) -> NDArray[np.uint8]:
-    """Decode a JPEG or PNG file.
+    """Decode a JPEG, PNG, TIFF, BMP, WebP or GIF file.
 
     Returns
     -------
@@ -100,7 +106,7 @@ def read_header(data: bytes) -> Picture:
     Raises
     ------
     ImageError
-        When they are neither JPEG nor PNG, their header is not sound, or the picture is too large.
+        When they are no picture, their header is not sound, or the picture is too large.
     """
     picture = _read_format(data)
     width, height = picture.size_px
@@ -129,12 +135,15 @@ def _read_format(data: bytes) -> Picture:
         return read_jpeg(data)
     if _begins(data, PNG_MAGIC):
         return read_png(data)
+    for offset, signature, image_format in _OTHERS:
+        if data.startswith(signature, offset):
+            return read_other(data, image_format)
     name = foreign_format(data)
     if name is not None:
-        raise ImageError(f"not a JPEG or PNG picture but {name}")
+        raise ImageError(f"not a picture that can be read but {name}")
     if not data.strip(b"\x00"):
         raise ImageError("not a picture: every byte is zero")
-    raise ImageError("not a JPEG or PNG picture")
+    raise ImageError("not a picture that can be read")
 
 
 def _begins(data: bytes, magic: bytes) -> bool:
@@ -225,14 +234,17 @@ def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
+_OTHERS = (
+    (0, b"II*\x00", "TIFF"),
+    (0, b"MM\x00*", "TIFF"),
+    (0, b"II+\x00", "TIFF"),
+    (0, b"MM\x00+", "TIFF"),
+    (0, b"GIF8", "GIF"),
+    (0, b"BM", "BMP"),
+    (8, b"WEBP", "WEBP"),
+)
+"""Formats that Pillow both reads and decodes: where their first bytes are, and Pillow's name."""
 _SIGNATURES = (
-    (0, b"II*\x00", "a TIFF"),
-    (0, b"MM\x00*", "a TIFF"),
-    (0, b"II+\x00", "a BigTIFF"),
-    (0, b"MM\x00+", "a BigTIFF"),
-    (0, b"GIF8", "a GIF"),
-    (0, b"BM", "a BMP"),
-    (8, b"WEBP", "a WebP"),
     (4, b"ftypavif", "an AVIF"),
     (4, b"ftyphei", "an HEIC"),
     (4, b"ftypmif1", "an HEIC"),
@@ -325,6 +337,7 @@ class Jpeg:
     n_components: int
     orientation: int
     data: bytes
+    remark: str = ""
 
     def decode(self) -> Page:
         """Decode to RGB, as stored."""
@@ -455,10 +468,10 @@ MAX_CHUNKS = 65_536
 
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _GREY, _COLOUR, _PALETTE = 0, 2, 3
-_USED = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"}
+_USED = {b"IHDR", b"PLTE", b"tRNS", b"sBIT", b"IDAT", b"eXIf", b"IEND"}
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class Png:
     """A PNG whose chunks have been checked.
 
@@ -470,6 +483,8 @@ class Png:
         Bits per sample, and the header's number for what a sample means.
     transparent : bytes
         The tRNS chunk; empty where there is none.
+    significant : int
+        Bits per sample that mean something, by the sBIT chunk; 0 where there is none.
     orientation : int
         EXIF's, 1 to 8.
     data : bytes
@@ -480,23 +495,20 @@ class Png:
     depth: int
     colour_type: int
     transparent: bytes
+    significant: int
     orientation: int
     data: bytes
+    remark: str = ""
 
     def decode(self) -> Image.Image:
         """Decode to RGB, as stored."""
         image = load(self.data, "PNG")
         if image.mode == "I;16":
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            image, self.remark = in_8_bits(np.asarray(image), self.significant)
         colour = self._transparent_colour()
         if colour is not None:
             image.info["transparency"] = colour
-        if not image.has_transparency_data:
-            return in_mode("RGB", image)
-        page = Image.new("RGB", image.size, "white")
-        image = in_mode("RGBA", image)
-        page.paste(image, mask=image)
-        return page
+        return on_white(image)
 
     def _transparent_colour(self) -> int | tuple[int, ...] | None:
         """The colour that stands for "nothing here", at the 8 bits that Pillow compares."""
@@ -538,6 +550,7 @@ def read_png(data: bytes) -> Png:
         depth=depth,
         colour_type=colour_type,
         transparent=_body(found[b"tRNS"]),
+        significant=max(_body(found[b"sBIT"]), default=0),
         orientation=exif_orientation(_body(found[b"eXIf"])),
         data=b"".join([PNG_MAGIC, *picture]),
     )
@@ -587,6 +600,91 @@ def _read_palette(chunks: list[memoryview]) -> list[memoryview]:
     if len(chunks) != 1 or n_bytes % 3 or not 3 <= n_bytes <= 3 * 256:
         raise ImageError("damaged: the PNG's palette is missing or broken")
     return chunks
+
+
+# TIFF, BMP, WebP and GIF: header and picture read by Pillow.
+
+_PILLOW_WARNINGS = threading.Lock()
+"""Python's filters of warnings belong to the whole process."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Other:
+    """A TIFF, BMP, WebP or GIF whose header has been read.
+
+    Attributes
+    ----------
+    image : PIL.Image.Image
+        Its first page, not decoded yet.
+    orientation : int
+        EXIF's, 1 to 8; a TIFF's is Pillow's own business.
+    remark : str
+    """
+
+    image: Image.Image
+    orientation: int
+    remark: str
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """(width, height) as stored."""
+        return self.image.size
+
+    def decode(self) -> Image.Image:
+        """Decode to RGB, laid over white where it is transparent."""
+        image = self.image
+        image.load()
+        if image.mode.startswith("I"):
+            values = np.asarray(image)
+            if values.min() < 0 or values.max() >= 2**16:
+                raise ImageError("more than 16 bits per sample: save it as PNG")
+            image, remark = in_8_bits(values.astype(np.uint16), 0)
+            self.remark = self.remark or remark
+        elif image.mode == "F":
+            raise ImageError("numbers with a fraction as samples: save it as PNG")
+        return on_white(image)
+
+
+def read_other(data: bytes, image_format: str) -> Other:
+    """Read the header with Pillow, as nothing but `image_format`.
+
+    Raises
+    ------
+    ImageError
+        When it is not sound.
+    """
+    with blaming_the_file(), _PILLOW_WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd tags, which don't make the picture
+        image = Image.open(io.BytesIO(data), formats=(image_format,))
+        has_more = image_format != "WEBP" and getattr(image, "is_animated", False)
+        exif = image.info.get("exif", b"") if image_format == "WEBP" else b""
+    return Other(
+        image=image,
+        orientation=exif_orientation(exif.removeprefix(_EXIF)),
+        remark="several pages in one file: the first is taken" if has_more else "",
+    )
+
+
+def in_8_bits(values: NDArray[np.uint16], significant: int) -> tuple[Image.Image, str]:
+    """Grey of up to 16 bits in 8, and a remark where not all 16 bits are in use.
+
+    Parameters
+    ----------
+    values : ndarray of shape (height, width), uint16
+    significant : int
+        Bits in use by what the file says; 0 where it doesn't, and the largest value tells: of 8,
+        10, 12 and 14 bits the fewest that hold it, for 16 bits are hardly ever this dark.
+
+    Returns
+    -------
+    Image, str
+    """
+    n_bits, largest = significant, int(values.max(initial=0))
+    # By the PNG specification 12 bits stand at the top of 16; where they are at the foot, scale.
+    if not 8 <= n_bits < 16 or largest >= 2**n_bits:
+        n_bits = next((n for n in (8, 10, 12, 14) if largest < 2**n), 16)
+    remark = "" if n_bits == 16 else f"16 bits per sample that hold {n_bits}: scaled to white"
+    return Image.fromarray((values >> (n_bits - 8)).astype(np.uint8)), remark
 
 
 UPRIGHT = 1
@@ -641,6 +739,16 @@ def load(data: bytes, image_format: str) -> Image.Image:
     return image
 
 
+def on_white(image: Image.Image) -> Image.Image:
+    """In RGB; what is transparent is laid over white, an ECG page's paper."""
+    if not image.has_transparency_data:
+        return in_mode("RGB", image)
+    page = Image.new("RGB", image.size, "white")
+    image = in_mode("RGBA", image)
+    page.paste(image, mask=image)
+    return page
+
+
 def in_mode(mode: str, image: Image.Image) -> Image.Image:
     """Convert to Pillow's `mode`; unlike `convert`, copy nothing that has it already."""
     return image if image.mode == mode else image.convert(mode)
@@ -663,6 +771,8 @@ def blaming_the_file() -> Iterator[None]:
 def _reason(error: Exception) -> str:
     if "truncated" in str(error).lower() or isinstance(error, (EOFError, struct.error)):
         return CUT_OFF
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too many pixels: at most {MAX_PIXELS / 1e6:.0f} million are decoded"
     if isinstance(error, UnidentifiedImageError):  # its own message names an address in memory
         return "damaged: the header is not sound"
     return f"damaged: the picture data are not sound ({error})"

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,8 @@ from ecgfeat.preprocessing import Preprocessing
 
 __all__ = ["Alter", "Batch", "Failure", "stream"]
 
+LEAST_CONTRAST = 24
+"""Between the darkest and the lightest of 256 grey levels; a faint trace has more than 100."""
 Rows = Sequence[int] | NDArray[np.int64]
 Alter = Callable[[int, NDArray[np.uint8]], NDArray[np.uint8]]
 """From a row and its prepared page (height_px, width_px, 3) to another page of that shape."""
@@ -71,6 +73,8 @@ class Batch:
         How many bytes those were.
     failures : list of Failure
         In the order asked for.
+    remarks : list of (int, str)
+        Row, and what people should know of how its image was decoded.
     """
 
     rows: NDArray[np.int64]
@@ -78,6 +82,7 @@ class Batch:
     digests: NDArray[np.uint8]
     n_bytes: NDArray[np.int64]
     failures: list[Failure]
+    remarks: list[tuple[int, str]] = field(default_factory=list)
 
 
 def stream(
@@ -153,6 +158,7 @@ class _Promise:
         self._pixels = np.empty((n_images, *size_px, 3), np.uint8)
         self._digests = np.empty((n_images, DIGEST_BYTES), np.uint8)
         self._n_bytes = np.empty(n_images, np.int64)
+        self._remarks: dict[int, str] = {}  # by row
         self._futures = [pool.submit(self._fill, index) for index in range(n_images)]
 
     def __len__(self) -> int:
@@ -184,6 +190,7 @@ class _Promise:
             digests=self._digests[kept],
             n_bytes=self._n_bytes[kept],
             failures=failures,
+            remarks=sorted(self._remarks.items()),
         )
 
     def _fill(self, index: int) -> None:
@@ -194,9 +201,17 @@ class _Promise:
         width, height = picture.size_px
         with self._budget.hold(width * height):
             page = fit(decode_picture(picture), self._preprocessing)
+        if remark := picture.remark or _of_one_tone(page):
+            self._remarks[int(self._rows[index])] = remark
         if self._alter is not None:
             page = self._alter(int(self._rows[index]), page)
         self._pixels[index] = page
+
+
+def _of_one_tone(page: NDArray[np.uint8]) -> str:
+    """Whether nothing can be seen on a prepared page."""
+    is_even = int(page.max()) - int(page.min()) < LEAST_CONTRAST
+    return "pages of almost one tone, on which nothing can be seen" if is_even else ""
 
 
 class _PixelBudget:

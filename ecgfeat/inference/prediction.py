@@ -16,7 +16,7 @@ from ecgfeat.config import ComputeSettings
 from ecgfeat.errors import DataError, storage_error
 from ecgfeat.images import DECODER, stream
 from ecgfeat.inference.model import Model, read_model
-from ecgfeat.manifest import IMAGE_SUFFIXES
+from ecgfeat.manifest import IMAGE_KINDS, IMAGE_SUFFIXES
 from ecgfeat.predictions import positive_class
 from ecgfeat.runs import Run
 from ecgfeat.runtime import (
@@ -130,7 +130,7 @@ def predict(
     ----------
     run : Run
     images : sequence of str or Path
-        Files; or folders, of which the JPEG and PNG files are taken, not their sub-folders'.
+        Files; or folders, of which the images are taken, not their sub-folders'.
     compute : ComputeSettings
         With precision ``auto``, the run's is taken, unless the device hasn't got it.
     weights : str, optional
@@ -185,7 +185,7 @@ def _images_in(folder: Path) -> list[Path]:
         raise storage_error(error, "reading", folder) from error
     if not found:
         raise DataError(
-            f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}). Its sub-folders are not "
+            f"{folder} holds no images ({IMAGE_KINDS}). Its sub-folders are not "
             "searched: name them one by one."
         )
     return found

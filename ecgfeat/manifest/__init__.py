@@ -9,6 +9,14 @@ and `listing` splits them where the data don't, and looks which files are there.
 
 from ecgfeat.manifest.listing import read_manifest
 from ecgfeat.manifest.manifest import SPLITS, Manifest, MissingImage, write_missing
-from ecgfeat.manifest.tree import IMAGE_SUFFIXES
+from ecgfeat.manifest.tree import IMAGE_KINDS, IMAGE_SUFFIXES
 
-__all__ = ["IMAGE_SUFFIXES", "SPLITS", "Manifest", "MissingImage", "read_manifest", "write_missing"]
+__all__ = [
+    "IMAGE_KINDS",
+    "IMAGE_SUFFIXES",
+    "SPLITS",
+    "Manifest",
+    "MissingImage",
+    "read_manifest",
+    "write_missing",
+]

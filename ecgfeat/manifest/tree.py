@@ -13,11 +13,15 @@ from ecgfeat.errors import DataError, storage_error
 from ecgfeat.manifest.manifest import ListedRows
 from ecgfeat.manifest.vocabulary import is_junk, number_in, plain, split_called
 
-__all__ = ["IMAGE_SUFFIXES", "list_folder"]
+__all__ = ["IMAGE_KINDS", "IMAGE_SUFFIXES", "list_folder"]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png"),
+    *(".tif", ".tiff", ".bmp", ".webp", ".gif"),
+)
 """What counts as an image in a folder tree, in any case. A CSV may name any file."""
-_OTHER_KINDS = (".pdf", ".dcm", ".dicom", ".heic", ".svg", ".xml", ".dat", ".mat", ".tif", ".bmp")
+IMAGE_KINDS = "JPEG, PNG, TIFF, BMP, WebP, GIF"
+_OTHER_KINDS = (".pdf", ".dcm", ".dicom", ".heic", ".svg", ".xml", ".dat", ".mat")
 """Files that hold pages too, which can't be read: a folder of them is no folder to pass over."""
 
 
@@ -249,7 +253,7 @@ def _tell_of_folders_below(
 def _refuse_without_images(root: Path, inside: list[str]) -> None:
     if not inside:
         raise DataError(
-            f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)}) in class folders: expected "
+            f"{root} holds no images ({IMAGE_KINDS}) in class folders: expected "
             "<class>/… or train/<class>/… and test/<class>/… ."
         )
 
@@ -272,7 +276,7 @@ def _refuse_classes_of_other_kinds(
         suffixes = sorted({Path(path).suffix.lower() for path in others})
         raise DataError(
             f"{root} has {', '.join(suffixes)} files in {', '.join(lost)} but no image there "
-            f"({', '.join(IMAGE_SUFFIXES)}), and every folder is a class. Move such folders "
+            f"({IMAGE_KINDS}), and every folder is a class. Move such folders "
             "elsewhere, or list the images in a .csv file."
         )
 

@@ -88,7 +88,7 @@ def test_cross_validation_predicts_every_row_once(study):
     assert said["runs"][0]["split"] == "cv"
 
 
-@pytest.mark.parametrize("options", [["--cv", "3"], ["--test-subset", "8"]], ids=["cv", "subset"])
+@pytest.mark.parametrize("options", [["--cv", "2"], ["--test-subset", "8"]], ids=["cv", "subset"])
 def test_images_that_can_not_be_decoded_leave_both_ways_on_the_same_rows(
     tiny_pages, tmp_path, options
 ):
@@ -128,7 +128,12 @@ def test_json_goes_to_stdout_alone_and_log_lines_to_stderr(study):
 
 
 @pytest.mark.parametrize(
-    ("number", "exit_code"), [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
+    ("number", "exit_code"),
+    [
+        (signal.SIGHUP, 129),
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_keeps_what_is_computed_and_says_how_to_go_on(study, tmp_path, number, exit_code):
     command = [sys.executable, "-m", "ecgfeat.cli", "extract", str(study / "pages/manifest.csv")]

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 from ecgfeat import images
 from ecgfeat.images import decode, image_digest
+from ecgfeat.images.decoding import decode_picture, read_header
 
 from . import crafted
 from .crafted import Page, chunk, encoded, page_of, png
@@ -362,7 +363,7 @@ def test_simplejpeg_is_what_decodes_ordinary_jpegs(
 
 def test_the_decoder_names_both_libraries_and_its_own_rules() -> None:
     assert (
-        f"rgb 1, pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
+        f"rgb 2, pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
     ) == images.DECODER
 
 
@@ -371,3 +372,108 @@ def test_the_digest_is_of_the_bytes_and_needs_no_picture(tmp_path: Path) -> None
     path.write_bytes(b"abc")
     # b2sum -l 128
     assert image_digest(path).hex() == "cf4ab791c62b8d2b2109c90275287816"
+
+
+# TIFF, BMP, WebP and GIF
+
+
+def remarked(data: bytes) -> tuple[Page, str]:
+    """The page, and what is remarked of it."""
+    picture = read_header(data)
+    page = np.asarray(decode_picture(picture))
+    return page, picture.remark
+
+
+@pytest.mark.parametrize(
+    ("image_format", "options"),
+    [
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "tiff_adobe_deflate"}),
+        ("TIFF", {"big_tiff": True}),
+        ("BMP", {}),
+        ("WEBP", {"lossless": True}),
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_other_formats_without_loss_give_the_very_pixels(
+    decoded: Decoded, image_format: str, options: dict[str, object], mode: str
+) -> None:
+    image = Image.fromarray(page_of((40, 30))).convert(mode)
+    found = decoded(encoded(image, image_format, **options))
+    assert np.array_equal(found, np.asarray(image.convert("RGB")))
+
+
+def test_a_jpeg_inside_a_tiff_and_a_gif_are_near_what_they_were_made_of(decoded: Decoded) -> None:
+    image = Image.fromarray(page_of((40, 30)))
+    for data in (
+        encoded(image, "TIFF", compression="jpeg", quality=95),
+        encoded(image, "GIF"),
+        encoded(image, "WEBP", quality=95),
+    ):
+        difference = np.abs(decoded(data).astype(int) - np.asarray(image).astype(int))
+        assert difference.mean() < 6
+
+
+def test_one_bit_pages_are_black_on_white_whichever_is_zero(decoded: Decoded) -> None:
+    bits = np.asarray(Image.fromarray(page_of((40, 30))).convert("1"))
+    for compression in ("group4", "raw"):
+        found = decoded(encoded(Image.fromarray(bits), "TIFF", compression=compression))
+        assert np.array_equal(found[..., 0], bits * np.uint8(255))
+
+
+def test_transparent_pages_of_other_formats_lie_on_white(decoded: Decoded) -> None:
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    for image_format in ("TIFF", "WEBP", "GIF"):
+        assert (decoded(encoded(clear, image_format)) == 255).all()
+
+
+@pytest.mark.parametrize("image_format", ["TIFF", "GIF"])
+def test_of_several_pages_the_first_is_taken_and_said(image_format: str) -> None:
+    first, second = (Image.fromarray(page_of((40, 30), seed)).convert("L") for seed in (1, 2))
+    alone, remark = remarked(encoded(first, image_format))
+    assert remark == ""
+    page, remark = remarked(encoded(first, image_format, save_all=True, append_images=[second]))
+    assert np.array_equal(page, alone)
+    assert remark == "several pages in one file: the first is taken"
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_tiff_and_a_webp_are_turned_upright(decoded: Decoded, orientation: int) -> None:
+    image = Image.fromarray(page_of((40, 30)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = ImageOps.exif_transpose(_with_exif(image, exif))
+    for image_format, options in (("TIFF", {}), ("WEBP", {"lossless": True})):
+        found = decoded(encoded(image, image_format, exif=exif, **options))
+        assert np.array_equal(found, np.asarray(upright))
+
+
+def _with_exif(image: Image.Image, exif: Image.Exif) -> Image.Image:
+    return Image.open(io.BytesIO(encoded(image, "PNG", exif=exif)))
+
+
+# 16 bits of which not all are in use
+
+
+@pytest.mark.parametrize("n_bits", [8, 10, 12, 14])
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
+def test_fewer_bits_at_the_foot_of_16_are_scaled_to_white(n_bits: int, image_format: str) -> None:
+    grey = np.asarray(Image.fromarray(page_of((40, 30))).convert("L")).astype(np.uint16)
+    grey[0, 0] = 255
+    data = encoded(Image.fromarray(grey << (n_bits - 8)), image_format)
+    page, remark = remarked(data)
+    assert np.array_equal(page[..., 0], grey)
+    assert remark == f"16 bits per sample that hold {n_bits}: scaled to white"
+
+
+def test_what_the_file_says_of_its_bits_comes_first() -> None:
+    dark = np.full((4, 4), 200, np.uint16)
+    page, remark = remarked(png(dark, 16, GREY, [chunk(b"sBIT", b"\x0c")]))
+    assert (page == 200 >> 4).all()
+    assert remark.startswith("16 bits per sample that hold 12")
+    # By the specification the 12 bits stand at the top.
+    light = np.full((4, 4), 0xFFF0, np.uint16)
+    page, remark = remarked(png(light, 16, GREY, [chunk(b"sBIT", b"\x0c")]))
+    assert (page == 255).all()
+    assert remark == ""

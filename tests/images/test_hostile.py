@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ecgfeat.errors import ImageError
@@ -35,6 +36,21 @@ JPEG_HEADER = "damaged: the JPEG header is not sound"
 
 UNSOUND_JPEG = "damaged: the JPEG data are not sound ("  # and then the decoder's words
 UNSOUND = "damaged: the picture data are not sound ("
+TOO_MANY = "too many pixels: at most 89 million are decoded"
+HEADER_UNSOUND = "damaged: the header is not sound"
+
+
+def patched_tiff_size(data: bytes, width: int, height: int) -> bytes:
+    """A little-endian TIFF with another width and height in its directory."""
+    (start,) = struct.unpack_from("<I", data, 4)
+    (n_entries,) = struct.unpack_from("<H", data, start)
+    broken = bytearray(data)
+    for index in range(n_entries):
+        at = start + 2 + 12 * index
+        (tag,) = struct.unpack_from("<H", data, at)
+        if tag in (256, 257):
+            struct.pack_into("<HHII", broken, at, tag, 4, 1, width if tag == 256 else height)
+    return bytes(broken)
 
 
 def unsupported(kind: str) -> str:
@@ -42,7 +58,7 @@ def unsupported(kind: str) -> str:
 
 
 def not_but(name: str) -> str:
-    return f"not a JPEG or PNG picture but {name}"
+    return f"not a picture that can be read but {name}"
 
 
 def too_many(size: str) -> str:
@@ -143,7 +159,7 @@ CASES: dict[str, Case] = BOMBS | {
     "no bytes": (lambda: b"", "empty: the file has no bytes"),
     "one zero": (lambda: b"\x00", "not a picture: every byte is zero"),
     "all zeros": (lambda: bytes(5000), "not a picture: every byte is zero"),
-    "a line of text": (lambda: b"lead,I,II,III\n", "not a JPEG or PNG picture"),
+    "a line of text": (lambda: b"lead,I,II,III\n", "not a picture that can be read"),
     "only a JPEG's first byte": (lambda: b"\xff", CUT_OFF),
     "only a JPEG's magic": (lambda: b"\xff\xd8", CUT_OFF),
     "only fill bytes after the magic": (lambda: b"\xff\xd8" + b"\xff" * 5000, CUT_OFF),
@@ -174,10 +190,28 @@ CASES: dict[str, Case] = BOMBS | {
     ),
     "PNG with an empty data chunk": (lambda: with_chunks(HEADER, chunk(b"IDAT"), END), CUT_OFF),
     # Other formats, by whatever name
-    "TIFF": (lambda: other("TIFF"), not_but("a TIFF")),
-    "BigTIFF": (lambda: encoded(PAGE, "TIFF", big_tiff=True), not_but("a BigTIFF")),
-    "GIF": (lambda: other("GIF"), not_but("a GIF")),
-    "BMP": (lambda: other("BMP"), not_but("a BMP")),
+    "TIFF of its first bytes alone": (lambda: other("TIFF")[:8], HEADER_UNSOUND),
+    "GIF of its first bytes alone": (lambda: other("GIF")[:8], HEADER_UNSOUND),
+    "BMP of its first bytes alone": (lambda: other("BMP")[:8], HEADER_UNSOUND),
+    "TIFF cut": (lambda: encoded(PAGE, "TIFF", compression="tiff_lzw")[:-300], HEADER_UNSOUND),
+    "GIF cut": (lambda: other("GIF")[:-200], CUT_OFF),
+    "BMP cut": (lambda: other("BMP")[:-200], CUT_OFF),
+    "TIFF that claims too much": (
+        lambda: patched_tiff_size(other("TIFF"), 60_000, 60_000),
+        TOO_MANY,
+    ),
+    "BMP that claims too much": (
+        lambda: other("BMP")[:18] + struct.pack("<ii", 60_000, 60_000) + other("BMP")[26:],
+        TOO_MANY,
+    ),
+    "GIF that claims too much": (
+        lambda: other("GIF")[:6] + struct.pack("<HH", 60_000, 60_000) + other("GIF")[10:],
+        TOO_MANY,
+    ),
+    "TIFF of 32-bit floats": (
+        lambda: encoded(np.ones((9, 9), np.float32), "TIFF"),
+        "numbers with a fraction as samples: save it as PNG",
+    ),
     "EPS": (lambda: other("EPS"), not_but("a PostScript file (EPS)")),
     "EPS with a preview": (
         lambda: b"\xc5\xd0\xd3\xc6" + bytes(26) + other("EPS"),
@@ -188,7 +222,10 @@ CASES: dict[str, Case] = BOMBS | {
         lambda: b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600),
         not_but("a FlashPix or old Office file"),
     ),
-    "WebP": (lambda: b"RIFF\x24\x00\x00\x00WEBPVP8 ", not_but("a WebP")),
+    "WebP of its first bytes alone": (
+        lambda: b"RIFF\x24\x00\x00\x00WEBPVP8 ",
+        UNSOUND,
+    ),
     "AVIF": (lambda: b"\x00\x00\x00\x20ftypavif", not_but("an AVIF")),
     "HEIC": (lambda: b"\x00\x00\x00\x18ftypheic", not_but("an HEIC")),
     "JPEG 2000": (lambda: b"\x00\x00\x00\x0cjP  \r\n\x87\n", not_but("a JPEG 2000")),
@@ -446,7 +483,7 @@ def test_links_are_followed_to_files_only(tmp_path: Path) -> None:
     }.items():
         (tmp_path / name).symlink_to(target)
     assert outcome(tmp_path / "good") == DECODED
-    assert outcome(tmp_path / "text") == "not a JPEG or PNG picture"
+    assert outcome(tmp_path / "text") == "not a picture that can be read"
     assert outcome(tmp_path / "broken") == "no such file"
     assert outcome(tmp_path / "round") == "its symbolic links go round in a circle"
 

@@ -51,6 +51,10 @@ def sound_files() -> list[bytes]:
         png(page.astype(np.uint16) * 256, 16, 2, interlaced=True),
         png(rgba[..., 2:].astype(np.uint16) * 256, 16, 4),
         encoded(page, "PNG", exif=b"Exif\x00\x00" + crafted.exif_tiff(3)),
+        encoded(page, "TIFF"),
+        encoded(page, "GIF"),
+        encoded(page, "BMP"),
+        encoded(page, "WEBP"),
     ]
 
 
