@@ -19,10 +19,21 @@ from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_t
 import typer
 
 from ecgfeat.config import RECIPES, Recipe, RecipeSettings, Settings, option_name
+from ecgfeat.errors import ConfigError
 
 from ._console import Output, failing_cleanly
 
-__all__ = ["CACHE", "CACHE_FILE", "DATA", "OUT", "Given", "by_recipe", "command"]
+__all__ = [
+    "CACHE",
+    "CACHE_FILE",
+    "DATA",
+    "FORCE",
+    "OUT",
+    "Given",
+    "by_recipe",
+    "check_figure",
+    "command",
+]
 
 DATA = Annotated[
     Path,
@@ -39,6 +50,8 @@ CACHE_FILE = Annotated[
     Path, typer.Argument(metavar="CACHE", help="A cache made by extract.", show_default=False)
 ]
 OUT = Annotated[Path, typer.Option("--out", help="Parent folder of the run's folder.")]
+
+FORCE = Annotated[bool, typer.Option("--force", help="Write over a file made by something else.")]
 
 Command = Callable[..., None]
 S = TypeVar("S", bound=Settings)
@@ -59,6 +72,16 @@ class Given(Generic[S]):
     def over(self, settings: S) -> S:
         """`settings`, with what was given by hand in the place of its own."""
         return dataclasses.replace(settings, **self.by_hand)
+
+
+def check_figure(path: Path, *, force: bool) -> None:
+    """Refuse a ``--figure`` that is no PNG, or would overwrite something that is no figure."""
+    from ecgfeat.files import refuse_overwriting
+
+    if path.suffix.lower() != ".png":
+        raise ConfigError(f"--figure must end in .png; found {path}")
+    if not force:
+        refuse_overwriting(path, b"Software\0ecgfeat", name="--figure")
 
 
 def by_recipe(read: Callable[[Recipe], object]) -> str:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ecgfeat.config import comma_separated
-from ecgfeat.errors import CacheDamagedError, CacheError, EcgfeatError
+from ecgfeat.errors import CacheDamagedError, CacheError, ConfigError, EcgfeatError
 
 from ._app import app
 from ._console import Output
-from ._options import CACHE_FILE, command
+from ._options import CACHE_FILE, FORCE, command
 
 if TYPE_CHECKING:
     from ecgfeat.feature_cache import CacheInfo
@@ -114,8 +114,12 @@ def verify(cache: CACHE_FILE, *, output: Output) -> None:
 )
 def export(
     cache: CACHE_FILE,
-    npz: Annotated[Path, typer.Argument(metavar="NPZ", help="File to write.", show_default=False)],
+    npz: Annotated[
+        Path,
+        typer.Argument(metavar="NPZ", help="File to write, ending in .npz.", show_default=False),
+    ],
     *,
+    force: FORCE = False,
     layers: Annotated[
         str, typer.Option("--layers", metavar="A[,B]", help="Taps to export; all by default.")
     ] = "",
@@ -123,7 +127,12 @@ def export(
 ) -> None:
     """Write a cache's features, labels and splits to a NumPy .npz file."""
     from ecgfeat.feature_cache import export_cache
+    from ecgfeat.files import refuse_overwriting
 
+    if npz.suffix.lower() != ".npz":
+        raise ConfigError(f"the file to write must end in .npz; found {npz}")
+    if not force:
+        refuse_overwriting(npz, b"path.npy", name="file")
     export_cache(cache, npz, comma_separated(layers))
     output.say(f"exported: {npz}")
     output.result({"path": str(npz)})

@@ -7,11 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ecgfeat.errors import ConfigError
-
 from ._app import app
 from ._console import Output
-from ._options import command
+from ._options import FORCE, check_figure, command
 from ._results import show_comparison
 
 __all__ = ["compare"]
@@ -36,14 +34,14 @@ def compare(
     figure: Annotated[Path, typer.Option("--figure", help="PNG to draw the comparison in.")] = Path(
         "comparison.png"
     ),
+    force: FORCE = False,
     output: Output,
 ) -> None:
     """Compare runs on the same test rows: scores, paired differences and cost."""
     from ecgfeat.comparison import compare
     from ecgfeat.figures import comparison_plot
 
-    if figure.suffix.lower() != ".png":
-        raise ConfigError(f"--figure must end in .png; found {figure}")
+    check_figure(figure, force=force)
     comparison = compare(runs, leave_aside=True)
     shown = comparison.as_json()
     comparison_plot(shown["runs"], figure, comparison.title)

@@ -82,7 +82,7 @@ def finetune(
     """
     from ecgfeat.errors import ConfigError
 
-    if os.environ.get("RANK", "0") != "0":
+    if os.environ.get("RANK", "") not in ("", "0"):
         output.hush()  # under torchrun the first process speaks for all
     if (data is None) == (resume is None):
         raise ConfigError("give either DATA (a new run) or --resume RUN (to go on with one)")

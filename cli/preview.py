@@ -12,7 +12,7 @@ from ecgfeat.config import DataSettings, PageSettings, PreviewSettings, RecipeSe
 from ._app import app
 from ._console import Output
 from ._data import read_data
-from ._options import DATA, Given, command
+from ._options import DATA, FORCE, Given, check_figure, command
 
 __all__ = ["preview"]
 
@@ -30,6 +30,7 @@ def preview(
     figure: Annotated[Path, typer.Option("--figure", help="PNG to draw the sheet in.")] = Path(
         "preview.png"
     ),
+    force: FORCE = False,
     sheet: PreviewSettings,
     recipe: RecipeSettings,
     page: Given[PageSettings],
@@ -37,6 +38,7 @@ def preview(
     output: Output,
 ) -> None:
     """Draw a few pages of each class beside exactly what the network sees of them."""
+    check_figure(figure, force=force)
     seen = page.over(recipe.chosen().page)
     manifest = read_data(data, source, output)
     from ecgfeat.contact_sheet import preview  # late: it loads matplotlib

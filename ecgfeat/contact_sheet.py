@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from ecgfeat.config import PageSettings, PreviewSettings
 from ecgfeat.errors import ConfigError, ImageError
@@ -128,7 +129,7 @@ def _range(shares: Sequence[float]) -> str:
 def preview(
     manifest: Manifest,
     *,
-    figure: Path = Path("preview.png"),
+    figure: str | Path = "preview.png",
     page: PageSettings = PageSettings(),
     sheet: PreviewSettings = PreviewSettings(),
     report: Report = silent,
@@ -159,8 +160,10 @@ def preview(
     --------
     >>> preview(read_manifest("pages"), page=PageSettings(crop_mode="squash"))  # doctest: +SKIP
     """
+    figure = Path(figure)
     if figure.suffix.lower() != ".png":
         raise ConfigError(f"--figure must end in .png; found {figure}")
+    manifest.refuse_inside(figure, "--figure")
     chosen = {label: _chosen(manifest, label, sheet.n) for label in manifest.classes}
     preprocessing = Preprocessing.from_settings(page)
     drawing = _Sheet(preprocessing, n_columns=max(map(len, chosen.values())), n_bands=len(chosen))
@@ -294,7 +297,7 @@ class _Sheet:
 
     def save(self, path: Path) -> None:
         with replacing(path) as aside:
-            self._image.save(aside, format="PNG")
+            self._image.save(aside, format="PNG", pnginfo=_made_here())
 
     def _paste(self, picture: Image.Image, left: int, top: int) -> None:
         around = (left - 1, top - 1, left + picture.width, top + picture.height)
@@ -323,6 +326,13 @@ class _Sheet:
             line = line[1:]
             shown = f"…{line}"
         self._draw.text(at, shown, fill=colour, font=font)
+
+
+def _made_here() -> PngInfo:
+    """The mark by which a later sheet may take this one's place."""
+    info = PngInfo()
+    info.add_text("Software", "ecgfeat")
+    return info
 
 
 def _font(name: str) -> ImageFont.FreeTypeFont:

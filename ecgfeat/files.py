@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
@@ -11,9 +12,81 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ecgfeat.errors import storage_error
+from ecgfeat.errors import ConfigError, StorageError, storage_error
 
-__all__ = ["replacing", "write_bytes", "write_csv", "write_json", "write_text"]
+__all__ = [
+    "open_aside",
+    "open_lock",
+    "refuse_overwriting",
+    "replacing",
+    "write_bytes",
+    "write_csv",
+    "write_json",
+    "write_text",
+]
+
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+def open_aside(path: Path) -> int:
+    """Make a file to write to that takes another's place later; returns its descriptor.
+
+    What lies under that name, a link too, is removed, never written to.
+
+    Raises
+    ------
+    OSError
+    """
+    path.unlink(missing_ok=True)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o666)
+
+
+def open_lock(path: Path, flags: int) -> int:
+    """Open a lock's file with `flags`, which follows no link and empties nothing.
+
+    Raises
+    ------
+    StorageError
+        When it is a link: whoever put it there means another file to be overwritten.
+    OSError
+    """
+    try:
+        return os.open(path, flags | _NO_FOLLOW, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK):
+            raise StorageError(f"{path} is a symbolic link, which a lock never is") from error
+        raise
+
+
+def refuse_overwriting(path: Path, mark: bytes, *, name: str) -> None:
+    """Refuse to write over a file that we didn't make: an image, a manifest, a cache.
+
+    Parameters
+    ----------
+    path : Path
+        Where to write.
+    mark : bytes
+        What files of this kind that we made hold near their beginning.
+    name : str
+        What gave the path, for the message.
+
+    Raises
+    ------
+    ConfigError
+        When there is another file, or a folder.
+    """
+    try:
+        with path.open("rb") as file:
+            is_own = mark in file.read(1024)
+    except FileNotFoundError:
+        return
+    except OSError:
+        is_own = False
+    if not is_own:
+        raise ConfigError(
+            f"{path} exists and was not made by this command: give another {name}, or --force to "
+            "write over it"
+        )
 
 
 @contextlib.contextmanager
@@ -28,6 +101,7 @@ def replacing(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(open_aside(aside))
         yield aside
         with aside.open("rb+") as file:
             os.fsync(file.fileno())

@@ -22,6 +22,7 @@ from ecgfeat.config import (
     as_json,
 )
 from ecgfeat.errors import (
+    CacheError,
     CacheMismatchError,
     ConfigError,
     DataError,
@@ -278,7 +279,7 @@ def test_where_no_page_can_be_decoded_synthetic_ones_are_checked(tiny_pages, tmp
 def test_bfloat16_and_torchs_resize_keep_threads_shards_and_stops_to_the_bit(
     tiny_pages, tmp_path, small_parts
 ):
-    manifest = read_manifest(tiny_pages(n_train=26, n_test=12), DataSettings())
+    manifest = read_manifest(tiny_pages(n_train=18, n_test=6), DataSettings())
     whole = open_cache(run(manifest, tmp_path / "whole", compute=BF16).cache)
     assert whole.header.resampling == "torch-bilinear"
     with pytest.raises(Interrupted):
@@ -431,7 +432,7 @@ def test_an_extraction_of_early_layers_keeps_and_computes_no_later_one(
 
 
 def test_taps_by_region_keep_threads_shards_and_stops_to_the_bit(tiny_pages, tmp_path, small_parts):
-    manifest = read_manifest(tiny_pages(n_train=26, n_test=12), DataSettings())
+    manifest = read_manifest(tiny_pages(n_train=18, n_test=6), DataSettings())
     asked = {"work": with_taps(GRIDS), "compute": BF16}
     whole = open_cache(run(manifest, tmp_path / "whole", **asked).cache)
     assert whole.header.precision == "bf16"
@@ -535,3 +536,92 @@ def test_an_impossible_shard_is_refused(text):
     assert str(caught.value) == (
         f"--shard must be I/N with I from 0 to N-1, such as 0/4; found {text!r}"
     )
+
+
+# Whose cache it is
+
+
+def test_two_data_sets_in_folders_of_one_name_have_a_cache_each(tiny_pages, tmp_path):
+    caches = []
+    for place in ("here", "there"):
+        data = tiny_pages().rename(tmp_path / place)
+        (tmp_path / f"of-{place}").mkdir()
+        data = data.rename(tmp_path / f"of-{place}" / "pages")
+        caches.append(run(read_manifest(data), tmp_path / "cache").cache)
+    assert len(set(caches)) == 2
+    assert all(len(open_cache(cache)) for cache in caches)
+
+
+def test_a_cache_from_before_names_told_the_place_is_gone_on_with(tiny_pages, tmp_path):
+    manifest = read_manifest(tiny_pages())
+    done = run(manifest, tmp_path / "cache")
+    settings = FAST["page"], FAST["network"], FAST["compute"], FAST["work"].taps
+    before = extraction_module.cache_file(tmp_path / "cache", manifest.name, *settings)
+    assert done.cache != before
+    done.cache.rename(before)
+    again = run(manifest, tmp_path / "cache")
+    assert (again.cache, again.n_computed) == (before, 0)
+
+
+def test_another_data_set_s_cache_is_refused_by_name(tiny_pages, tmp_path):
+    first = run(read_manifest(tiny_pages()), tmp_path / "pages.h5")
+    other = tmp_path / "other"
+    for number, label in enumerate("abab"):
+        (other / label).mkdir(parents=True, exist_ok=True)
+        draw_page(number).save(other / label / f"new-{number}.png")
+    content = first.cache.read_bytes()
+    with pytest.raises(CacheError, match="holds the features of other data: none of its images"):
+        run(read_manifest(other), first.cache)
+    assert first.cache.read_bytes() == content
+
+
+def test_images_that_are_no_longer_listed_or_have_changed_are_counted_and_said(
+    tiny_pages, tmp_path
+):
+    pages = tiny_pages()
+    n_images = len(read_manifest(pages))
+    run(read_manifest(pages), tmp_path / "pages.h5")
+    (pages / "train/a/000.png").unlink()
+    draw_page(77).save(pages / "train/a/002.png")
+    said = []
+    done = run(
+        read_manifest(pages), tmp_path / "pages.h5", report=lambda progress: said.append(progress)
+    )
+    messages = [progress.message for progress in said]
+    assert "1 images of pages.h5 are no longer listed: left out of it" in messages
+    assert "1 images of pages.h5 have changed: computed again" in messages
+    assert (done.n_images, done.n_computed) == (n_images - 1, 1)
+
+
+def test_a_cache_inside_the_tree_that_it_is_of_is_refused(tiny_pages):
+    pages = tiny_pages()
+    with pytest.raises(ConfigError, match=r"--cache .* lies inside the data .* a place outside"):
+        run(read_manifest(pages), pages / "cache")
+    assert not (pages / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "share"),
+    [
+        ("", {"WORLD_SIZE": "", "RANK": ""}, None),
+        ("", {"WORLD_SIZE": "1", "RANK": "0"}, None),
+        ("0/1", {"WORLD_SIZE": "4", "RANK": "1"}, None),
+        ("1/3", {"WORLD_SIZE": "4", "RANK": "1"}, (1, 3)),
+        ("", {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}, (0, 4)),
+    ],
+)
+def test_the_share_is_told_by_hand_or_by_the_environment(text, environment, share):
+    assert extraction_module.shard_of(text, environment) == share
+
+
+def test_a_share_that_the_environment_gives_is_said(tiny_pages, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    said = []
+    done = run(
+        read_manifest(tiny_pages()),
+        tmp_path / "pages.h5",
+        report=lambda progress: said.append(progress.message),
+    )
+    assert "the environment (torchrun or srun) makes this share 1/2" in said
+    assert not done.complete

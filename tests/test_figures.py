@@ -210,13 +210,13 @@ class TestFiles:
             comparison_plot(runs, tmp_path / name, "2 runs")
         assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
-    def test_file_is_a_png_of_150_dpi_that_names_no_software(self, tmp_path: Path) -> None:
+    def test_file_is_a_png_of_150_dpi_that_says_who_made_it(self, tmp_path: Path) -> None:
         accuracy_curve(history_of(2), tmp_path / "curve.png", "Linear head")
         assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
         with Image.open(tmp_path / "curve.png") as image:
             assert image.format == "PNG"
             assert image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
-            assert "Software" not in image.info
+            assert image.info["Software"] == "ecgfeat"
 
     def test_names_in_any_script_are_drawn_without_warnings(self, tmp_path: Path) -> None:
         n = len(STRANGE_NAMES)

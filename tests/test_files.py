@@ -3,11 +3,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 
-from ecgfeat.errors import StorageError
-from ecgfeat.files import replacing, write_csv, write_json, write_text
+from ecgfeat.errors import ConfigError, StorageError
+from ecgfeat.files import refuse_overwriting, replacing, write_csv, write_json, write_text
 
 
 def test_replacing_keeps_the_old_file_when_the_writer_fails(tmp_path):
@@ -60,3 +61,26 @@ def test_json_is_what_any_parser_reads(tmp_path):
 def test_csv_keeps_commas_quotes_and_names_that_are_not_utf8(tmp_path):
     write_csv(tmp_path / "x.csv", [("path", "value"), ('a,"b"\n', 0.1), ("\udcff.png", 2)])
     assert (tmp_path / "x.csv").read_bytes() == (b'path,value\r\n"a,""b""\n",0.1\r\n\xff.png,2\r\n')
+
+
+def test_what_lies_under_a_temporary_name_is_never_written_to(tmp_path: Path) -> None:
+    precious = tmp_path / "precious.txt"
+    precious.write_text("precious")
+    (tmp_path / f".new.txt.{os.getpid()}").symlink_to(precious)
+    write_text(tmp_path / "new.txt", "new")
+    assert precious.read_text() == "precious"
+    assert (tmp_path / "new.txt").read_text() == "new"
+
+
+def test_a_file_made_by_something_else_is_not_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "figure.png"
+    refuse_overwriting(path, b"made here", name="--figure")
+    path.write_bytes(b"... made here ...")
+    refuse_overwriting(path, b"made here", name="--figure")
+    path.write_bytes(b"an image")
+    with pytest.raises(ConfigError) as caught:
+        refuse_overwriting(path, b"made here", name="--figure")
+    assert str(caught.value) == (
+        f"{path} exists and was not made by this command: give another --figure, or --force to "
+        "write over it"
+    )

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,13 +32,20 @@ from ecgfeat.config import (
     PageSettings,
     as_json,
 )
-from ecgfeat.errors import ConfigError, DeviceError, EcgfeatError, Interrupted
+from ecgfeat.errors import (
+    CacheError,
+    ConfigError,
+    DeviceError,
+    EcgfeatError,
+    Interrupted,
+)
 from ecgfeat.extraction.parts import Computed, compute_pending
 from ecgfeat.feature_cache import (
     FeatureCache,
     Header,
     Quarantined,
     existing_header,
+    open_cache,
     open_writer,
 )
 from ecgfeat.files import write_csv
@@ -104,9 +111,12 @@ def extract(
     """
     started = time.monotonic()
     share = shard_of(shard, os.environ)
+    if share and not shard:
+        _say(report, f"the environment (torchrun or srun) makes this share {share[0]}/{share[1]}")
     cache = Path(cache)
     if not isinstance(manifest, Manifest):
         manifest = read_manifest(manifest)
+    manifest.refuse_inside(cache, "--cache")
     if work.limit and cache.suffix == ".h5":
         raise ConfigError(
             "--limit would cut a cache of all images down to these: give --cache a folder"
@@ -115,10 +125,11 @@ def extract(
         # Another name, so that the cache of all images isn't cut down to these.
         name = f"{manifest.name}-limit{work.limit}"
         manifest = replace(manifest.limited(work.limit), name=name)
-    path = cache_file(cache, manifest.name, page, network, compute, work.taps)
+    path = _own_file(cache, manifest, page, network, compute, work.taps, report)
     begun = existing_header(path)
     weights = load_weights(network)
-    _tell(weights, report)
+    if weights.note:
+        _say(report, weights.note)
     plan = _Plan(
         manifest=manifest,
         page=page,
@@ -222,15 +233,74 @@ def shard_of(text: str, environment: Mapping[str, str]) -> tuple[int, int] | Non
     ConfigError
         When the text isn't of that form.
     """
+    what = "--shard"
     for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
-        if not text and int(environment.get(size, "1")) > 1 and rank in environment:
-            text = f"{environment[rank]}/{environment[size]}"
+        if not text and environment.get(size, "") not in ("", "1") and environment.get(rank):
+            text, what = f"{environment[rank]}/{environment[size]}", f"{rank}/{size}"
     if not text:
         return None
     match = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text)
     if match is None or int(match[1]) >= int(match[2]):
-        raise ConfigError(f"--shard must be I/N with I from 0 to N-1, such as 0/4; found {text!r}")
-    return int(match[1]), int(match[2])
+        raise ConfigError(f"{what} must be I/N with I from 0 to N-1, such as 0/4; found {text!r}")
+    return None if match[2] == "1" else (int(match[1]), int(match[2]))
+
+
+def _own_file(
+    cache: Path,
+    manifest: Manifest,
+    page: PageSettings,
+    network: NetworkSettings,
+    compute: ComputeSettings,
+    taps: Sequence[str],
+    report: Report,
+) -> Path:
+    """The data's own cache, one made before names told where the data are among them.
+
+    What it holds of images that are no longer listed is counted and said.
+    """
+    settings = page, network, compute, taps
+    path = cache_file(cache, manifest.name, *settings, source=manifest.source)
+    before = cache_file(cache, manifest.name, *settings)
+    if not path.exists() and before.exists() and _Overlap.of(before, manifest).n_same:
+        path = before
+    if path.exists():
+        overlap = _Overlap.of(path, manifest)
+        if not overlap.n_common:
+            raise CacheError(
+                f"{path} holds the features of other data: none of its images is one of "
+                f"{manifest.source}. Give another file with --cache."
+            )
+        for n_images, what in (
+            (overlap.n_unlisted, "are no longer listed: left out of it"),
+            (overlap.n_common - overlap.n_same, "have changed: computed again"),
+        ):
+            if n_images:
+                _say(report, f"{n_images} images of {path.name} {what}")
+    return path
+
+
+class _Overlap(NamedTuple):
+    """How a cache and a manifest meet.
+
+    Images of both; of them those of the same size and time of change; images no longer listed.
+    """
+
+    n_common: int
+    n_same: int
+    n_unlisted: int
+
+    @classmethod
+    def of(cls, path: Path, manifest: Manifest) -> _Overlap:
+        cache = open_cache(path, verify=False)
+        columns = (cache.column(name).tolist() for name in ("n_bytes", "mtime_ns"))
+        there = set(zip(cache.paths, *columns))
+        listed = set(zip(manifest.paths, manifest.n_bytes, manifest.mtime_ns))
+        n_common = len(set(cache.paths).intersection(manifest.paths))
+        return cls(n_common, len(there & listed), len(cache) - n_common)
+
+
+def _say(report: Report, message: str) -> None:
+    report(Progress(stage="extracting", done=0, total=0, message=message))
 
 
 def cache_file(
@@ -240,12 +310,14 @@ def cache_file(
     network: NetworkSettings,
     compute: ComputeSettings,
     taps: Sequence[str] = TAPS,
+    source: Path | None = None,
 ) -> Path:
     """The cache's file: `cache` itself if it ends in ``.h5``, else a file of that folder.
 
     The name holds a digest of the settings as asked for, so that ``auto`` names the same file
     wherever it is resolved; what it was resolved to stands in the header. The taps count only
-    where they aren't the default ones, which were once all there were.
+    where they aren't the default ones, which were once all there were. The digest covers where
+    the data are (`source`), so that two folders of one name have a cache each.
     """
     if cache.suffix == ".h5":
         return cache
@@ -259,6 +331,8 @@ def cache_file(
     }
     if set(taps) != set(TAPS):
         asked["taps"] = sorted(taps)
+    if source is not None:
+        asked["source"] = str(source)
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
     return cache / f"{data_name}-{network.arch}-{digest[:8]}.h5"
 
@@ -337,11 +411,6 @@ class _Plan:
                 "--cache."
             )
         return backbone
-
-
-def _tell(weights: Weights, report: Report) -> None:
-    if weights.note:
-        report(Progress(stage="extracting", done=0, total=0, message=weights.note))
 
 
 def _header(plan: _Plan, recipe: str) -> Header:

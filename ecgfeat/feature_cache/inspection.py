@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfeat.errors import CacheDamagedError, CacheFormatError
+from ecgfeat.errors import CacheDamagedError, CacheFormatError, ConfigError
 from ecgfeat.feature_cache.format import Header
 from ecgfeat.feature_cache.reader import FeatureCache, open_cache, part_paths
 from ecgfeat.feature_cache.writer import make_folder, writing
@@ -137,12 +137,12 @@ def _faults(cache: FeatureCache) -> list[str]:
     return [fault for fault, found in faults.items() if found]
 
 
-def export_cache(path: Path, npz_path: Path, taps: Sequence[str] = ()) -> None:
+def export_cache(path: str | Path, npz_path: str | Path, taps: Sequence[str] = ()) -> None:
     """Write a cache as ``.npz``, which ``numpy.load`` reads without pickle.
 
     Parameters
     ----------
-    path, npz_path : Path
+    path, npz_path : str or Path
     taps : sequence of str
         Layers to take along; all by default. Each becomes an array of its name, beside
         ``path``, ``label``, ``split``, ``group`` and ``classes``.
@@ -150,10 +150,13 @@ def export_cache(path: Path, npz_path: Path, taps: Sequence[str] = ()) -> None:
     Raises
     ------
     ConfigError
-        When the cache has no such layer.
+        When the cache has no such layer, or would be overwritten.
     CacheError, StorageError
     """
+    npz_path = Path(npz_path)
     cache = open_cache(path)
+    if npz_path.exists() and npz_path.samefile(path):
+        raise ConfigError(f"{npz_path} is the cache itself: give another file to write")
     texts = {
         "path": cache.paths,
         "label": cache.labels,

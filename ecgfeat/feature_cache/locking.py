@@ -21,7 +21,8 @@ from datetime import UTC, datetime
 from glob import escape
 from pathlib import Path
 
-from ecgfeat.errors import CacheLockedError, storage_error
+from ecgfeat.errors import CacheLockedError, StorageError, storage_error
+from ecgfeat.files import open_lock
 
 __all__ = ["hold"]
 
@@ -151,6 +152,8 @@ def hold(cache: Path, shard: tuple[int, int] | None) -> Iterator[None]:
 def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
+    except StorageError as error:
+        raise StorageError(f"{path} can't be used: {error}. Move it elsewhere.") from error
     except OSError as error:
         raise storage_error(error, "locking", path) from error
 
@@ -198,9 +201,9 @@ def _try(path: Path) -> int | None:
 def _open(path: Path) -> tuple[bool, int] | None:
     """Open the lock's file: whether it was made now, and its number; None if it just went."""
     with contextlib.suppress(FileExistsError):
-        return True, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        return True, open_lock(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     with contextlib.suppress(FileNotFoundError):
-        return False, os.open(path, os.O_RDWR)
+        return False, open_lock(path, os.O_RDWR)
     return None
 
 
@@ -230,9 +233,13 @@ def _is_named(fd: int, path: Path) -> bool:
 
 
 def _read(fd: int) -> Holder | None:
+    """Who holds the lock; None where nobody has written it yet, or wrote it whole."""
+    said = os.pread(fd, 4096, 0)
     try:
-        return Holder(**json.loads(os.pread(fd, 4096, 0)))
+        return Holder(**json.loads(said))
     except (ValueError, TypeError):
+        if said[:1] not in (b"", b"{"):
+            raise StorageError("it is no lock of ecgfeat") from None
         return None
 
 
@@ -254,7 +261,7 @@ def _remove_dead(path: Path) -> None:
     """
     guard = path.with_name(f"{path.name}.removing")
     try:
-        os.close(os.open(guard, os.O_CREAT | os.O_EXCL))
+        os.close(open_lock(guard, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return
     try:
@@ -267,7 +274,7 @@ def _remove_dead(path: Path) -> None:
 
 def _refuse_if_held(path: Path, cache: Path) -> None:
     try:
-        fd = os.open(path, os.O_RDONLY)
+        fd = open_lock(path, os.O_RDONLY)
     except FileNotFoundError:
         return
     try:
@@ -281,7 +288,7 @@ def _refuse_if_held(path: Path, cache: Path) -> None:
 
 def _holder(path: Path) -> Holder | None:
     try:
-        fd = os.open(path, os.O_RDONLY)
+        fd = open_lock(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
     try:

@@ -48,6 +48,7 @@ from ecgfeat.feature_cache.reader import (
     part_paths,
     parts_folder,
 )
+from ecgfeat.files import open_aside
 from ecgfeat.manifest import Manifest
 from ecgfeat.runtime import Progress, Report, silent, versions
 
@@ -765,7 +766,7 @@ class _Unbuffered(io.RawIOBase):
     """A new file whose `write` takes everything it is given, or raises."""
 
     def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        self._fd = open_aside(path)
 
     def fileno(self) -> int:
         return self._fd

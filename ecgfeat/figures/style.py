@@ -179,4 +179,4 @@ def save(figure: Figure, path: str | Path) -> None:
     with warnings.catch_warnings(), replacing(Path(path)) as aside:
         # Classes may be named in any script; what the font lacks is drawn as a box.
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
-        figure.savefig(aside, format="png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(aside, format="png", dpi=DPI, metadata={"Software": "ecgfeat"})

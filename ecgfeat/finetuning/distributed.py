@@ -141,10 +141,10 @@ def joined(device: str, environment: Mapping[str, str] = os.environ) -> Iterator
     TrainingError
         When the other processes can't be reached.
     """
-    if int(environment.get("WORLD_SIZE", "1")) == 1 or "MASTER_ADDR" not in environment:
+    if environment.get("WORLD_SIZE", "") in ("", "1") or "MASTER_ADDR" not in environment:
         yield ALONE
         return
-    _take_device(device, int(environment.get("LOCAL_RANK", "0")))
+    _take_device(device, int(environment.get("LOCAL_RANK") or "0"))
     is_own = not dist.is_initialized()  # a program of several jobs may have joined them itself
     try:
         if is_own:

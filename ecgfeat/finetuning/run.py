@@ -40,7 +40,7 @@ from ecgfeat.errors import (
     TrainingError,
     storage_error,
 )
-from ecgfeat.files import write_csv
+from ecgfeat.files import open_lock, write_csv
 from ecgfeat.finetuning.checkpoint import (
     Candidate,
     Said,
@@ -413,6 +413,7 @@ def finetune(
     """
     if not isinstance(manifest, Manifest):
         manifest = read_manifest(manifest)
+    manifest.refuse_inside(Path(out_dir), "--out")
     resolved = resolve_compute(compute, purpose="train")
     with joined(resolved.device) as ranks:
         # Which precision is fast is measured, and may come out otherwise in each process.
@@ -442,7 +443,7 @@ def finetune(
 
 def _with_own_threads(compute: Compute, asked: ComputeSettings) -> Compute:
     """By default the processes of a machine share its cores."""
-    n_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    n_processes = int(os.environ.get("LOCAL_WORLD_SIZE") or "1")
     if asked.threads or n_processes == 1:
         return compute
     return replace(compute, threads=max(1, compute.threads // n_processes))
@@ -845,7 +846,7 @@ def sole(folder: Path) -> Iterator[None]:
     """
     path = folder / LOCK
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        fd = open_lock(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise storage_error(error, "locking", path) from error
     try:
@@ -870,5 +871,7 @@ def _take(fd: int, folder: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise storage_error(error, "locking", folder / LOCK) from error
+    if os.pread(fd, 9, 0).strip() not in (b"", b"process"):
+        raise StorageError(f"{folder / LOCK} is no lock of ecgfeat: move it elsewhere")
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)

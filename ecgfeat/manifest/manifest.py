@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ecgfeat.config import DataSettings
+from ecgfeat.errors import ConfigError
 from ecgfeat.files import write_csv
 from ecgfeat.protocol import class_order, hash_place
 
@@ -122,6 +123,22 @@ class Manifest:
         """SHA-256 over path, label, split and group of all listed rows, whatever their order."""
         rows = sorted([*zip(self.paths, self.labels, self.splits, self.groups), *self.missing])
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+    def refuse_inside(self, path: Path, option: str) -> None:
+        """Refuse to write into the folder tree that the data are.
+
+        Raises
+        ------
+        ConfigError
+        """
+        if self.source != self.root:
+            return  # a CSV lists its images, whatever lies beside them
+        root, target = self.source.resolve(), path.resolve()
+        if target == root or root in target.parents:
+            raise ConfigError(
+                f"{option} {path} lies inside the data {self.source}, which would be another tree "
+                f"then: give {option} a place outside, such as {root.parent / path.name}"
+            )
 
     def pictures(self) -> list[bytes]:
         """What is equal for equal files: their digest, or the path where no other has the size.

@@ -308,3 +308,28 @@ def test_a_holder_that_the_kernel_does_not_know_is_respected_where_there_are_loc
     leave_lock(path, boot="of another machine", machine="", host="node7", vouched=True)
     with hold(path, None):
         pass
+
+
+@pytest.mark.parametrize("name", ["{}.lock", "{}.shard-0-of-2.lock"])
+def test_a_lock_that_is_a_link_is_refused_and_its_target_left_alone(path, name):
+    precious = path.with_name("precious.txt")
+    precious.write_text("precious")
+    lock = path.with_name(name.format(path.name))
+    lock.symlink_to(precious)
+    with (
+        pytest.raises(StorageError, match="is a symbolic link, which a lock never is"),
+        hold(path, (0, 2) if "shard" in name else None),
+    ):
+        raise AssertionError
+    assert precious.read_text() == "precious"
+
+
+def test_a_file_that_is_no_lock_is_refused_and_left_alone(path):
+    lock = path.with_name(f"{path.name}.lock")
+    lock.write_text("precious")
+    with (
+        pytest.raises(StorageError, match=r"it is no lock of ecgfeat\. Move it elsewhere"),
+        hold(path, None),
+    ):
+        raise AssertionError
+    assert lock.read_text() == "precious"
