@@ -20,7 +20,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from ecgfeat.images.resizing import border_colour
+from ecgfeat.images.resizing import paper_colour
 
 __all__ = ["AMOUNTS", "Amounts", "augment", "augmenting"]
 
@@ -143,7 +143,7 @@ def augment(page: Page, amounts: Amounts, rng: np.random.Generator) -> Page:
     """
     # In the order in which it befalls a page: on the table, under the lamp, in the file.
     image = Image.fromarray(page)
-    paper = border_colour(image)
+    paper = paper_colour(image)
     image = _placed(image, paper, amounts, rng)
     image = _erased(image, paper, amounts, rng)
     image = _lit(image, paper, amounts, rng)

@@ -43,7 +43,7 @@ class Geometry:
         (width, height) the page is resized to.
     offset_px : tuple of int
         (left, top) of the network input on the resized page. Negative where the input reaches
-        beyond the page; what lies outside takes the colour of the page's border.
+        beyond the page; what lies outside takes the colour of the page's paper.
     """
 
     resized_px: tuple[int, int]

@@ -71,7 +71,7 @@ class PageSettings(Sized, Settings):
     crop_mode: CropMode = setting(
         "squash",
         "center: the ImageNet preset (short side to size*256/224, then the middle); "
-        "border: the whole page, aspect kept, padded with its border's colour; "
+        "border: the whole page, aspect kept, padded with its paper's colour; "
         "squash: the whole page, stretched.",
         choices=get_args(CropMode),
     )

@@ -17,7 +17,7 @@ EXIF orientation, all eight           turned upright (the JPEG's Exif segment, t
 ICC profile, gamma, chromaticities    ignored
 animated PNG                          its default image, which viewers without animation show
 several pictures in a JPEG (MPO)      the first
-several pages in a TIFF or GIF        the first, and a remark that says so
+several pages, an animation           the first, and a remark that says so
 ====================================  ==========================================================
 
 What a file is, its content says, never its name: JPEG, PNG, TIFF, BMP, WebP or GIF, anything else

@@ -22,7 +22,7 @@ import numpy as np
 import PIL
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ecgfeat.errors import ImageError, storage_error
 
@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 
-DECODER = f"rgb 2, pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
+DECODER = f"rgb 3, pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
 """What decides the pixels: the version of the rules in the package's docstring, and the decoders.
 Part of a feature cache's identity."""
 
@@ -84,7 +84,7 @@ class Picture(Protocol):
         """The picture in RGB, as stored; where the data are damaged, any error may be raised."""
 
 
-def decode(source: Path) -> NDArray[np.uint8]:
+def decode(source: str | Path) -> NDArray[np.uint8]:
     """Decode a JPEG, PNG, TIFF, BMP, WebP or GIF file.
 
     Returns
@@ -97,7 +97,7 @@ def decode(source: Path) -> NDArray[np.uint8]:
     ImageError
         When the file can't be read or decoded; the message is the reason.
     """
-    return as_array(decode_picture(read_header(read_file(source))))
+    return as_array(decode_picture(read_header(read_file(Path(source)))))
 
 
 def read_header(data: bytes) -> Picture:
@@ -200,9 +200,9 @@ def size_on_disk(source: Path) -> int:
     return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
-def image_digest(source: Path) -> bytes:
+def image_digest(source: str | Path) -> bytes:
     """BLAKE2b of the file's bytes, 16 bytes long; raises as `decode` does for unreadable files."""
-    return digest(read_file(source))
+    return digest(read_file(Path(source)))
 
 
 def digest(data: bytes) -> bytes:
@@ -604,6 +604,8 @@ def _read_palette(chunks: list[memoryview]) -> list[memoryview]:
 
 # TIFF, BMP, WebP and GIF: header and picture read by Pillow.
 
+_PHOTOMETRIC = 262
+"""The TIFF tag that says what a sample means: 0 is grey from white to black."""
 _PILLOW_WARNINGS = threading.Lock()
 """Python's filters of warnings belong to the whole process."""
 
@@ -618,11 +620,14 @@ class Other:
         Its first page, not decoded yet.
     orientation : int
         EXIF's, 1 to 8; a TIFF's is Pillow's own business.
+    zero_is_white : bool
+        Whether a TIFF counts grey from white to black, which Pillow heeds only up to 8 bits.
     remark : str
     """
 
     image: Image.Image
     orientation: int
+    zero_is_white: bool
     remark: str
 
     @property
@@ -640,6 +645,8 @@ class Other:
                 raise ImageError("more than 16 bits per sample: save it as PNG")
             image, remark = in_8_bits(values.astype(np.uint16), 0)
             self.remark = self.remark or remark
+            if self.zero_is_white:
+                image = ImageOps.invert(image)
         elif image.mode == "F":
             raise ImageError("numbers with a fraction as samples: save it as PNG")
         return on_white(image)
@@ -656,11 +663,12 @@ def read_other(data: bytes, image_format: str) -> Other:
     with blaming_the_file(), _PILLOW_WARNINGS, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd tags, which don't make the picture
         image = Image.open(io.BytesIO(data), formats=(image_format,))
-        has_more = image_format != "WEBP" and getattr(image, "is_animated", False)
+        has_more = getattr(image, "is_animated", False)
         exif = image.info.get("exif", b"") if image_format == "WEBP" else b""
     return Other(
         image=image,
         orientation=exif_orientation(exif.removeprefix(_EXIF)),
+        zero_is_white=getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0,
         remark="several pages in one file: the first is taken" if has_more else "",
     )
 

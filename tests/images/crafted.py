@@ -192,6 +192,34 @@ def _stuffed(bits: str) -> bytes:
     return int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\x00")
 
 
+# TIFF
+
+
+def tiff(samples: NDArray[np.integer], tags: dict[int, int], data: bytes = b"") -> bytes:
+    """A TIFF of one strip; `tags` are SHORTs beside or in place of the usual ones."""
+    height, width = samples.shape[:2]
+    order = ">" if samples.dtype.byteorder == ">" else "<"
+    n_channels = samples.shape[2] if samples.ndim == 3 else 1
+    data = data or samples.tobytes()
+    depth = 8 * samples.itemsize
+    usual = {256: width, 257: height, 258: depth, 259: 1, 262: 1, 277: n_channels, 278: height}
+    entries = usual | tags
+    end = 8 + 2 + 12 * (len(entries) + 2) + 4
+    depths = struct.pack(f"{order}{n_channels}H", *[depth] * n_channels)
+    directory = b""
+    for tag in sorted([*entries, 273, 279]):
+        if tag == 258 and len(depths) > 4:
+            entry = (tag, 3, n_channels, end)
+        elif tag in (273, 279):
+            entry = (tag, 4, 1, end + len(depths) if tag == 273 else len(data))
+        else:
+            directory += struct.pack(f"{order}HHIHH", tag, 3, 1, entries[tag], 0)
+            continue
+        directory += struct.pack(f"{order}HHII", *entry)
+    head = struct.pack(f"{order}HIH", 42, 8, len(entries) + 2)
+    return (b"MM" if order == ">" else b"II") + head + directory + bytes(4) + depths + data
+
+
 # EXIF
 
 

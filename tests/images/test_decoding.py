@@ -363,7 +363,7 @@ def test_simplejpeg_is_what_decodes_ordinary_jpegs(
 
 def test_the_decoder_names_both_libraries_and_its_own_rules() -> None:
     assert (
-        f"rgb 2, pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
+        f"rgb 3, pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
     ) == images.DECODER
 
 
@@ -428,12 +428,14 @@ def test_transparent_pages_of_other_formats_lie_on_white(decoded: Decoded) -> No
         assert (decoded(encoded(clear, image_format)) == 255).all()
 
 
-@pytest.mark.parametrize("image_format", ["TIFF", "GIF"])
+@pytest.mark.parametrize("image_format", ["TIFF", "GIF", "WEBP"])
 def test_of_several_pages_the_first_is_taken_and_said(image_format: str) -> None:
     first, second = (Image.fromarray(page_of((40, 30), seed)).convert("L") for seed in (1, 2))
-    alone, remark = remarked(encoded(first, image_format))
+    exact = {"lossless": True} if image_format == "WEBP" else {}
+    alone, remark = remarked(encoded(first, image_format, **exact))
     assert remark == ""
-    page, remark = remarked(encoded(first, image_format, save_all=True, append_images=[second]))
+    more = {"save_all": True, "append_images": [second]}
+    page, remark = remarked(encoded(first, image_format, **exact, **more))
     assert np.array_equal(page, alone)
     assert remark == "several pages in one file: the first is taken"
 
@@ -465,6 +467,36 @@ def test_fewer_bits_at_the_foot_of_16_are_scaled_to_white(n_bits: int, image_for
     page, remark = remarked(data)
     assert np.array_equal(page[..., 0], grey)
     assert remark == f"16 bits per sample that hold {n_bits}: scaled to white"
+
+
+@pytest.mark.parametrize(
+    ("order", "photometric", "expected"),
+    [("<", 0, [255, 0xED, 0]), ("<", 1, [0, 0x12, 255]), (">", 1, [0, 0x12, 255])],
+)
+def test_a_tiff_of_16_bits_is_read_by_what_zero_means_in_it(
+    order: str, photometric: int, expected: list[int]
+) -> None:
+    grey = np.array([[0, 0x1234, 0xFFFF]], f"{order}u2")
+    page, remark = remarked(crafted.tiff(grey, {262: photometric}))
+    assert page[0, :, 0].tolist() == expected
+    assert remark == ""
+
+
+def test_a_tiff_of_12_bits_in_16_may_count_from_white() -> None:
+    page, remark = remarked(crafted.tiff(np.array([[0, 4095]], "<u2"), {262: 0}))
+    assert page[0, :, 0].tolist() == [255, 0]
+    assert remark == "16 bits per sample that hold 12: scaled to white"
+
+
+def test_a_tiff_of_16_bits_in_colour_keeps_the_high_bytes(decoded: Decoded) -> None:
+    colour = np.random.default_rng(0).integers(0, 2**16, (5, 7, 3)).astype("<u2")
+    assert np.array_equal(decoded(crafted.tiff(colour, {262: 2})), colour >> 8)
+
+
+def test_a_tiff_in_cmyk_is_inks_on_white(decoded: Decoded) -> None:
+    inks = {(255, 0, 0, 0): (0, 255, 255), (0, 0, 0, 255): (0, 0, 0), (0, 0, 0, 0): (255,) * 3}
+    for ink, colour in inks.items():
+        assert (decoded(encoded(Image.new("CMYK", (4, 4), ink), "TIFF")) == colour).all()
 
 
 def test_what_the_file_says_of_its_bits_comes_first() -> None:

@@ -88,9 +88,9 @@ def test_squash_stretches_the_whole_page() -> None:
     assert np.array_equal(prepare(page, specification("squash", 64, 48)), np.asarray(stretched))
 
 
-def test_border_shows_the_whole_page_on_its_borders_colour() -> None:
+def test_border_shows_the_whole_page_on_its_papers_colour() -> None:
     page = np.full((50, 100, 3), (250, 240, 230), np.uint8)
-    page[1:-1, 1:-1] = 0
+    page[20:30] = 0
     padded = prepare(page, specification("border", 64, 64))
     assert (padded[:16] == (250, 240, 230)).all()
     assert (padded[48:] == (250, 240, 230)).all()
@@ -98,12 +98,25 @@ def test_border_shows_the_whole_page_on_its_borders_colour() -> None:
     assert np.array_equal(padded[16:48], np.asarray(small))
 
 
-def test_the_borders_colour_is_the_median_of_each_channel_over_the_four_edges() -> None:
-    rng = np.random.default_rng(0)
-    page = rng.integers(0, 256, (40, 90, 3), dtype=np.uint8)
-    edges = np.concatenate([page[0], page[-1], page[:, 0], page[:, -1]])
-    expected = np.sort(edges, axis=0)[len(edges) // 2]
-    assert (prepare(page, specification("border", 64, 64))[0] == expected).all()
+@pytest.mark.parametrize("period_px", [5, 8, 10, 29])
+def test_the_papers_colour_is_not_a_grids_though_the_edges_run_along_it(period_px: int) -> None:
+    page = np.full((50 * period_px + 1, 80 * period_px + 1, 3), (255, 246, 244), np.uint8)
+    page[::period_px] = page[:, ::period_px] = (236, 160, 160)
+    padded = prepare(page, specification("border", 64, 64))
+    assert (padded[0] == (255, 246, 244)).all()
+
+
+def test_the_papers_colour_is_the_middle_of_a_noisy_one() -> None:
+    noise = np.random.default_rng(0).integers(-6, 7, (300, 200, 3))
+    page = (np.array([212, 208, 230]) + noise).astype(np.uint8)
+    padded = prepare(page, specification("border", 64, 64)).astype(int)
+    assert np.abs(padded[:, 0] - [212, 208, 230]).max() <= 2
+
+
+def test_real_pages_are_padded_with_paper(shared_data: Path) -> None:
+    path = min((shared_data / "ludb-pages" / "images").iterdir())
+    padded = prepare(decode(path), specification("border", 64, 64))
+    assert (padded[0] == (255, 246, 244)).all()
 
 
 @pytest.mark.parametrize("size_px", [(1, 1), (1, 300), (300, 1), (301, 300), (1000, 996)])

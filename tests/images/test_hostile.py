@@ -53,6 +53,24 @@ def patched_tiff_size(data: bytes, width: int, height: int) -> bytes:
     return bytes(broken)
 
 
+def many_pages(tiff: bytes, n_pages: int) -> bytes:
+    """A little-endian TIFF followed by directories that hold hardly anything."""
+    (start,) = struct.unpack_from("<I", tiff, 4)
+    (n_entries,) = struct.unpack_from("<H", tiff, start)
+    parts = [tiff[: (at := start + 2 + 12 * n_entries)], struct.pack("<I", len(tiff))]
+    parts.append(tiff[at + 4 :])
+    for page in range(1, n_pages + 1):
+        behind = len(tiff) + 18 * page if page < n_pages else 0
+        parts.append(struct.pack("<HHHIII", 1, 256, 3, 1, 40, behind))
+    return b"".join(parts)
+
+
+def gif_pictures(n_pictures: int) -> bytes:
+    """So many more pictures of a GIF, of a pixel each, and its end."""
+    picture = b"\x2c" + struct.pack("<4HB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"
+    return picture * n_pictures + b";"
+
+
 def unsupported(kind: str) -> str:
     return f"a kind of JPEG that is not supported ({kind}): save it as PNG"
 
@@ -208,6 +226,8 @@ CASES: dict[str, Case] = BOMBS | {
         lambda: other("GIF")[:6] + struct.pack("<HH", 60_000, 60_000) + other("GIF")[10:],
         TOO_MANY,
     ),
+    "TIFF of 20,000 pages": (lambda: many_pages(other("TIFF"), 20_000), DECODED),
+    "GIF of 20,000 pictures": (lambda: other("GIF")[:-1] + gif_pictures(20_000), DECODED),
     "TIFF of 32-bit floats": (
         lambda: encoded(np.ones((9, 9), np.float32), "TIFF"),
         "numbers with a fraction as samples: save it as PNG",
@@ -414,6 +434,13 @@ def test_a_crafted_file_has_its_defined_outcome(
     found = outcome(path)
     assert found.startswith(expected) if expected in (UNSOUND, UNSOUND_JPEG) else found == expected
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_jpeg_of_endless_scans_is_refused_inside_a_tiff_too() -> None:
+    size_px, samples = (2000, 2000), np.empty((2000, 2000), np.uint8)
+    for n_scans, expected in ((20, DECODED), (20_000, UNSOUND)):
+        data = crafted.tiff(samples, {259: 7}, crafted.many_scans(size_px, n_scans))
+        assert outcome(data).startswith(expected)
 
 
 @pytest.mark.parametrize("data", [PNG, JPEG, PROGRESSIVE], ids=["PNG", "JPEG", "progressive"])
