@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ecgfeat.config import RUN_KINDS
 from ecgfeat.errors import RunError
 from ecgfeat.metrics import (
     AreaTest,
@@ -25,7 +26,7 @@ from ecgfeat.metrics import (
     resample,
 )
 from ecgfeat.predictions import Predictions, positive_class
-from ecgfeat.runs import KIND_NAMES, Cost, Run, open_run
+from ecgfeat.runs import Cost, Run, open_run
 
 __all__ = [
     "ComparedRun",
@@ -296,7 +297,7 @@ def _compared(entry: _Entry) -> ComparedRun:
     return ComparedRun(
         name=run.name,
         kind=run.kind,
-        label=KIND_NAMES.get(run.kind, run.kind),
+        label=RUN_KINDS[run.kind].title if run.kind in RUN_KINDS else run.kind,
         scores=entry.resampled.scores(),
         cost=run.cost,
         majority_accuracy=run.metrics.get("majority", {}).get("accuracy"),

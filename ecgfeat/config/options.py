@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from ecgfeat.architectures import ARCHITECTURES, LAYERS
 from ecgfeat.config.base import Settings, comma_separated, setting
@@ -14,6 +15,7 @@ from ecgfeat.errors import ConfigError
 __all__ = [
     "ARCHITECTURES",
     "LAYERS",
+    "RUN_KINDS",
     "TAPS",
     "BatchNorm",
     "ChoiceScore",
@@ -37,6 +39,7 @@ __all__ = [
     "PageSettings",
     "Precision",
     "PreviewSettings",
+    "RunKind",
     "Schedule",
     "Strength",
     "SweepSettings",
@@ -341,6 +344,22 @@ class ExtractionSettings(Settings):
 
 
 HeadKind = Literal["linear", "logreg"]
+
+
+class RunKind(NamedTuple):
+    """What a kind of run is called, and the options that are worth another try."""
+
+    title: str
+    retry: str
+
+
+RUN_KINDS: Mapping[str, RunKind] = {
+    "linear": RunKind("Linear head", "more --epochs, another --lr or --head logreg"),
+    "logreg": RunKind("Logistic regression", "another --C, other --layers or --sweep default"),
+    "both": RunKind("Linear head or logistic regression", "other --layers or --sweep default"),
+    "finetune": RunKind("Fine-tuning", "more --epochs, another --lr or --lr auto"),
+}
+"""Every `HeadKind`, what a choice among them ends in, and fine-tuning."""
 HeadChoice = Literal[HeadKind, "both"]
 ClassWeights = Literal["none", "balanced"]
 ChoiceScore = Literal["log_loss", "accuracy", "balanced_accuracy", "auroc"]

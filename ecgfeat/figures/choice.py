@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ecgfeat.config import RUN_KINDS
 from ecgfeat.figures.style import (
     COLOURS,
     GREY,
@@ -35,7 +36,6 @@ Row = Mapping[str, Any]
 NO_SETTINGS = {"fold", "head", "epoch", "spread", "chosen", *METRICS}
 """Columns that are no setting of a candidate."""
 
-HEAD_NAMES = {"linear": "Linear head", "logreg": "Logistic regression"}
 FIRST_AXES = ("C", "lr")
 """Settings that go along the horizontal axis wherever they were varied."""
 
@@ -68,12 +68,12 @@ def sweep_plot(rows: Sequence[Row], by: str, path: str | Path, title: str) -> No
     StorageError
         When the disk refuses.
     """
-    kinds = [kind for kind in HEAD_NAMES if any(row["head"] == kind for row in rows)]
+    kinds = [kind for kind in RUN_KINDS if any(row["head"] == kind for row in rows)]
     tried = [_Tried.of([row for row in rows if row["head"] == kind], by) for kind in kinds]
     widths = [each.width_in for each in tried]
     figure, panels = new_panels(max(6.4, sum(widths) + 0.6), 4.8, title, len(kinds), widths=widths)
     for axes, kind, each in zip(panels, kinds, tried):
-        axes.set_title(HEAD_NAMES[kind], fontsize=10, loc="left")
+        axes.set_title(RUN_KINDS[kind].title, fontsize=10, loc="left")
         (_draw_map if each.is_map else _draw_lines)(axes, each)
     n_folds = len({row.get("fold", 0) for row in rows})
     better = "less is better" if METRICS[by].is_loss else "more is better"

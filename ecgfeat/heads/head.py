@@ -69,8 +69,6 @@ class Head(ABC):
     ----------
     kind : str
         Its word on the command line and in a run's files.
-    title : str
-        Its name for people.
     options : tuple of str
         Fields of `HeadSettings` that only this kind has.
     grid : mapping of str to tuple
@@ -84,7 +82,6 @@ class Head(ABC):
     """
 
     kind: ClassVar[HeadKind]
-    title: ClassVar[str]
     options: ClassVar[tuple[str, ...]]
     grid: ClassVar[Mapping[str, tuple[Any, ...]]]
     in_epochs: ClassVar[bool]

@@ -48,7 +48,6 @@ class LinearHead(Head):
     """The study's linear layer."""
 
     kind = "linear"
-    title = "the linear head"
     options = ("epochs", "lr", "batch_size", "weight_decay", "label_smoothing", "standardize")
     grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "lr": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),

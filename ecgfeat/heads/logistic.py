@@ -28,7 +28,6 @@ class LogisticHead(Head):
     """Logistic regression."""
 
     kind = "logreg"
-    title = "logistic regression"
     options = ("C",)
     grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "class_weights": ("none", "balanced"),

@@ -139,7 +139,7 @@ def _checked(
         if not _is_for(name, kinds):
             (owner,) = AXES[name]
             raise ConfigError(
-                f"{source} names {name}, which only {HEADS[owner].title} has: also give --head "
+                f"{source} names {name}, which only a {owner} head has: also give --head "
                 f"{owner} or both, or leave it out"
             )
         if name in checked:

@@ -18,10 +18,9 @@ from ecgfeat.runs.folder import (
     write_sweep,
 )
 from ecgfeat.runs.records import Cost, EpochRecord, Result, count_classes, count_rows
-from ecgfeat.runs.writing import KIND_NAMES, create_run, write_config, write_run
+from ecgfeat.runs.writing import create_run, write_config, write_run
 
 __all__ = [
-    "KIND_NAMES",
     "Cost",
     "EpochRecord",
     "Result",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ecgfeat.config import RUN_KINDS
 from ecgfeat.metrics import Sample, mcnemar_p_value
 from ecgfeat.predictions import Predictions
 from ecgfeat.runs.records import Result
@@ -18,14 +19,6 @@ FEW_ROWS = 10
 """With fewer rows of a class a choice, calibration or threshold follows single rows."""
 
 SIGNIFICANT = 0.05
-
-RETRAIN = {
-    "linear": "more --epochs, another --lr or --head logreg",
-    "logreg": "another --C, other --layers or --sweep default",
-    "both": "other --layers or --sweep default",
-    "finetune": "more --epochs, another --lr or --lr auto",
-}
-"""By kind of run: the options that are worth another try."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +65,7 @@ def notices_of(result: Result, majority: Majority) -> list[str]:
     if len(answered) == 1:
         found.append(
             f"answers {predictions.classes[answered[0]]!r} for all {len(predictions)} test rows, "
-            f"so it tells nothing apart: try {RETRAIN[result.kind]}"
+            f"so it tells nothing apart: try {RUN_KINDS[result.kind].retry}"
         )
     accuracy = float(np.mean(predictions.predicted == predictions.targets))
     if accuracy <= majority.accuracy or majority.p_value >= SIGNIFICANT:
@@ -80,7 +73,7 @@ def notices_of(result: Result, majority: Majority) -> list[str]:
             f"accuracy {accuracy:.3f} is no better than always answering "
             f"{_names(majority.classes)}, the majority of the training rows "
             f"({majority.accuracy:.3f}; McNemar's p {majority.p_value:.2g}): test on more rows, "
-            f"or try {RETRAIN[result.kind]}"
+            f"or try {RUN_KINDS[result.kind].retry}"
         )
     return [*found, *_few_rows(result), *result.notices]
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfeat import figures, metrics
+from ecgfeat.config import RUN_KINDS
 from ecgfeat.errors import StorageError, storage_error
 from ecgfeat.files import write_bytes, write_json, write_text
 from ecgfeat.metrics import METRICS, Score
@@ -32,7 +33,6 @@ from ecgfeat.runs.notices import majority_of, notices_of
 from ecgfeat.runs.records import FORMAT_VERSION, Result
 
 __all__ = [
-    "KIND_NAMES",
     "create_run",
     "describe_model",
     "describe_scores",
@@ -146,14 +146,6 @@ def _serialised(tensors: Mapping[str, NDArray[Any]]) -> bytes:
     return save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
 
 
-KIND_NAMES = {
-    "linear": "Linear head",
-    "logreg": "Logistic regression",
-    "both": "Linear head or logistic regression",
-    "finetune": "Fine-tuning",
-}
-
-
 def describe_model(result: Result) -> dict[str, Any]:
     """The content of ``model.json``."""
     card = {
@@ -217,7 +209,9 @@ def _spread(parts: Sequence[Predictions]) -> dict[str, Any]:
 
 def headline(result: Result) -> str:
     """Kind of run, data, test rows and positive class, in a line."""
-    title = f"{KIND_NAMES[result.kind]} on {result.data_name}, test rows: {_tested_rows(result)}"
+    title = (
+        f"{RUN_KINDS[result.kind].title} on {result.data_name}, test rows: {_tested_rows(result)}"
+    )
     positive = result.predictions.positive
     return f"{title}, positive: {positive}" if positive else title
 
@@ -291,7 +285,7 @@ def _figures(
 
 
 def _training_figures(result: Result, majority: float) -> Iterator[Drawing]:
-    title = f"{KIND_NAMES[result.kind]} on {result.data_name}"
+    title = f"{RUN_KINDS[result.kind].title} on {result.data_name}"
     if result.history:
         history = [dataclasses.asdict(record) for record in result.history]
         yield (

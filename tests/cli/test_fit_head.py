@@ -101,7 +101,7 @@ def test_a_run_can_be_repeated_from_its_config(fit_head, tmp_path):
         ),
         (
             ["--grid", "C=1"],
-            "--grid names C, which only logistic regression has: also give --head logreg or both, "
+            "--grid names C, which only a logreg head has: also give --head logreg or both, "
             "or leave it out",
         ),
         (

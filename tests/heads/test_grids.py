@@ -114,11 +114,11 @@ def test_a_wrong_grid_is_refused_with_what_is_allowed(word: str, message: str) -
 
 def test_an_axis_that_the_head_lacks_is_refused() -> None:
     assert message_of("C=1", kinds=["linear"]) == (
-        "--grid names C, which only logistic regression has: also give --head logreg or both, or "
+        "--grid names C, which only a logreg head has: also give --head logreg or both, or "
         "leave it out"
     )
     assert message_of("lr=1", kinds=["logreg"]) == (
-        "--grid names lr, which only the linear head has: also give --head linear or both, or "
+        "--grid names lr, which only a linear head has: also give --head linear or both, or "
         "leave it out"
     )
 
