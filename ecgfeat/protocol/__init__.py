@@ -2,13 +2,13 @@
 
 Both take their rows from here, so that runs on the same data are compared on the same rows.
 
-`tasks` numbers the classes, `splits` lays down training, validation and test rows, and
-`duplicates` warns of pictures that are in two of them.
+`tasks` numbers the classes, and `splits` lays down training, validation and test rows, and
+warns of pictures that are in two of them.
 """
 
-from ecgfeat.protocol.duplicates import duplicates_in_words
 from ecgfeat.protocol.splits import (
     Partition,
+    duplicates_in_words,
     group_numbers,
     has_validation,
     hash_place,
