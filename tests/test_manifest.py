@@ -95,7 +95,7 @@ def test_other_files_are_counted_and_hidden_ones_passed_over(tmp_path: Path) -> 
         "a/1.png",
         "a/notes.txt",
         "b/1.png",
-        "b/1.pdf",
+        "b/1.xml",
         "overview.png",
         ".DS_Store",
         "b/._1.png",
@@ -103,7 +103,18 @@ def test_other_files_are_counted_and_hidden_ones_passed_over(tmp_path: Path) -> 
     )
     manifest = read_manifest(root)
     assert manifest.paths == ("a/1.png", "b/1.png")
-    assert manifest.ignored == {".pdf": 1, ".txt": 1, "images outside the class folders": 1}
+    assert manifest.ignored == {".xml": 1, ".txt": 1, "images outside the class folders": 1}
+
+
+def test_files_that_an_extra_reads_are_counted_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ecgfeat.manifest.tree.IMAGE_SUFFIXES", (".png",))
+    root = make_files(tmp_path, "a/1.png", "b/1.png", "a/1.pdf", "b/2.dcm", "b/3.DCM")
+    assert read_manifest(root).ignored == {
+        ".pdf (pip install 'ecgfeat[pdf]' to read them)": 1,
+        ".dcm (pip install 'ecgfeat[dicom]' to read them)": 2,
+    }
 
 
 def test_a_folder_called_like_an_image_is_walked_into(tmp_path: Path) -> None:
@@ -144,9 +155,9 @@ def test_a_tree_without_images_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_other_files_is_no_class_left_out_in_silence(tmp_path: Path) -> None:
-    root = make_files(tmp_path, "a/1.png", "b/1.png", "c/1.dcm", "d/notes.md")
+    root = make_files(tmp_path, "a/1.png", "b/1.png", "c/1.heic", "d/notes.md")
     assert message_of(root) == (
-        f"{root} has .dcm files in c but no image there (JPEG, PNG, TIFF, BMP, WebP, GIF), and "
+        f"{root} has .heic files in c but no image there (JPEG, PNG, TIFF, BMP, WebP, GIF), and "
         "every folder is a class. Move such folders elsewhere, or list the images in a .csv file."
     )
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ecgfeat.errors import ImageError, storage_error
+from ecgfeat.images.documents import document_versions, read_dicom_file, read_pdf
 
 __all__ = [
     "CUT_OFF",
@@ -54,7 +55,9 @@ __all__ = [
 ]
 
 
-DECODER = f"rgb 3, pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
+DECODER = (
+    f"rgb 3, pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}{document_versions()}"
+)
 """What decides the pixels: the version of the rules in the package's docstring, and the decoders.
 Part of a feature cache's identity."""
 
@@ -85,7 +88,7 @@ class Picture(Protocol):
 
 
 def decode(source: str | Path) -> NDArray[np.uint8]:
-    """Decode a JPEG, PNG, TIFF, BMP, WebP or GIF file.
+    """Decode a JPEG, PNG, TIFF, BMP, WebP or GIF file; PDF and DICOM by their extras.
 
     Returns
     -------
@@ -138,6 +141,13 @@ def _read_format(data: bytes) -> Picture:
     for offset, signature, image_format in _OTHERS:
         if data.startswith(signature, offset):
             return read_other(data, image_format)
+    if data.startswith(b"%PDF"):
+        with blaming_the_file():
+            return read_pdf(data)
+    if data.startswith(b"DICM", 128):
+        with blaming_the_file():
+            found = read_dicom_file(data)
+        return read_jpeg(found) if isinstance(found, bytes) else found
     name = foreign_format(data)
     if name is not None:
         raise ImageError(f"not a picture that can be read but {name}")
@@ -252,11 +262,9 @@ _SIGNATURES = (
     (0, b"\xff\x4f\xff\x51", "a JPEG 2000"),
     (4, b"JXL ", "a JPEG XL"),
     (0, b"\xff\x0a", "a JPEG XL"),
-    (128, b"DICM", "a DICOM file"),
     (0, b"8BPS", "a Photoshop file"),
     (0, b"%!PS", "a PostScript file (EPS)"),
     (0, b"\xc5\xd0\xd3\xc6", "a PostScript file (EPS)"),
-    (0, b"%PDF", "a PDF"),
     (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a FlashPix or old Office file"),
     (0, b"PK\x03\x04", "a ZIP archive"),
     (0, b"\x1f\x8b", "a gzip archive"),

@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from ecgfeat.config import DataSettings, comma_separated
@@ -15,9 +16,12 @@ from ecgfeat.manifest.vocabulary import is_junk, number_in, plain, split_called
 
 __all__ = ["IMAGE_KINDS", "IMAGE_SUFFIXES", "list_folder"]
 
+_EXTRAS = {"pdf": ("pypdfium2", (".pdf",)), "dicom": ("pydicom", (".dcm", ".dicom"))}
+"""Extras of the installation: the package that each brings, and the suffixes of what it reads."""
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png"),
     *(".tif", ".tiff", ".bmp", ".webp", ".gif"),
+    *(end for package, ends in _EXTRAS.values() if find_spec(package) for end in ends),
 )
 """What counts as an image in a folder tree, in any case. A CSV may name any file."""
 IMAGE_KINDS = "JPEG, PNG, TIFF, BMP, WebP, GIF"
@@ -126,6 +130,9 @@ def _ignored(files: _Files, inside: list[str]) -> dict[str, int]:
             suffix = Path(path).suffix.lower()
             is_image = suffix in IMAGE_SUFFIXES
             counts["images outside the class folders" if is_image else suffix or "no suffix"] += 1
+    for extra, (_, suffixes) in _EXTRAS.items():
+        for suffix in counts.keys() & set(suffixes) - set(IMAGE_SUFFIXES):
+            counts[f"{suffix} (pip install 'ecgfeat[{extra}]' to read them)"] = counts.pop(suffix)
     return dict(sorted(counts.items()))
 
 

@@ -362,9 +362,8 @@ def test_simplejpeg_is_what_decodes_ordinary_jpegs(
 
 
 def test_the_decoder_names_both_libraries_and_its_own_rules() -> None:
-    assert (
-        f"rgb 3, pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
-    ) == images.DECODER
+    both = f"rgb 3, pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
+    assert images.DECODER.startswith(both)
 
 
 def test_the_digest_is_of_the_bytes_and_needs_no_picture(tmp_path: Path) -> None:
