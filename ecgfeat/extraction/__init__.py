@@ -1,7 +1,7 @@
 """Every image through the frozen network once: the features go into a cache.
 
-``job`` decides what is asked for and puts it together, ``computing`` runs the images through the
-network part by part, ``summary`` tells what was done.
+`extraction` decides what is asked for, puts it together and tells what was done; `parts` runs the
+images through the network part by part.
 """
 
 from ecgfeat.extraction.extraction import Extraction, extract, shard_of

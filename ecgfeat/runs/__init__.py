@@ -4,8 +4,8 @@
 ``metrics.json`` comes after all but the figures: a folder that has it is a finished run. Nothing
 read back from it can execute code.
 
-`records` is what a job hands over, `writing` fills the folder with it, `notices` says what its
-reader should be warned of, and `folder` opens a finished run and holds its files' forms.
+`records` is what a job hands over, `writing` fills the folder with it and says what its reader
+should be warned of, and `folder` opens a finished run and holds its files' forms.
 """
 
 from ecgfeat.runs.folder import (
