@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -625,3 +626,19 @@ def test_a_share_that_the_environment_gives_is_said(tiny_pages, tmp_path, monkey
     )
     assert "the environment (torchrun or srun) makes this share 1/2" in said
     assert not done.complete
+
+
+def test_an_image_that_is_another_file_while_it_is_read_is_computed_again(tiny_pages, tmp_path):
+    pages = tiny_pages()
+    manifest = read_manifest(pages)
+    image, own = pages / "train/a/000.png", tmp_path / "own.png"
+    shutil.copy2(image, own)
+    draw_page(99).save(image)
+    first = run(manifest, tmp_path / "pages.h5")
+    assert first.quarantined == 1
+    (left_out,) = open_cache(first.cache).quarantined
+    assert left_out.reason == "it changed while others were read: run the same command again"
+    shutil.copy2(own, image)  # put back with its own size and time
+    again = run(read_manifest(pages), tmp_path / "pages.h5")
+    assert (again.n_computed, again.quarantined) == (1, 0)
+    assert_equal(open_cache(again.cache), open_cache(run(manifest, tmp_path / "whole.h5").cache))

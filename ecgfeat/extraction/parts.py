@@ -67,7 +67,11 @@ def compute_pending(
     with contextlib.ExitStack() as stack:
         lanes = stack.enter_context(backbone.lanes())
         images = stream(
-            manifest.image_paths(), batches, preprocessing, threads=backbone.compute.threads
+            manifest.image_paths(),
+            batches,
+            preprocessing,
+            threads=backbone.compute.threads,
+            looks=list(zip(manifest.n_bytes, manifest.mtime_ns)),
         )
         stack.enter_context(contextlib.closing(images))
         largest = None

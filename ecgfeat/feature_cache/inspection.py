@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfeat.errors import CacheDamagedError, CacheFormatError, ConfigError
+from ecgfeat.errors import CacheDamagedError, CacheFormatError, CacheLockedError, ConfigError
 from ecgfeat.feature_cache.format import Header
 from ecgfeat.feature_cache.reader import FeatureCache, open_cache, part_paths
 from ecgfeat.feature_cache.writer import make_folder, writing
@@ -122,7 +122,7 @@ def _verify_file(path: Path) -> list[str]:
         cache = open_cache(path)
         for tap in cache.header.taps:
             cache.features(tap)
-    except (CacheDamagedError, CacheFormatError) as error:
+    except (CacheDamagedError, CacheFormatError, CacheLockedError) as error:
         return [str(error)]
     return [f"{path}: {fault}" for fault in _faults(cache)]
 

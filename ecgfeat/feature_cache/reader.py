@@ -26,6 +26,7 @@ from ecgfeat.errors import (
     CacheDamagedError,
     CacheError,
     CacheFormatError,
+    CacheLockedError,
     ConfigError,
     DataError,
     storage_error,
@@ -771,7 +772,25 @@ def check_file(file: BufferedReader, block: UserBlock, path: Path) -> None:
     file.seek(0)
     digest.update(file.read(block.n_bytes).replace(block.digest.encode(), NO_DIGEST.encode(), 1))
     if digest.hexdigest() != block.digest:
+        if _is_marked_open(file, block):
+            raise CacheLockedError(
+                f"{path} is open for writing in another process, such as a notebook, or one that "
+                "had it open was killed; every feature in it is as it was written. Close it there; "
+                f"if nothing has it open, `h5clear -s {path}` (of HDF5's own tools) takes the mark "
+                "of it away."
+            )
         raise _damaged(path, _damaged_place(file, block))
+
+
+def _is_marked_open(file: BufferedReader, block: UserBlock) -> bool:
+    """Whether HDF5 has marked the file as open for writing, and nothing else was done to it.
+
+    The mark is in the superblock (HDF5 file format 3.0, section II.A): byte 11, from version 2 on.
+    """
+    file.seek(block.n_bytes)
+    superblock = file.read(12)
+    is_marked = superblock[:4] == b"\x89HDF" and superblock[8] >= 2 and superblock[11] != 0
+    return is_marked and not any(_section_differs(file, section) for section in block.sections)
 
 
 def _damaged_place(file: BufferedReader, block: UserBlock) -> str:

@@ -871,7 +871,10 @@ def _take(fd: int, folder: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise storage_error(error, "locking", folder / LOCK) from error
-    if os.pread(fd, 9, 0).strip() not in (b"", b"process"):
+    if os.pread(fd, 7, 0) not in (b"", b"process"):
         raise StorageError(f"{folder / LOCK} is no lock of ecgfeat: move it elsewhere")
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    except OSError as error:
+        raise storage_error(error, "locking", folder / LOCK) from error

@@ -177,13 +177,19 @@ _REASONS = {
 _PASSING = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EIO)
 
 
-def read_file(source: Path) -> bytes:
+def read_file(source: Path, look: tuple[int, int] | None = None) -> bytes:
     """Read a regular file whole.
+
+    Parameters
+    ----------
+    source : Path
+    look : tuple of int, optional
+        The size and time of change (ns) that it must have while it is read.
 
     Raises
     ------
     ImageError
-        When this file can't be read; the message is the reason.
+        When this file can't be read, or is another by now; the message is the reason.
     StorageError
         When no file could be: too many are open, or the system is out of memory.
     """
@@ -191,6 +197,11 @@ def read_file(source: Path) -> bytes:
         status = source.stat()
         _refuse_by_status(status)
         with open(source, "rb", opener=_open_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if look is not None and look != (status.st_size, status.st_mtime_ns):
+                raise ImageError(
+                    "it changed while others were read: run the same command again", passing=True
+                )
             return file.read(status.st_size)
     except ValueError as error:  # a null character, or a character the file system can't encode
         raise ImageError("its name is not one that this system can have") from error

@@ -92,6 +92,7 @@ def stream(
     *,
     threads: int,
     alter: Alter | None = None,
+    looks: Sequence[tuple[int, int]] | None = None,
 ) -> Generator[Batch, None, None]:
     """Decode and prepare images in threads, ahead of the caller.
 
@@ -110,6 +111,8 @@ def stream(
         At least 1.
     alter : callable, optional
         Changes each prepared page, in the thread that decoded it; of the row and the page alone.
+    looks : sequence of (int, int), optional
+        Size and time of change (ns) of each of `paths`; a file of others has become another.
 
     Yields
     ------
@@ -126,7 +129,7 @@ def stream(
     pool = ThreadPoolExecutor(threads, thread_name_prefix="ecgfeat-images")
     try:
         for rows in batches:
-            ahead.append(_Promise(pool, budget, paths, rows, preprocessing, alter))
+            ahead.append(_Promise(pool, budget, paths, rows, preprocessing, alter, looks))
             n_behind_the_first = sum(map(len, ahead)) - len(ahead[0])
             if n_behind_the_first >= max(len(rows), 2 * threads):
                 yield ahead.popleft().keep()
@@ -147,8 +150,10 @@ class _Promise:
         rows: Rows,
         preprocessing: Preprocessing,
         alter: Alter | None,
+        looks: Sequence[tuple[int, int]] | None,
     ) -> None:
         n_images = len(rows)
+        self._looks = None if looks is None else [looks[row] for row in rows]
         self._paths = [paths[row] for row in rows]
         self._rows = np.asarray(rows, np.int64)
         self._budget = budget
@@ -194,7 +199,7 @@ class _Promise:
         )
 
     def _fill(self, index: int) -> None:
-        data = read_file(self._paths[index])
+        data = read_file(self._paths[index], self._looks[index] if self._looks else None)
         self._n_bytes[index] = len(data)
         self._digests[index] = np.frombuffer(digest(data), np.uint8)
         picture = read_header(data)

@@ -7,9 +7,10 @@ import random
 import time
 from pathlib import Path
 
+import h5py
 import pytest
 
-from ecgfeat.errors import CacheDamagedError, CacheError, CacheFormatError
+from ecgfeat.errors import CacheDamagedError, CacheError, CacheFormatError, CacheLockedError
 from ecgfeat.feature_cache import FeatureCache, open_cache, verify_cache
 
 from .fakes import fill, make_manifest
@@ -30,7 +31,8 @@ def flip(content: bytes, bit: int) -> bytes:
 def assert_every_flip_is_found(content: bytes, bits: list[int], path: Path) -> None:
     for bit in bits:
         path.write_bytes(flip(content, bit))
-        with pytest.raises((CacheDamagedError, CacheFormatError)):
+        # One bit of the superblock is HDF5's mark of a file open for writing.
+        with pytest.raises((CacheDamagedError, CacheFormatError, CacheLockedError)):
             open_cache(path)
         assert verify_cache(path), f"bit {bit} isn't reported"
 
@@ -127,3 +129,25 @@ def test_checking_171_mb_takes_less_than_a_second(tmp_path):
         times.append(time.perf_counter() - start)
     print(f"checking {len(body) / 1e6:.0f} MB took {min(times):.2f} s")
     assert min(times) < 1
+
+
+def test_a_cache_open_for_writing_elsewhere_is_said_to_be_and_not_called_damaged(tmp_path):
+    path = tmp_path / "pages.h5"
+    fill(path)
+    before = path.read_bytes()
+    with h5py.File(path, "a"):
+        marked = path.read_bytes()
+        with pytest.raises(CacheLockedError) as caught:
+            open_cache(path)
+    assert "is open for writing in another process" in str(caught.value)
+    assert "delete" not in str(caught.value)
+    assert path.read_bytes() == before
+    # As a process leaves it that is killed with the file open.
+    path.write_bytes(marked)
+    with pytest.raises(CacheLockedError, match="or one that had it open was killed"):
+        open_cache(path)
+    spoilt = bytearray(marked)
+    spoilt[-9] ^= 1
+    path.write_bytes(spoilt)
+    with pytest.raises(CacheError):
+        open_cache(path)
