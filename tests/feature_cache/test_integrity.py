@@ -133,7 +133,7 @@ def test_checking_171_mb_takes_less_than_a_second(tmp_path):
 
 def test_a_cache_open_for_writing_elsewhere_is_said_to_be_and_not_called_damaged(tmp_path):
     path = tmp_path / "pages.h5"
-    fill(path)
+    fill(path, make_manifest(tmp_path / "images"))
     before = path.read_bytes()
     with h5py.File(path, "a"):
         marked = path.read_bytes()
