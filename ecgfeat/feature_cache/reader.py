@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import io
 import math
@@ -772,25 +773,45 @@ def check_file(file: BufferedReader, block: UserBlock, path: Path) -> None:
     file.seek(0)
     digest.update(file.read(block.n_bytes).replace(block.digest.encode(), NO_DIGEST.encode(), 1))
     if digest.hexdigest() != block.digest:
-        if _is_marked_open(file, block):
+        if not _differs_by_the_mark_alone(file, block):
+            raise _damaged(path, _damaged_place(file, block))
+        if _is_locked(file):
             raise CacheLockedError(
-                f"{path} is open for writing in another process, such as a notebook, or one that "
-                "had it open was killed; every feature in it is as it was written. Close it there; "
-                f"if nothing has it open, `h5clear -s {path}` (of HDF5's own tools) takes the mark "
-                "of it away."
+                f"{path} is open for writing in another process, such as a notebook: close it "
+                "there. What ecgfeat wrote is whole."
             )
-        raise _damaged(path, _damaged_place(file, block))
 
 
-def _is_marked_open(file: BufferedReader, block: UserBlock) -> bool:
-    """Whether HDF5 has marked the file as open for writing, and nothing else was done to it.
+_MARK = slice(20, 24)
+"""Where a superblock of version 0 says that the file is open for writing (HDF5 file format 3.0,
+section II.A); a killed process leaves it so. Nothing else depends on it."""
 
-    The mark is in the superblock (HDF5 file format 3.0, section II.A): byte 11, from version 2 on.
-    """
+
+def _differs_by_the_mark_alone(file: BufferedReader, block: UserBlock) -> bool:
+    """Whether the file is as it was written but for HDF5's mark of an open one."""
     file.seek(block.n_bytes)
-    superblock = file.read(12)
-    is_marked = superblock[:4] == b"\x89HDF" and superblock[8] >= 2 and superblock[11] != 0
-    return is_marked and not any(_section_differs(file, section) for section in block.sections)
+    superblock = bytearray(file.read(_MARK.stop))
+    if superblock[_MARK] != b"\1\0\0\0":
+        return False
+    superblock[_MARK] = bytes(4)
+    digest = hashlib.sha256(superblock)
+    while data := file.read(2**20):
+        digest.update(data)
+    file.seek(0)
+    digest.update(file.read(block.n_bytes).replace(block.digest.encode(), NO_DIGEST.encode(), 1))
+    return digest.hexdigest() == block.digest
+
+
+def _is_locked(file: BufferedReader) -> bool:
+    """Whether another process holds the lock that HDF5 takes on what it writes to."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_UN)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # a file system without locks
+    return False
 
 
 def _damaged_place(file: BufferedReader, block: UserBlock) -> str:
