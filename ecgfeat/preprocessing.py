@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import Any, cast
 
 from ecgfeat.config import CropMode, PageSettings
 from ecgfeat.errors import ConfigError
@@ -119,6 +119,27 @@ class Preprocessing:
             std=_rgb(std),
         )
 
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for ``json.dumps``, as a run's files have them."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Preprocessing:
+        """What `as_json` gave.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError, ConfigError
+            When it is another's.
+        """
+        return cls.from_fields(
+            crop_mode=found["crop_mode"],
+            size=f"{found['width_px']}x{found['height_px']}",
+            resampling=found["resampling"],
+            mean=found["mean"],
+            std=found["std"],
+        )
+
     @property
     def size(self) -> str:
         """The input's size as the command line writes it: ``224`` or ``448x320``."""
@@ -128,7 +149,7 @@ class Preprocessing:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over every field, hexadecimal."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        text = json.dumps(self.as_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def geometry(self, page_px: tuple[int, int]) -> Geometry:

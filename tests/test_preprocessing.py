@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -132,6 +133,11 @@ def test_what_was_written_down_is_read_back(resampling: str) -> None:
         PageSettings(crop_mode="center", size="224"), resampling=resampling
     )
     assert written_down(resampling) == first
+
+
+def test_a_specification_turns_itself_into_json_and_back() -> None:
+    first = Preprocessing(crop_mode="border", width_px=448, height_px=320)
+    assert Preprocessing.from_json(json.loads(json.dumps(first.as_json()))) == first
 
 
 def test_an_unknown_resampling_is_refused_with_those_there_are() -> None:

@@ -78,7 +78,7 @@ def read_head(folder: Path) -> FittedHead:
     card = run.model_card
     arrays = run.fold_models() if is_cv else [run.model()]
     try:
-        backbone, made = card["backbone"], card["preprocessing"]
+        backbone = card["backbone"]
         # A head that is chosen anew in each fold may read other layers in each.
         taps = [tuple(found) for found in card.get("fold_taps") or [card["taps"]]]
         head = FittedHead(
@@ -87,13 +87,7 @@ def read_head(folder: Path) -> FittedHead:
             arch=backbone["arch"],
             weights=backbone["weights"],
             weights_digest=str(backbone["weights_digest"]),
-            preprocessing=Preprocessing.from_fields(
-                crop_mode=made["crop_mode"],
-                size=f"{made['width_px']}x{made['height_px']}",
-                resampling=made["resampling"],
-                mean=made["mean"],
-                std=made["std"],
-            ),
+            preprocessing=Preprocessing.from_json(card["preprocessing"]),
             evaluation=EvaluationSettings(**run.config["evaluation"]),
             layers=[as_last_layer(tensors) for tensors in arrays],
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,7 @@ class Job:
             "training": as_json(self.training),
             "evaluation": as_json(self.evaluation),
             "from_head": self.head and self.head.describe(),
-            "preprocessing": asdict(self.preprocessing),
+            "preprocessing": self.preprocessing.as_json(),
             "partitions": count_rows(self.plan),
             "versions": versions(),
             "machine": machine(self.compute.device),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ecgfeat.calibration import Decision
@@ -314,7 +314,7 @@ def _describe_features(header: Header) -> dict[str, Any]:
             "weights": header.weights,
             "weights_digest": header.weights_digest,
         },
-        "preprocessing": asdict(preprocessing),
+        "preprocessing": preprocessing.as_json(),
         "precision": header.precision,
         "device": header.device,
         "decoder": header.decoder,

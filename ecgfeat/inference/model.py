@@ -155,17 +155,7 @@ def _shared_fields(run: Run, card: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "classes": classes,
         "decision": run.decision,
-        "preprocessing": _preprocessing(card["preprocessing"]),
+        "preprocessing": Preprocessing.from_json(card["preprocessing"]),
         "precision": str(card["precision"]),
         "decoder": str(card["decoder"]),
     }
-
-
-def _preprocessing(found: Mapping[str, Any]) -> Preprocessing:
-    return Preprocessing.from_fields(
-        crop_mode=found["crop_mode"],
-        size=f"{found['width_px']}x{found['height_px']}",
-        resampling=found["resampling"],
-        mean=found["mean"],
-        std=found["std"],
-    )
