@@ -328,7 +328,7 @@ def test_too_little_memory_for_decoding_is_told_with_the_mend(tiny_pages, tmp_pa
     def broken(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("ecgfeat.images.decoding.load", broken)
+    monkeypatch.setattr("ecgfeat.images.formats.load", broken)
     with pytest.raises(DeviceError, match=r"too little memory to decode the images: .* --threads"):
         run(read_manifest(tiny_pages(), DataSettings()), tmp_path)
 

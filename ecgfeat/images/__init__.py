@@ -36,8 +36,8 @@ limits before the picture is decoded, and what it raises becomes a reason.
 PDF and DICOM need an extra each, see `documents`: of a PDF the first page at 150 dpi, of a DICOM
 file the first frame.
 
-`decoding` is the way from a file to a page, and `resizing` from the page to the network's input.
-`streaming` does both ahead, in threads.
+`decoding` is the way from a file to a page, by way of its format (`formats`), and `resizing` from
+the page to the network's input. `streaming` does both ahead, in threads.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from __future__ import annotations
 from ecgfeat.images.decoding import (
     DECODER,
     MAX_BYTES,
-    MAX_PIXELS,
     MAX_SIDE_PX,
     decode,
     image_digest,
 )
+from ecgfeat.images.formats import MAX_PIXELS
 from ecgfeat.images.resizing import prepare
 from ecgfeat.images.streaming import Alter, Batch, Failure, stream
 

@@ -4,54 +4,43 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import os
-import re
 import stat
-import struct
-import threading
-import warnings
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import numpy as np
 import PIL
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from ecgfeat.errors import ImageError, storage_error
 from ecgfeat.images.documents import document_versions, read_dicom_file, read_pdf
+from ecgfeat.images.formats import (
+    JPEG_MAGIC,
+    MAX_PIXELS,
+    PNG_MAGIC,
+    Page,
+    Picture,
+    as_array,
+    as_image,
+    blaming_the_file,
+    read_jpeg,
+    read_other,
+    read_png,
+)
 
 __all__ = [
-    "CUT_OFF",
     "DECODER",
-    "JPEG_MAGIC",
     "MAX_BYTES",
-    "MAX_PIXELS",
     "MAX_SIDE_PX",
-    "PNG_MAGIC",
-    "UPRIGHT",
-    "Jpeg",
-    "Page",
-    "Png",
-    "as_array",
-    "as_image",
-    "blaming_the_file",
     "decode",
-    "exif_orientation",
-    "foreign_format",
+    "decode_picture",
+    "digest",
     "image_digest",
-    "in_mode",
-    "load",
-    "read_jpeg",
-    "read_png",
-    "size_px",
-    "turned_upright",
+    "read_file",
+    "read_header",
+    "size_on_disk",
 ]
 
 
@@ -61,30 +50,8 @@ DECODER = (
 """What decides the pixels: the version of the rules in the package's docstring, and the decoders.
 Part of a feature cache's identity."""
 
-MAX_PIXELS = 2**30 // 12
-"""Largest page, 89 megapixels: 600-dpi A3 has 70. Decoding takes up to 12 bytes per pixel, so this
-is 1 GiB; it is also the size from which Pillow warns of a decompression bomb."""
 MAX_SIDE_PX = 65_535
 """Longest side: what a JPEG can have."""
-
-
-class Picture(Protocol):
-    """A file whose header has been read and found fit to decode."""
-
-    @property
-    def size_px(self) -> tuple[int, int]:
-        """(width, height) as stored."""
-
-    @property
-    def orientation(self) -> int:
-        """EXIF's, 1 to 8."""
-
-    @property
-    def remark(self) -> str:
-        """What people should know of how it was decoded; empty for most, whole after `decode`."""
-
-    def decode(self) -> Page:
-        """The picture in RGB, as stored; where the data are damaged, any error may be raised."""
 
 
 def decode(source: str | Path) -> NDArray[np.uint8]:
@@ -298,426 +265,6 @@ def foreign_format(data: bytes) -> str | None:
     return None
 
 
-# JPEG: the header read here, the picture decoded by libjpeg-turbo.
-#
-# Markers and segments as in ITU-T T.81, annex B.
-
-JPEG_MAGIC = b"\xff\xd8"
-
-MAX_SEGMENTS = 65_536
-"""Far above any writer's (a colour profile takes 255 at most); bounds the time to read them."""
-MAX_SCANS = 100
-"""Progressive files have about ten. Each costs a pass over the picture, but hardly a byte."""
-
-_UNSOUND_HEADER = "damaged: the JPEG header is not sound"
-_MARKER = re.compile(rb"\xff++(.)", re.DOTALL)
-_EOI = b"\xff\xd9"
-_SOS = 0xDA
-_WITHOUT_BODY = {0x00, 0x01, *range(0xD0, 0xDA)}  # none of which has a place in a header
-_TABLES = {0xC4, 0xDB, 0xDD}  # Huffman, quantization, restart interval
-_SEQUENTIAL, _PROGRESSIVE = {0xC0, 0xC1}, {0xC2}
-_FOREIGN_FRAMES = {
-    0xC3: "lossless",
-    0xC5: "hierarchical",
-    0xC6: "hierarchical",
-    0xC7: "hierarchical",
-    0xC9: "arithmetic coding",
-    0xCA: "arithmetic coding",
-    0xCB: "arithmetic coding",
-    0xCD: "arithmetic coding",
-    0xCE: "arithmetic coding",
-    0xCF: "arithmetic coding",
-    0xF7: "JPEG-LS",
-}
-_FRAMES = {*_SEQUENTIAL, *_PROGRESSIVE, *_FOREIGN_FRAMES}
-_APP0, _APP1, _APP14 = 0xE0, 0xE1, 0xEE
-_EXIF = b"Exif\x00\x00"
-_JFIF = b"JFIF\x00"
-_JFIF_1_01 = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Jpeg:
-    """A JPEG whose header has been read.
-
-    Attributes
-    ----------
-    size_px : tuple of int
-        (width, height) as stored, before it is turned upright.
-    n_components : int
-        1 grey, 3 colour, 4 CMYK or YCCK.
-    orientation : int
-        EXIF's, 1 to 8.
-    data : bytes
-        The file without the segments that don't make the picture.
-    """
-
-    size_px: tuple[int, int]
-    n_components: int
-    orientation: int
-    data: bytes
-    remark: str = ""
-
-    def decode(self) -> Page:
-        """Decode to RGB, as stored."""
-        width, height = self.size_px
-        cmyk = self.n_components == 4
-        page = np.empty((height, width, 4 if cmyk else 3), np.uint8)
-        try:
-            simplejpeg.decode_jpeg(self.data, "CMYK" if cmyk else "RGB", buffer=page)
-        except ValueError as error:
-            if "subsampling" in str(error):  # one that TurboJPEG has no name for; libjpeg has
-                return in_mode("RGB", load(self.data, "JPEG"))
-            raise ImageError(f"damaged: the JPEG data are not sound ({error})") from error
-        if cmyk:
-            return Image.fromarray(np.invert(page, out=page), "CMYK").convert("RGB")
-        return page
-
-
-class _Segment(NamedTuple):
-    marker: int
-    data: bytes  # with its marker and length
-
-    @property
-    def body(self) -> bytes:
-        return self.data[4:]
-
-    @property
-    def for_decoder(self) -> bytes:
-        """What of it makes the picture: often nothing."""
-        if self.marker in _TABLES or self.marker in _FRAMES:
-            return self.data
-        # JFIF and Adobe say which colours the components are; JFIF by being there, while the
-        # decoder complains of revisions that it doesn't know.
-        if self.marker == _APP0 and self.body.startswith(_JFIF):
-            return _JFIF_1_01
-        if self.marker == _APP14 and self.body.startswith(b"Adobe"):
-            return self.data
-        return b""
-
-
-def read_jpeg(data: bytes) -> Jpeg:
-    """Read the header, and keep what makes the picture.
-
-    Raises
-    ------
-    ImageError
-        When the header is damaged or cut off, or tells of a kind of JPEG that isn't supported.
-    """
-    segments, scans_start = _split(data)
-    frames = [segment for segment in segments if segment.marker in _FRAMES]
-    if len(frames) != 1:
-        raise ImageError("damaged: the JPEG header must give the picture's size once")
-    width, height, n_components = _read_frame(frames[0])
-    picture = [segment.for_decoder for segment in segments]
-    scans = _read_scans(data, scans_start, progressive=frames[0].marker in _PROGRESSIVE)
-    return Jpeg(
-        size_px=(width, height),
-        n_components=n_components,
-        orientation=_read_orientation(segments),
-        data=b"".join([JPEG_MAGIC, *picture, scans]),
-    )
-
-
-def _split(data: bytes) -> tuple[list[_Segment], int]:
-    """The segments before the first scan, and where that begins."""
-    segments: list[_Segment] = []
-    position = len(JPEG_MAGIC)
-    while len(segments) < MAX_SEGMENTS:
-        match = _MARKER.match(data, position)
-        if match is None:
-            at_end = not data[position:].strip(b"\xff")
-            raise ImageError(CUT_OFF if at_end else _UNSOUND_HEADER)
-        marker, start = match[1][0], match.end() - 2
-        if marker == _SOS:
-            return segments, start
-        if marker in _WITHOUT_BODY:
-            raise ImageError(_UNSOUND_HEADER)
-        length = int.from_bytes(data[match.end() : match.end() + 2])
-        position = match.end() + length
-        if position > len(data) or match.end() + 2 > len(data):
-            raise ImageError(CUT_OFF)
-        if length < 2:
-            raise ImageError(_UNSOUND_HEADER)
-        segments.append(_Segment(marker, data[start:position]))
-    raise ImageError(f"damaged: the JPEG header has more than {MAX_SEGMENTS:,} segments")
-
-
-def _read_frame(segment: _Segment) -> tuple[int, int, int]:
-    """(width, height, number of components)."""
-    kind = _FOREIGN_FRAMES.get(segment.marker)
-    if kind is not None:
-        raise ImageError(f"a kind of JPEG that is not supported ({kind}): save it as PNG")
-    try:
-        bits, height, width, n_components = struct.unpack_from(">BHHB", segment.body)
-    except struct.error as error:
-        raise ImageError(_UNSOUND_HEADER) from error
-    if bits != 8:
-        raise ImageError(f"a kind of JPEG that is not supported ({bits} bits): save it as PNG")
-    if n_components not in (1, 3, 4) or len(segment.body) != 6 + 3 * n_components:
-        raise ImageError(_UNSOUND_HEADER)
-    return width, height, n_components
-
-
-def _read_orientation(segments: list[_Segment]) -> int:
-    for segment in segments:
-        if segment.marker == _APP1 and segment.body.startswith(_EXIF):
-            return exif_orientation(segment.body[len(_EXIF) :])
-    return UPRIGHT
-
-
-def _read_scans(data: bytes, start: int, *, progressive: bool) -> memoryview:
-    end = data.rfind(_EOI, start)
-    if end < 0:
-        raise ImageError(CUT_OFF)
-    # Inside a scan 0xFF is followed by 0x00 or a restart marker, so this counts nothing else.
-    if progressive and data.count(bytes((0xFF, _SOS)), start, end) > MAX_SCANS:
-        raise ImageError(f"damaged: the JPEG has more than {MAX_SCANS} scans")
-    return memoryview(data)[start : end + len(_EOI)]
-
-
-# PNG: the chunks checked here, the picture decoded by Pillow.
-#
-# Chunks and their rules as in the PNG specification (W3C, third edition), sections 5 and 11.
-
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-
-MAX_CHUNKS = 65_536
-"""Above what writers make of `MAX_BYTES` (libpng's data chunks have 8 KiB); bounds the time."""
-
-_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
-_GREY, _COLOUR, _PALETTE = 0, 2, 3
-_USED = {b"IHDR", b"PLTE", b"tRNS", b"sBIT", b"IDAT", b"eXIf", b"IEND"}
-
-
-@dataclass(kw_only=True, eq=False)
-class Png:
-    """A PNG whose chunks have been checked.
-
-    Attributes
-    ----------
-    size_px : tuple of int
-        (width, height) as stored, before it is turned upright.
-    depth, colour_type : int
-        Bits per sample, and the header's number for what a sample means.
-    transparent : bytes
-        The tRNS chunk; empty where there is none.
-    significant : int
-        Bits per sample that mean something, by the sBIT chunk; 0 where there is none.
-    orientation : int
-        EXIF's, 1 to 8.
-    data : bytes
-        The file without the chunks that don't make the picture.
-    """
-
-    size_px: tuple[int, int]
-    depth: int
-    colour_type: int
-    transparent: bytes
-    significant: int
-    orientation: int
-    data: bytes
-    remark: str = ""
-
-    def decode(self) -> Image.Image:
-        """Decode to RGB, as stored."""
-        image = load(self.data, "PNG")
-        if image.mode == "I;16":
-            image, self.remark = in_8_bits(np.asarray(image), self.significant)
-        colour = self._transparent_colour()
-        if colour is not None:
-            image.info["transparency"] = colour
-        return on_white(image)
-
-    def _transparent_colour(self) -> int | tuple[int, ...] | None:
-        """The colour that stands for "nothing here", at the 8 bits that Pillow compares."""
-        n_samples = {_GREY: 1, _COLOUR: 3}.get(self.colour_type, 0)
-        if not n_samples or len(self.transparent) != 2 * n_samples:
-            return None
-        samples = struct.unpack(f">{n_samples}H", self.transparent)
-        if self.depth == 16:
-            colour = tuple(sample >> 8 for sample in samples)
-        else:
-            largest = 2**self.depth - 1
-            colour = tuple((sample & largest) * 255 // largest for sample in samples)
-        return colour if n_samples == 3 else colour[0]
-
-
-def read_png(data: bytes) -> Png:
-    """Read and check the chunks, and keep those that make the picture.
-
-    Raises
-    ------
-    ImageError
-        When chunks are damaged, cut off, or not what the specification allows.
-    """
-    found: dict[bytes, list[memoryview]] = {kind: [] for kind in _USED}
-    for kind, chunk in _chunks(data):
-        if kind in found:
-            found[kind].append(chunk)
-        elif kind[:1].isupper():
-            raise ImageError(f"damaged: the PNG needs the unknown chunk {kind.decode()}")
-    width, height, depth, colour_type = _read_header(found[b"IHDR"])
-    if not found[b"IDAT"]:
-        raise ImageError("damaged: the PNG holds no picture data")
-    picture = [*found[b"IHDR"]]
-    if colour_type == _PALETTE:
-        picture += [*_read_palette(found[b"PLTE"]), *found[b"tRNS"]]
-    picture += [*found[b"IDAT"], *found[b"IEND"]]
-    return Png(
-        size_px=(width, height),
-        depth=depth,
-        colour_type=colour_type,
-        transparent=_body(found[b"tRNS"]),
-        significant=max(_body(found[b"sBIT"]), default=0),
-        orientation=exif_orientation(_body(found[b"eXIf"])),
-        data=b"".join([PNG_MAGIC, *picture]),
-    )
-
-
-def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Each chunk's kind, and its bytes from length to checksum, up to the end chunk."""
-    view = memoryview(data)
-    position = len(PNG_MAGIC)
-    for _ in range(MAX_CHUNKS):
-        if position + 12 > len(data):
-            raise ImageError(CUT_OFF)
-        length, kind = struct.unpack_from(">I4s", data, position)
-        if not (kind.isalpha() and kind.isascii()):
-            raise ImageError("damaged: the PNG's chunks are not in sequence")
-        end = position + 12 + length
-        if end > len(data):
-            raise ImageError(CUT_OFF)
-        if kind in _USED:
-            (checksum,) = struct.unpack_from(">I", data, end - 4)
-            if zlib.crc32(view[position + 4 : end - 4]) != checksum:
-                raise ImageError(f"damaged: a checksum in the PNG is wrong ({kind.decode()})")
-        yield kind, view[position:end]
-        if kind == b"IEND":
-            return
-        position = end
-    raise ImageError(f"damaged: the PNG has more than {MAX_CHUNKS:,} chunks")
-
-
-def _body(chunks: list[memoryview]) -> bytes:
-    return bytes(chunks[0][8:-4]) if chunks else b""
-
-
-def _read_header(chunks: list[memoryview]) -> tuple[int, int, int, int]:
-    """(width, height, depth, colour type)."""
-    if len(chunks) != 1 or len(chunks[0]) != 12 + 13:
-        raise ImageError("damaged: the PNG must have one header of 13 bytes")
-    width, height, *kind = struct.unpack(">2I5B", _body(chunks))
-    depth, colour_type, compression, filters, interlace = kind
-    if depth not in _DEPTHS.get(colour_type, ()) or compression or filters or interlace > 1:
-        raise ImageError("damaged: the PNG's header names a kind of PNG that doesn't exist")
-    return width, height, depth, colour_type
-
-
-def _read_palette(chunks: list[memoryview]) -> list[memoryview]:
-    n_bytes = len(_body(chunks))
-    if len(chunks) != 1 or n_bytes % 3 or not 3 <= n_bytes <= 3 * 256:
-        raise ImageError("damaged: the PNG's palette is missing or broken")
-    return chunks
-
-
-# TIFF, BMP, WebP and GIF: header and picture read by Pillow.
-
-_PHOTOMETRIC = 262
-"""The TIFF tag that says what a sample means: 0 is grey from white to black."""
-_PILLOW_WARNINGS = threading.Lock()
-"""Python's filters of warnings belong to the whole process."""
-
-
-@dataclass(kw_only=True, eq=False)
-class Other:
-    """A TIFF, BMP, WebP or GIF whose header has been read.
-
-    Attributes
-    ----------
-    image : PIL.Image.Image
-        Its first page, not decoded yet.
-    orientation : int
-        EXIF's, 1 to 8; a TIFF's is Pillow's own business.
-    zero_is_white : bool
-        Whether a TIFF counts grey from white to black, which Pillow heeds only up to 8 bits.
-    remark : str
-    """
-
-    image: Image.Image
-    orientation: int
-    zero_is_white: bool
-    remark: str
-
-    @property
-    def size_px(self) -> tuple[int, int]:
-        """(width, height) as stored."""
-        return self.image.size
-
-    def decode(self) -> Image.Image:
-        """Decode to RGB, laid over white where it is transparent."""
-        image = self.image
-        image.load()
-        if image.mode.startswith("I"):
-            values = np.asarray(image)
-            if values.min() < 0 or values.max() >= 2**16:
-                raise ImageError("more than 16 bits per sample: save it as PNG")
-            image, remark = in_8_bits(values.astype(np.uint16), 0)
-            self.remark = self.remark or remark
-            if self.zero_is_white:
-                image = ImageOps.invert(image)
-        elif image.mode == "F":
-            raise ImageError("numbers with a fraction as samples: save it as PNG")
-        return on_white(image)
-
-
-def read_other(data: bytes, image_format: str) -> Other:
-    """Read the header with Pillow, as nothing but `image_format`.
-
-    Raises
-    ------
-    ImageError
-        When it is not sound.
-    """
-    with blaming_the_file(), _PILLOW_WARNINGS, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd tags, which don't make the picture
-        image = Image.open(io.BytesIO(data), formats=(image_format,))
-        has_more = getattr(image, "is_animated", False)
-        exif = image.info.get("exif", b"") if image_format == "WEBP" else b""
-    return Other(
-        image=image,
-        orientation=exif_orientation(exif.removeprefix(_EXIF)),
-        zero_is_white=getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0,
-        remark="several pages in one file: the first is taken" if has_more else "",
-    )
-
-
-def in_8_bits(values: NDArray[np.uint16], significant: int) -> tuple[Image.Image, str]:
-    """Grey of up to 16 bits in 8, and a remark where not all 16 bits are in use.
-
-    Parameters
-    ----------
-    values : ndarray of shape (height, width), uint16
-    significant : int
-        Bits in use by what the file says; 0 where it doesn't, and the largest value tells: of 8,
-        10, 12 and 14 bits the fewest that hold it, for 16 bits are hardly ever this dark.
-
-    Returns
-    -------
-    Image, str
-    """
-    n_bits, largest = significant, int(values.max(initial=0))
-    # By the PNG specification 12 bits stand at the top of 16; where they are at the foot, scale.
-    if not 8 <= n_bits < 16 or largest >= 2**n_bits:
-        n_bits = next((n for n in (8, 10, 12, 14) if largest < 2**n), 16)
-    remark = "" if n_bits == 16 else f"16 bits per sample that hold {n_bits}: scaled to white"
-    return Image.fromarray((values >> (n_bits - 8)).astype(np.uint8)), remark
-
-
-UPRIGHT = 1
-_ORIENTATION_TAG = 0x0112
-_SHORT = 3
-
 # From the value of the tag to what undoes it (Exif 2.32, section 4.6.4).
 _UNDO = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -730,97 +277,6 @@ _UNDO = {
 }
 
 
-def exif_orientation(tiff: bytes) -> int:
-    """Read the orientation from EXIF data (a TIFF header and directory).
-
-    Read here and not by Pillow, which warns of odd entries that have nothing to do with it.
-    What can't be read counts as upright.
-    """
-    order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(tiff[:4])
-    if order is None:
-        return UPRIGHT
-    try:
-        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
-        (n_entries,) = struct.unpack_from(f"{order}H", tiff, start)
-        for index in range(n_entries):
-            entry = struct.unpack_from(f"{order}HHIH", tiff, start + 2 + 12 * index)
-            if entry[:3] == (_ORIENTATION_TAG, _SHORT, 1):
-                return int(entry[3])
-    except struct.error:
-        pass
-    return UPRIGHT
-
-
 def turned_upright(page: Page, value: int) -> Page:
     """Undo the orientation that EXIF tells of; values other than 2 to 8 mean upright."""
     return as_image(page).transpose(_UNDO[value]) if value in _UNDO else page
-
-
-CUT_OFF = "cut off: the file ends before the picture does"
-
-
-def load(data: bytes, image_format: str) -> Image.Image:
-    """Decode the first picture in `data`, as nothing but "JPEG" or "PNG", in Pillow's own mode."""
-    image = Image.open(io.BytesIO(data), formats=(image_format,))
-    image.load()
-    return image
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """In RGB; what is transparent is laid over white, an ECG page's paper."""
-    if not image.has_transparency_data:
-        return in_mode("RGB", image)
-    page = Image.new("RGB", image.size, "white")
-    image = in_mode("RGBA", image)
-    page.paste(image, mask=image)
-    return page
-
-
-def in_mode(mode: str, image: Image.Image) -> Image.Image:
-    """Convert to Pillow's `mode`; unlike `convert`, copy nothing that has it already."""
-    return image if image.mode == mode else image.convert(mode)
-
-
-@contextmanager
-def blaming_the_file() -> Iterator[None]:
-    """Turn what Pillow raises into an ImageError that says in plain words what is wrong.
-
-    Everything but a lack of memory: on broken files it raises errors of many kinds.
-    """
-    try:
-        yield
-    except (ImageError, MemoryError):
-        raise
-    except Exception as error:
-        raise ImageError(_reason(error)) from error
-
-
-def _reason(error: Exception) -> str:
-    if "truncated" in str(error).lower() or isinstance(error, (EOFError, struct.error)):
-        return CUT_OFF
-    if isinstance(error, Image.DecompressionBombError):
-        return f"too many pixels: at most {MAX_PIXELS / 1e6:.0f} million are decoded"
-    if isinstance(error, UnidentifiedImageError):  # its own message names an address in memory
-        return "damaged: the header is not sound"
-    return f"damaged: the picture data are not sound ({error})"
-
-
-Page = Image.Image | NDArray[np.uint8]
-"""In RGB: a Pillow image, or an array of shape (height, width, 3)."""
-
-
-def as_image(page: Page) -> Image.Image:
-    """The page as a Pillow image."""
-    return page if isinstance(page, Image.Image) else Image.fromarray(page)
-
-
-def as_array(page: Page) -> NDArray[np.uint8]:
-    """The page as an array that lies in one piece and can be written to, as torch wants it."""
-    return np.require(page, np.uint8, ["C", "W"])
-
-
-def size_px(page: Page) -> tuple[int, int]:
-    """(width, height)."""
-    if isinstance(page, Image.Image):
-        return page.size
-    return page.shape[1], page.shape[0]

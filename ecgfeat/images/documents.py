@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 
 from ecgfeat.errors import ImageError
 
-__all__ = ["DPI", "Drawn", "document_versions", "read_dicom_file", "read_pdf"]
+__all__ = ["DPI", "SEVERAL_PAGES", "Drawn", "document_versions", "read_dicom_file", "read_pdf"]
 
 DPI = 150
 """Dots per inch that a PDF's page is drawn at."""
 _SCALE = DPI / 72  # a PDF's own unit is the point
 SEVERAL_PAGES = "several pages in one file: the first is taken"
+"""What is remarked of them."""
 
 
 @dataclass(kw_only=True, eq=False)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ecgfeat.errors import ImageError
-from ecgfeat.images.decoding import MAX_PIXELS, Page, as_array, as_image, size_px
+from ecgfeat.images.formats import MAX_PIXELS, Page, as_array, as_image, size_px
 from ecgfeat.preprocessing import FAST_RESAMPLING, Preprocessing
 
 __all__ = ["fit", "paper_colour", "prepare"]

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from ecgfeat.errors import ImageError
 from ecgfeat.images.decoding import (
     DIGEST_BYTES,
-    MAX_PIXELS,
     decode_picture,
     digest,
     read_file,
     read_header,
     size_on_disk,
 )
+from ecgfeat.images.formats import MAX_PIXELS
 from ecgfeat.images.resizing import fit
 from ecgfeat.preprocessing import Preprocessing
 

@@ -356,7 +356,7 @@ def test_all_real_pages_equal_pillows(shared_data: Path, decoded: Decoded) -> No
 def test_simplejpeg_is_what_decodes_ordinary_jpegs(
     decoded: Decoded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ecgfeat.images.decoding.load", None)
+    monkeypatch.setattr("ecgfeat.images.formats.load", None)
     assert decoded(encoded(page_of((40, 30)), "JPEG", progressive=True)).shape == (30, 40, 3)
     assert decoded(encoded(Image.new("CMYK", (9, 9)), "JPEG")).shape == (9, 9, 3)
 

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from ecgfeat.errors import ImageError
-from ecgfeat.images.decoding import Jpeg, blaming_the_file, load, read_header
+from ecgfeat.images.decoding import read_header
+from ecgfeat.images.formats import Jpeg, blaming_the_file, load
 from ecgfeat.runtime import peak_memory_mib
 
 from . import crafted

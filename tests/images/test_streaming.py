@@ -17,7 +17,7 @@ from PIL import Image
 
 from ecgfeat.errors import StorageError
 from ecgfeat.images import Failure, decode, image_digest, prepare, stream
-from ecgfeat.images.decoding import Picture
+from ecgfeat.images.formats import Picture
 from ecgfeat.preprocessing import Preprocessing
 
 from .crafted import encoded, page_of
@@ -160,7 +160,7 @@ def test_an_error_in_the_callers_batches_surfaces_and_stops_the_threads(
 
 @pytest.mark.parametrize(
     ("function", "fault"),
-    [("streaming.fit", ZeroDivisionError()), ("decoding.load", MemoryError())],
+    [("streaming.fit", ZeroDivisionError()), ("formats.load", MemoryError())],
     ids=["a defect", "no memory"],
 )
 def test_what_is_not_the_images_fault_surfaces(
