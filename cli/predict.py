@@ -12,13 +12,14 @@ from ecgfeat.errors import DataError
 
 from ._app import app
 from ._console import Output
-from ._options import command
+from ._options import FORCE, command
 
 __all__ = ["predict"]
 
 _EXAMPLES = """
 ecgfeat predict runs/20260131-120000-linear-pages new/page1.jpg new/page2.png
-ecgfeat predict runs/20260131-120000-linear-pages new/ --json
+ecgfeat predict runs/20260131-120000-linear-pages new/ --out predictions.csv
+ecgfeat predict runs/20260131-120000-linear-pages new.csv --json
 """
 
 
@@ -27,7 +28,11 @@ def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
     images: Annotated[
         list[Path],
-        typer.Argument(metavar="IMAGE", help="Images, or folders of images.", show_default=False),
+        typer.Argument(
+            metavar="IMAGE",
+            help="Images, folders of images, CSVs with a column of paths, or patterns.",
+            show_default=False,
+        ),
     ],
     *,
     weights: Annotated[
@@ -39,13 +44,26 @@ def predict(
             show_default=False,
         ),
     ] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="CSV",
+            help="Also write a CSV: a row per image, with what a CSV given said of it.",
+            show_default=False,
+        ),
+    ] = None,
+    force: FORCE = False,
     compute: ComputeSettings,
     output: Output,
 ) -> None:
     """Tell the class and probability of new images by any run."""
+    from ecgfeat.files import refuse_overwriting
     from ecgfeat.runs import open_run
 
     opened = open_run(run)
+    if out is not None and not force:
+        refuse_overwriting(out, b"image,", name="--out")
     from ecgfeat.inference import predict  # late: it loads torch
 
     with output.reporting() as report:
@@ -63,6 +81,9 @@ def predict(
         table.add_row(str(path), name, *(f"{probability:.4f}" for probability in row))
     if result.paths:
         output.show(table)
+    if out is not None:
+        result.write_csv(out)
+        output.say(f"predictions: {out}")
     output.result(result.as_json())
     for failure in result.failures:
         output.log(f"{failure.path} is left out: {failure.reason}")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import functools
 import json
 import shutil
@@ -202,8 +203,38 @@ def test_a_folder_stands_for_its_images_by_name(run, pages, tmp_path):
         shutil.copy(pages[0], tmp_path / name)
     (tmp_path / "deeper").mkdir()
     shutil.copy(pages[0], tmp_path / "deeper" / "d.png")
+    (tmp_path / "@eaDir").mkdir()
+    shutil.copy(pages[0], tmp_path / "@eaDir" / "thumb.png")
     result = predict(run, [tmp_path, pages[1]], compute=AUTO)
-    assert [path.name for path in result.paths] == ["a.png", "b.PNG", "c.jpeg", pages[1].name]
+    names = [path.name for path in result.paths]
+    assert names == ["a.png", "b.PNG", "c.jpeg", "d.png", pages[1].name]
+
+
+def test_a_pattern_stands_for_what_it_matches(run, pages, tmp_path):
+    for name in ("b.png", "a.png", "c.txt"):
+        shutil.copy(pages[0], tmp_path / name)
+    result = predict(run, [str(tmp_path / "*.png")], compute=AUTO)
+    assert [path.name for path in result.paths] == ["a.png", "b.png"]
+    with pytest.raises(DataError, match=r"^no file matches .*\*\.tif$"):
+        predict(run, [tmp_path / "*.tif"], compute=AUTO)
+
+
+def test_a_csv_s_columns_stand_beside_the_answers(run, pages, tmp_path):
+    for name in ("1.png", "2.png"):
+        shutil.copy(pages[0], tmp_path / name)
+    listing = tmp_path / "new.csv"
+    listing.write_text("id;filename;age\nx;1.png;5\ny;gone.png;6\nz;2.png;7\n")
+    result = predict(run, [pages[1], listing], compute=AUTO)
+    out = tmp_path / "predictions.csv"
+    result.write_csv(out)
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    classes = [f"p_{name}" for name in result.classes]
+    assert list(rows[0]) == ["image", "id", "filename", "age", "predicted", *classes, "reason"]
+    assert [row["id"] for row in rows] == ["", "x", "z", "y"]
+    assert [row["predicted"] for row in rows] == [*result.predicted, ""]
+    assert [float(row[classes[0]]) for row in rows[:3]] == result.probabilities[:, 0].tolist()
+    assert rows[3]["reason"] == "no such file"
 
 
 def test_an_image_that_cannot_be_decoded_is_returned_with_its_reason(run, pages, tmp_path):
@@ -247,10 +278,7 @@ def test_no_images_at_all_are_refused(run, tmp_path):
     )
     with pytest.raises(DataError) as caught:
         predict(run, [tmp_path])
-    assert str(caught.value) == (
-        f"{tmp_path} holds no images (JPEG, PNG, TIFF, BMP, WebP, GIF). Its sub-folders are not "
-        "searched: name them one by one."
-    )
+    assert str(caught.value) == (f"{tmp_path} holds no images (JPEG, PNG, TIFF, BMP, WebP, GIF)")
 
 
 def test_a_cross_validation_keeps_no_model(study, pages):

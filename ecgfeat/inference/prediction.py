@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import glob
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ecgfeat.calibration import Decision
 from ecgfeat.config import ComputeSettings
-from ecgfeat.errors import DataError, storage_error
+from ecgfeat.errors import DataError
+from ecgfeat.files import write_csv
 from ecgfeat.images import DECODER, stream
 from ecgfeat.inference.model import Model, read_model
-from ecgfeat.manifest import IMAGE_KINDS, IMAGE_SUFFIXES
+from ecgfeat.manifest import IMAGE_KINDS, images_below, list_images
 from ecgfeat.predictions import positive_class
 from ecgfeat.runs import Run
 from ecgfeat.runtime import (
@@ -71,6 +73,8 @@ class InferenceResult:
         The images that are not among `paths`.
     compute : Compute
         Where and how exactly it was computed.
+    columns : mapping of str to tuple of str
+        What CSVs said of the images, those of `paths` first, then those of `failures`.
     """
 
     paths: tuple[Path, ...]
@@ -79,6 +83,7 @@ class InferenceResult:
     decision: Decision
     failures: tuple[FailedImage, ...]
     compute: Compute
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def positive(self) -> str | None:
@@ -92,6 +97,29 @@ class InferenceResult:
         if answers is None:
             answers = self.probabilities.argmax(axis=1)
         return tuple(self.classes[index] for index in answers)
+
+    def write_csv(self, path: str | Path) -> None:
+        """Write a row per image: what was given of it, the answer, and the probabilities.
+
+        Images of which nothing can be said come last, with the reason.
+
+        Raises
+        ------
+        StorageError
+        """
+        probabilities = [f"p_{name}" for name in self.classes]
+        names = [name for name in self.columns if name not in ("image", "predicted", "reason")]
+        rows: list[Sequence[object]] = [["image", *names, "predicted", *probabilities, "reason"]]
+        cells = list(zip(*(self.columns[name] for name in names))) or [()] * (
+            len(self.paths) + len(self.failures)
+        )
+        for image, given, answer, values in zip(
+            self.paths, cells, self.predicted, self.probabilities.tolist()
+        ):
+            rows.append([image, *given, answer, *values, ""])
+        for failure, given in zip(self.failures, cells[len(self.paths) :]):
+            rows.append([failure.path, *given, "", *[""] * len(probabilities), failure.reason])
+        write_csv(Path(path), rows)
 
     def as_json(self) -> dict[str, Any]:
         """The result as plain values."""
@@ -130,7 +158,8 @@ def predict(
     ----------
     run : Run
     images : sequence of str or Path
-        Files; or folders, of which the images are taken, not their sub-folders'.
+        Files; folders, of which all images are taken, their sub-folders' too; CSVs with a column
+        of paths, of which the others are kept; or patterns such as ``new/*.png``.
     compute : ComputeSettings
         With precision ``auto``, the run's is taken, unless the device hasn't got it.
     weights : str, optional
@@ -161,34 +190,50 @@ def predict(
     ('normal',)
     """
     model = read_model(run)
-    paths = _listed(images)
+    paths, columns = _listed(images)
     backbone = model.load_backbone(weights, _resolve(compute, model.precision))
     if model.decoder != DECODER:
         message = f"the run's own images were decoded by {model.decoder}, these by {DECODER}"
         report(Progress(stage="predicting", done=0, total=len(paths), message=message))
-    return _apply(model, backbone, paths, report)
+    return _apply(model, backbone, paths, columns, report)
 
 
-def _listed(images: Sequence[str | Path]) -> list[Path]:
+class _Listed(NamedTuple):
+    """The images asked for, and what a CSV says of each, empty for others."""
+
+    paths: list[Path]
+    columns: dict[str, list[str]]
+
+
+def _listed(images: Sequence[str | Path]) -> _Listed:
     paths: list[Path] = []
-    for path in map(Path, images):
-        paths += _images_in(path) if path.is_dir() else [path]
+    columns: dict[str, list[str]] = {}
+    for given in map(Path, images):
+        found, said = _images_of(given)
+        for name in {**columns, **said}:
+            cells = columns.setdefault(name, [""] * len(paths))
+            cells += said.get(name, [""] * len(found))
+        paths += found
     if not paths:
         raise DataError("there are no images to predict: give files, or folders that hold some")
-    return paths
+    return _Listed(paths, columns)
 
 
-def _images_in(folder: Path) -> list[Path]:
-    try:
-        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-    except OSError as error:
-        raise storage_error(error, "reading", folder) from error
-    if not found:
-        raise DataError(
-            f"{folder} holds no images ({IMAGE_KINDS}). Its sub-folders are not "
-            "searched: name them one by one."
-        )
-    return found
+def _images_of(given: Path) -> tuple[list[Path], dict[str, list[str]]]:
+    """The images that a path stands for: a file's, a folder's, a CSV's or a pattern's."""
+    if given.is_dir():
+        found = images_below(given)
+        if not found:
+            raise DataError(f"{given} holds no images ({IMAGE_KINDS})")
+        return found, {}
+    if given.suffix.lower() in (".csv", ".tsv"):
+        return list_images(given)
+    if not given.exists() and glob.has_magic(str(given)):
+        matched = sorted(glob.glob(str(given), recursive=True))  # noqa: PTH207 - any root
+        if not matched:
+            raise DataError(f"no file matches {given}")
+        return list(map(Path, matched)), {}
+    return [given], {}
 
 
 def _resolve(settings: ComputeSettings, run_precision: str) -> Compute:
@@ -200,7 +245,13 @@ def _resolve(settings: ComputeSettings, run_precision: str) -> Compute:
     return resolve_compute(settings, purpose="extract")
 
 
-def _apply(model: Model, backbone: Backbone, paths: list[Path], report: Report) -> InferenceResult:
+def _apply(
+    model: Model,
+    backbone: Backbone,
+    paths: list[Path],
+    columns: Mapping[str, Sequence[str]],
+    report: Report,
+) -> InferenceResult:
     from ecgfeat.backbones import filled
 
     n_images = len(paths)
@@ -230,4 +281,8 @@ def _apply(model: Model, backbone: Backbone, paths: list[Path], report: Report) 
             FailedImage(path=paths[row], reason=reasons[row]) for row in sorted(reasons)
         ),
         compute=backbone.compute,
+        columns={
+            name: tuple(cells[row] for row in [*good, *sorted(reasons)])
+            for name, cells in columns.items()
+        },
     )

@@ -9,7 +9,8 @@ and `listing` splits them where the data don't, and looks which files are there.
 
 from ecgfeat.manifest.listing import read_manifest
 from ecgfeat.manifest.manifest import SPLITS, Manifest, MissingImage, write_missing
-from ecgfeat.manifest.tree import IMAGE_KINDS, IMAGE_SUFFIXES
+from ecgfeat.manifest.table import list_images
+from ecgfeat.manifest.tree import IMAGE_KINDS, IMAGE_SUFFIXES, images_below
 
 __all__ = [
     "IMAGE_KINDS",
@@ -17,6 +18,8 @@ __all__ = [
     "SPLITS",
     "Manifest",
     "MissingImage",
+    "images_below",
+    "list_images",
     "read_manifest",
     "write_missing",
 ]

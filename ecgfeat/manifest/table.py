@@ -22,7 +22,7 @@ from ecgfeat.manifest.vocabulary import (
     split_called,
 )
 
-__all__ = ["list_csv"]
+__all__ = ["list_csv", "list_images"]
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
@@ -79,6 +79,21 @@ def list_csv(source: Path, root: Path, settings: DataSettings = DataSettings()) 
         origins={"split": split_origin, "label": _named(columns.label), "group": group_origin},
         warnings=table.warnings,
     )
+
+
+def list_images(source: Path) -> tuple[list[Path], dict[str, list[str]]]:
+    """The images that a CSV lists, wanted labels or not, and all of its columns.
+
+    Raises
+    ------
+    DataError
+        When the file, or a path in it, is not what it should be.
+    StorageError
+    """
+    table = _read(source)
+    root = source.resolve().parent
+    paths = _relative_paths(table, root, _column(table, "path", ""))
+    return [root / path for path in paths], {k: v for k, v in table.columns.items() if k}
 
 
 def _named(columns: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from ecgfeat.errors import DataError, storage_error
 from ecgfeat.manifest.manifest import ListedRows
 from ecgfeat.manifest.vocabulary import is_junk, number_in, plain, split_called
 
-__all__ = ["IMAGE_KINDS", "IMAGE_SUFFIXES", "list_folder"]
+__all__ = ["IMAGE_KINDS", "IMAGE_SUFFIXES", "images_below", "list_folder"]
 
 _EXTRAS = {"pdf": ("pypdfium2", (".pdf",)), "dicom": ("pydicom", (".dcm", ".dicom"))}
 """Extras of the installation: the package that each brings, and the suffixes of what it reads."""
@@ -59,6 +59,19 @@ def list_folder(root: Path, settings: DataSettings = DataSettings()) -> ListedRo
     )
     _tell_of_folders_below(listing, folders, layout, settings)
     return listing
+
+
+def images_below(root: Path) -> list[Path]:
+    """The images of a folder and of those below it, by name, without labels or splits.
+
+    Raises
+    ------
+    DataError
+        For a link to a folder.
+    StorageError
+    """
+    found = _walk(root, DataSettings()).paths
+    return [root / path for path in sorted(found) if path.lower().endswith(IMAGE_SUFFIXES)]
 
 
 # What lies in it
