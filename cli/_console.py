@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
-from rich.markup import escape
 from rich.table import Table
 
 from ecgfeat.errors import ConfigError, EcgfeatError, Interrupted, storage_error
@@ -53,10 +52,11 @@ class Output:
             # A name that the terminal's encoding lacks must not cost a finished job its results.
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
-        self._results = Console(highlight=False)
+        # Names and messages are others' words, never markup.
+        self._results = Console(highlight=False, markup=False)
         if not self._results.is_terminal:
             self._results.width = _PIPE_WIDTH
-        self._log = _Log(stderr=True, highlight=False)
+        self._log = _Log(stderr=True, highlight=False, markup=False)
         self._log.soft_wrap = not self._log.is_terminal
 
     def hush(self) -> None:
@@ -71,7 +71,7 @@ class Output:
 
     def log(self, line: str) -> None:
         """One line for people on stderr."""
-        self._log.print(escape(line))
+        self._log.print(line)
 
     def show(self, *renderables: RenderableType) -> None:
         """Results for people on stdout; nothing under ``--json``."""
@@ -82,7 +82,7 @@ class Output:
     def say(self, line: str) -> None:
         """One plain result line on stdout, never wrapped; nothing under ``--json``."""
         if not self.as_json:
-            self._results.print(escape(line), soft_wrap=True)
+            self._results.print(line, soft_wrap=True)
 
     def result(self, value: Mapping[str, Any]) -> None:
         """The result for programs: one JSON object on stdout, only under ``--json``."""
@@ -157,7 +157,7 @@ class _Bar:
 
     def update(self, progress: Progress) -> None:
         if progress.message:
-            self._console.print(escape(progress.message))
+            self._console.print(progress.message)
         if not progress.total:
             return
         if self._bar is None or self._stage != progress.stage:
@@ -167,7 +167,7 @@ class _Bar:
             self._task,
             completed=progress.done,
             total=progress.total,
-            description=escape(_stage_in_words(progress)),
+            description=_stage_in_words(progress),
         )
 
     def _start(self, progress: Progress) -> None:
@@ -194,7 +194,7 @@ class _Bar:
             self._bar.stop()
         self._bar = ProgressBar(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             Rate(),
@@ -203,7 +203,7 @@ class _Bar:
         )
         self._bar.start()
         self._stage = progress.stage
-        self._task = self._bar.add_task(escape(progress.stage), total=progress.total)
+        self._task = self._bar.add_task(progress.stage, total=progress.total)
 
 
 class _Lines:

@@ -246,6 +246,9 @@ def test_runs_that_lie_in_the_data_are_no_class(tmp_path: Path) -> None:
     manifest = read_manifest(root)
     assert (manifest.classes, manifest.digest) == (("a", "b"), digest)
     assert manifest.ignored == {"of runs in runs": 3}
+    begun = "runs/20260131-094500-finetune-pages"
+    make_files(root, f"{begun}/config.json", f"{begun}/.lock", f"{begun}/lr_range.png")
+    assert read_manifest(root).classes == ("a", "b")
 
 
 def test_the_folder_that_was_meant_is_named(tmp_path: Path) -> None:

@@ -175,8 +175,10 @@ def _smoothed(losses: NDArray[np.float64]) -> NDArray[np.float64]:
     return smoothed
 
 
-def write_lr_range(folder: Path, found: LrRange, part: Partition, n_folds: int) -> Path:
-    """Write ``lr_range.csv`` and ``lr_range.png``, of several folds numbered from 1; the latter.
+def write_lr_range(folder: Path, found: LrRange, part: Partition, n_folds: int) -> str:
+    """Write ``lr_range.csv`` and ``lr_range.png``, of several folds numbered from 1.
+
+    Gives the figure's name, or the table's and why there is no figure: it costs no training.
 
     Raises
     ------
@@ -188,10 +190,13 @@ def write_lr_range(folder: Path, found: LrRange, part: Partition, n_folds: int) 
     write_csv(folder / f"lr_range{number}.csv", [("lr", "loss", "smoothed"), *rows])
     fold = f", fold {part.fold + 1} of {n_folds}" if n_folds > 1 else ""
     path = folder / f"lr_range{number}.png"
-    figures.lr_range_plot(
-        [dataclasses.asdict(step) for step in found.tried],
-        found.lr,
-        path,
-        f"Learning-rate range test{fold}",
-    )
-    return path
+    try:
+        figures.lr_range_plot(
+            [dataclasses.asdict(step) for step in found.tried],
+            found.lr,
+            path,
+            f"Learning-rate range test{fold}",
+        )
+    except Exception as error:  # noqa: BLE001
+        return f"{path.with_suffix('.csv').name} (its figure can't be drawn: {error})"
+    return path.name

@@ -187,9 +187,9 @@ class Running:
             raise
         with self._ranks.together():
             if self._ranks.is_first:
-                figure = write_lr_range(self._folder, found, part, len(self._job.plan))
+                shown = write_lr_range(self._folder, found, part, len(self._job.plan))
                 self._tell(
-                    f"[Fine-Tuning] Learning rate {found.lr:g}, by the range test in {figure.name}"
+                    f"[Fine-Tuning] Learning rate {found.lr:g}, by the range test in {shown}"
                 )
         return found.lr
 

@@ -130,8 +130,11 @@ def _entries(folder: Path) -> dict[str, os.DirEntry[str]]:
 
 
 def _is_our_own(entries: dict[str, os.DirEntry[str]]) -> bool:
-    """Whether a folder is a run, whose figures are no pages."""
-    return "config.json" in entries and bool({"metrics.json", "history.csv"} & entries.keys())
+    """Whether a folder is a run, finished or not, whose figures are no pages."""
+    return "config.json" in entries and bool(_OF_A_RUN & entries.keys())
+
+
+_OF_A_RUN = {"metrics.json", "history.csv", "checkpoint.safetensors", "lr_range.csv", ".lock"}
 
 
 def _ignored(files: _Files, inside: list[str]) -> dict[str, int]:

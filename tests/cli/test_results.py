@@ -80,3 +80,17 @@ def test_a_comparison_is_told_in_80_columns(
     if n_runs == 20:
         assert all(number in name for name in names)
     assert np.isfinite([pair.p_value for pair in comparison.pairs]).all()
+
+
+def test_others_words_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output(as_json=False)
+    table = output.table("runs in [bold]a[/bold]", {"run": "left"})
+    table.add_row("[/x] [red]name[/red]")
+    output.show(table)
+    output.say("[/y] said")
+    output.log("[/z] logged")
+    shown = capsys.readouterr()
+    assert "[/x] [red]name[/red]" in shown.out
+    assert "runs in [bold]a[/bold]" in shown.out
+    assert "[/y] said" in shown.out
+    assert "[/z] logged" in shown.err

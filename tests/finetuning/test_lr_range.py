@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import ecgfeat.finetuning.lr_range as lr_range_module
 import ecgfeat.finetuning.run as running_module
 from ecgfeat.config import EvaluationSettings, FinetuneSettings
 from ecgfeat.errors import DataError, DivergedError, Interrupted
@@ -161,6 +162,16 @@ def test_table_and_figure_are_written(tmp_path, job, n_folds, stem):
     assert [float(row["loss"]) for row in rows] == [step.loss for step in found.tried]
     assert (tmp_path / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.glob("lr_range*"))) == 2
+
+
+def test_a_figure_that_can_not_be_drawn_costs_no_training(tmp_path, job, monkeypatch):
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such font")
+
+    monkeypatch.setattr(lr_range_module.figures, "lr_range_plot", fail)
+    shown = write_lr_range(tmp_path, choose_lr(RATES, valley(1e-3)), job.plan[0], 1)
+    assert shown == "lr_range.csv (its figure can't be drawn: no such font)"
+    assert (tmp_path / "lr_range.csv").exists()
 
 
 def test_a_run_trains_with_the_rate_found_and_says_so(pages, runs, tmp_path):
