@@ -45,7 +45,8 @@ def list_(
             cache = cache_info(path)
         except EcgfeatError as error:
             found.append({"path": str(path), "error": str(error)})
-            table.add_row(path.name, "–", "can't be used: see cache verify", "", "", "")
+            why = "can't be used: see cache verify" if path.exists() else "begun: extract goes on"
+            table.add_row(path.name, "–", why, "", "", "")
             continue
         found.append(cache.as_json())
         table.add_row(
@@ -106,7 +107,8 @@ def verify(cache: CACHE_FILE, *, output: Output) -> None:
     output.result({"path": str(cache), "findings": findings})
     if findings:
         raise CacheDamagedError("\n".join(findings))
-    output.say(f"{cache} is whole")
+    begun = "" if cache.exists() else " so far; run the same `ecgfeat extract` to finish it"
+    output.say(f"{cache} is whole{begun}")
 
 
 @command(

@@ -186,12 +186,16 @@ def test_missing_files_are_counted_by_class_and_listed(tiny_pages, tmp_path):
 
 
 def test_limit_leaves_the_whole_cache_alone(tiny_pages, tmp_path):
-    manifest = read_manifest(tiny_pages(), DataSettings())
+    pages = tiny_pages()
+    manifest, few = read_manifest(pages), read_manifest(pages, DataSettings(limit=5))
     whole = run(manifest, tmp_path)
-    some = run(manifest, tmp_path, work=replace(FAST["work"], limit=5))
+    some = run(few, tmp_path)
     assert some.n_images == 5
     assert some.cache != whole.cache
+    with pytest.raises(ConfigError, match=r"^--limit 5 would cut .*, which holds 7 images more"):
+        run(few, whole.cache)
     assert len(open_cache(whole.cache).paths) == len(manifest.paths)
+    assert run(few, tmp_path / "new.h5").n_images == 5
 
 
 def test_auto_precision_of_a_begun_cache_is_the_header_s(tiny_pages, tmp_path, monkeypatch):

@@ -904,6 +904,13 @@ def test_a_limited_manifest_is_spread_over_classes_and_splits(
     assert all(taken[stratum] >= min(n, most - 1) for stratum, n in there.items())
 
 
+def test_a_limit_is_kept_with_the_data_s_name(tmp_path: Path) -> None:
+    root = make_files(tmp_path / "pages", *(f"{c}/{i}.png" for c in "ab" for i in range(10)))
+    whole, few = read_manifest(root), read_manifest(root, DataSettings(limit=6))
+    assert few.paths == whole.limited(6).paths
+    assert few.name == "pages-limit6"
+
+
 def test_a_limit_of_0_takes_all() -> None:
     whole = a_manifest("abab")
     assert whole.limited(0) is whole

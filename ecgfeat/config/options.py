@@ -157,6 +157,9 @@ class DataSettings(Settings):
         "the first below the class, 2 the next.",
         metavar="folder|N",
     )
+    limit: int = setting(
+        0, "Only this many images, spread over classes and splits; 0 takes all.", minimum=0
+    )
     follow_links: bool = setting(
         False, "Take images and folders that are symbolic links to outside DATA."
     )
@@ -315,9 +318,6 @@ class ExtractionSettings(Settings):
         "Images per forward pass; 0 takes 4 on the CPU (no more are faster there), 128 elsewhere.",
         minimum=0,
         maximum=4096,
-    )
-    limit: int = setting(
-        0, "Only this many images, spread over classes and splits; 0 takes all.", minimum=0
     )
     layers: str = setting(
         "layer1-4x4,layer2-4x4,layer3,layer4",

@@ -99,7 +99,7 @@ def extract(
     Raises
     ------
     ConfigError
-        When `shard`, or `limit` with a file, can't be.
+        When `shard` can't be, or the cache would lie inside the data.
     CacheMismatchError
         When the file holds features computed another way.
     CacheLockedError, CacheDamagedError, WeightsError, DeviceError, StorageError, Interrupted
@@ -117,14 +117,6 @@ def extract(
     if not isinstance(manifest, Manifest):
         manifest = read_manifest(manifest)
     manifest.refuse_inside(cache, "--cache")
-    if work.limit and cache.suffix == ".h5":
-        raise ConfigError(
-            "--limit would cut a cache of all images down to these: give --cache a folder"
-        )
-    if work.limit:
-        # Another name, so that the cache of all images isn't cut down to these.
-        name = f"{manifest.name}-limit{work.limit}"
-        manifest = replace(manifest.limited(work.limit), name=name)
     path = _own_file(cache, manifest, page, network, compute, work.taps, report)
     begun = existing_header(path)
     weights = load_weights(network)
@@ -269,6 +261,12 @@ def _own_file(
             raise CacheError(
                 f"{path} holds the features of other data: none of its images is one of "
                 f"{manifest.source}. Give another file with --cache."
+            )
+        limit = manifest.settings.limit
+        if limit and overlap.n_unlisted:
+            raise ConfigError(
+                f"--limit {limit} would cut {path}, which holds {overlap.n_unlisted} images more: "
+                "give another file or a folder with --cache"
             )
         for n_images, what in (
             (overlap.n_unlisted, "are no longer listed: left out of it"),

@@ -66,7 +66,12 @@ def read_manifest(data: Path | str, settings: DataSettings = DataSettings()) -> 
     _check_labels(listing)
     splits, split_source = _split(listing, settings)
     refuse_straddling_groups(listing, splits)
-    return _look(listing, settings, splits, split_source)
+    manifest = _look(listing, settings, splits, split_source)
+    if settings.limit < 1:
+        return manifest
+    # Another name, so that the cache of all images isn't cut down to these.
+    name = f"{manifest.name}-limit{settings.limit}"
+    return replace(manifest.limited(settings.limit), name=name)
 
 
 def _list(source: Path, settings: DataSettings) -> ListedRows:

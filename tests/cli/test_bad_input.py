@@ -305,7 +305,6 @@ def test_a_file_in_the_place_of_a_folder(ecgfeat, cache):
     ("arguments", "message"),
     [
         (("extract", "pages", "--cache", "x.hdf5"), "--cache must be a folder, or a file ending"),
-        (("extract", "pages", "--cache", "x.h5", "--limit", "3"), "--limit would cut a cache"),
         (("compare", "a", "b", "--figure", "x.txt"), "--figure must end in .png; found x.txt"),
     ],
 )

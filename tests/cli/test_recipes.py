@@ -131,8 +131,8 @@ def test_a_page_given_by_hand_wins(asked: Asked) -> None:
 
 
 def test_taps_given_by_hand_win(asked: Asked) -> None:
-    found = asked("extract", "pages", "--recipe", "ecg", "--layers", "layer4-max", "--limit", "9")
-    assert found["work"] == ExtractionSettings(layers="layer4-max", limit=9)
+    found = asked("extract", "pages", "--recipe", "ecg", "--layers", "layer4-max")
+    assert found["work"] == ExtractionSettings(layers="layer4-max")
 
 
 def test_a_head_given_by_hand_wins(asked: Asked, named) -> None:
