@@ -88,7 +88,13 @@ def test_cross_validation_predicts_every_row_once(study):
     assert said["runs"][0]["split"] == "cv"
 
 
-@pytest.mark.parametrize("options", [["--cv", "2"], ["--test-subset", "8"]], ids=["cv", "subset"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["--cv", "2"], id="cv"),
+        pytest.param(["--test-subset", "8"], id="subset", marks=pytest.mark.slow),
+    ],
+)
 def test_images_that_can_not_be_decoded_leave_both_ways_on_the_same_rows(
     tiny_pages, tmp_path, options
 ):
@@ -137,7 +143,8 @@ def test_json_goes_to_stdout_alone_and_log_lines_to_stderr(study):
 )
 def test_a_signal_keeps_what_is_computed_and_says_how_to_go_on(study, tmp_path, number, exit_code):
     command = [sys.executable, "-m", "ecgfeat.cli", "extract", str(study / "pages/manifest.csv")]
-    command += [*FAST, "--size", "320", "--batch-size", "1", "--cache", str(tmp_path / "cut.h5")]
+    command += [*FAST, "--size", "320", "--batch-size", "1", "--limit", "24"]
+    command += ["--cache", str(tmp_path / "cut.h5")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         # The lock stands from when the cache is opened until it is finished.
         while not list(tmp_path.iterdir()):
@@ -150,8 +157,8 @@ def test_a_signal_keeps_what_is_computed_and_says_how_to_go_on(study, tmp_path, 
     assert "interrupted" in said
     assert "run the same command again" in said
     again = json.loads(invoke(*command[3:], "--json"))
-    assert again["n_images"] == 40
-    assert again["n_computed"] < 40
+    assert again["n_images"] == 24
+    assert again["n_computed"] < 24
 
 
 _REFUSED = """
