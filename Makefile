@@ -16,7 +16,7 @@ demo: $(STAMPS)/run ## Run the whole study on synthetic pages
 	$(BIN)/ecgfeat demo
 
 test: $(STAMPS)/test ## Run the tests (ARGS="-m slow" for the long ones)
-	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 check: $(STAMPS)/dev ## Lint, format, types, direction of imports
 	$(BIN)/ruff check .

@@ -389,7 +389,7 @@ def test_other_errors_of_a_device_are_not_taken_for_a_lack_of_memory(monkeypatch
 
 
 @pytest.mark.parametrize(
-    "every", [pytest.param(40, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)]
+    "every", [pytest.param(100, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("data", ["ludb-pages", "mendeley-sheets"])
 def test_the_default_s_features_of_real_images_point_where_torchvision_s_do(
