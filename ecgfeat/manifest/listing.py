@@ -331,12 +331,13 @@ def split_by_hash(listing: ListedRows, settings: DataSettings) -> list[str]:
 def refuse_straddling_groups(listing: ListedRows, splits: list[str]) -> None:
     """Raise `DataError` when a group has rows in train and in test."""
     side: dict[str, str] = {}
+    mend = "remove the split column" if listing.row_numbers else "take the split folders away"
     for index, (group, split) in enumerate(zip(listing.groups, splits)):
         if group and side.setdefault(group, split) != split:
             raise DataError(
                 f"{listing.where(index)}: group {group!r} is in {split} and, further up, in "
                 f"{side[group]}: a test on rows like those trained on would flatter. Put each "
-                "group on one side, or remove the split column to have whole groups split."
+                f"group on one side, or {mend} to have whole groups split."
             )
 
 

@@ -149,7 +149,7 @@ def _ignored(files: _Files, inside: list[str]) -> dict[str, int]:
     for extra, (_, suffixes) in _EXTRAS.items():
         for suffix in counts.keys() & set(suffixes) - set(IMAGE_SUFFIXES):
             counts[f"{suffix} (pip install 'ecgfeat[{extra}]' to read them)"] = counts.pop(suffix)
-    return dict(sorted(counts.items()))
+    return {reason: n for reason, n in sorted(counts.items()) if n}
 
 
 # What its folders mean
