@@ -275,15 +275,15 @@ def test_folders_of_patients_are_groups_where_asked_for_and_else_warned_of(tmp_p
     assert manifest.group_source == "folders (--group-by 1)"
     assert manifest.warnings == ()
     assert set(read_manifest(root, DataSettings(group_by="folder")).groups) == {"s1", "s2"}
+    with pytest.raises(DataError, match=r"^--group-by 3: no image of .* lies in such a folder"):
+        read_manifest(root, DataSettings(group_by="3"))
+    with pytest.raises(ConfigError, match=r"^--group-by must be folder, or the number"):
+        DataSettings(group_by="patient")
     with pytest.raises(DataError, match=r"group 's1' is in train .* take the split folders away"):
         read_manifest(
             make_files(tmp_path / "split", "train/a/s1/1.png", "test/b/s1/1.png", "train/b/1.png"),
             DataSettings(group_by="folder"),
         )
-    with pytest.raises(DataError, match=r"^--group-by 3: no image of .* lies in such a folder"):
-        read_manifest(root, DataSettings(group_by="3"))
-    with pytest.raises(ConfigError, match=r"^--group-by must be folder, or the number"):
-        DataSettings(group_by="patient")
 
 
 def test_links_are_followed_where_asked_for(tmp_path: Path) -> None:
