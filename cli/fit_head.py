@@ -62,10 +62,9 @@ def fit_head(
 ) -> None:
     """Train a head on the features of a cache, or hundreds and choose one; no image is opened."""
     from ecgfeat.feature_cache import open_cache
+    from ecgfeat.heads import fit_heads
 
     features = open_cache(cache)
-    from ecgfeat.heads import fit_heads  # late: it loads torch
-
     chosen = recipe.chosen(features.header.recipe or RECIPE_OF_OLD_CACHES)
     kinds = head or _head_of(chosen)
     _refuse_idle(settings.over(chosen.head), chosen, kinds)

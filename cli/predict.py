@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ecgfeat.config import ComputeSettings
-from ecgfeat.errors import DataError
+from ecgfeat.errors import ConfigError, DataError
 
 from ._app import app
 from ._console import Output
@@ -62,8 +62,11 @@ def predict(
     from ecgfeat.runs import open_run
 
     opened = open_run(run)
-    if out is not None and not force:
-        refuse_overwriting(out, b"image,", name="--out")
+    if out is not None:
+        if out in images:
+            raise ConfigError(f"--out {out} is one of the images given: give another file")
+        if not force:
+            refuse_overwriting(out, b",predicted,", name="--out")
     from ecgfeat.inference import predict  # late: it loads torch
 
     with output.reporting() as report:

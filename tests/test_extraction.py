@@ -568,6 +568,20 @@ def test_a_cache_from_before_names_told_the_place_is_gone_on_with(tiny_pages, tm
     assert (again.cache, again.n_computed) == (before, 0)
 
 
+@pytest.mark.usefixtures("small_parts")
+def test_a_cache_begun_before_names_told_the_place_is_gone_on_with(tiny_pages, tmp_path):
+    manifest = read_manifest(tiny_pages())
+    with pytest.raises(Interrupted):
+        run(manifest, tmp_path / "cache", report=stop_after(8))
+    (parts,) = (tmp_path / "cache").glob("*.parts")
+    settings = FAST["page"], FAST["network"], FAST["compute"], FAST["work"].taps
+    before = extraction_module.cache_file(tmp_path / "cache", manifest.name, *settings)
+    parts.rename(before.with_name(f"{before.name}.parts"))
+    done = run(manifest, tmp_path / "cache")
+    assert done.cache == before
+    assert done.n_computed < len(manifest)
+
+
 def test_another_data_set_s_cache_is_refused_by_name(tiny_pages, tmp_path):
     first = run(read_manifest(tiny_pages()), tmp_path / "pages.h5")
     other = tmp_path / "other"

@@ -47,6 +47,7 @@ from ecgfeat.feature_cache import (
     existing_header,
     open_cache,
     open_writer,
+    part_paths,
 )
 from ecgfeat.files import write_csv
 from ecgfeat.images import DECODER, decode, prepare
@@ -253,7 +254,9 @@ def _own_file(
     settings = page, network, compute, taps
     path = cache_file(cache, manifest.name, *settings, source=manifest.source)
     before = cache_file(cache, manifest.name, *settings)
-    if not path.exists() and before.exists() and _Overlap.of(before, manifest).n_same:
+    there = [before] if before.exists() else part_paths(before)
+    is_new = not path.exists() and not part_paths(path)
+    if is_new and any(_Overlap.of(file, manifest).n_same for file in there):
         path = before
     if path.exists():
         overlap = _Overlap.of(path, manifest)

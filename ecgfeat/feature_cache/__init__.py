@@ -14,7 +14,13 @@ from ecgfeat.feature_cache.inspection import (
     list_caches,
     verify_cache,
 )
-from ecgfeat.feature_cache.reader import FeatureCache, Listing, Quarantined, open_cache
+from ecgfeat.feature_cache.reader import (
+    FeatureCache,
+    Listing,
+    Quarantined,
+    open_cache,
+    part_paths,
+)
 from ecgfeat.feature_cache.writer import CacheWriter, existing_header, open_writer
 
 __all__ = [
@@ -30,5 +36,6 @@ __all__ = [
     "list_caches",
     "open_cache",
     "open_writer",
+    "part_paths",
     "verify_cache",
 ]

@@ -34,6 +34,7 @@ from ecgfeat.protocol import (
     Partition,
     Task,
     define_task,
+    duplicates_in_words,
     has_validation,
     partitions,
     refuse_thin_validation,
@@ -103,6 +104,12 @@ class Job:
             groups=self.manifest.groups,
             settings=self.evaluation,
         )
+
+    @cached_property
+    def duplicates(self) -> list[str]:
+        """Warnings of pictures that are on both sides of the plan, or under two labels."""
+        sides = [part.sides for part in self.plan]
+        return duplicates_in_words(self.manifest.pictures(), self.manifest.labels, sides)
 
     @property
     def preprocessing(self) -> Preprocessing:

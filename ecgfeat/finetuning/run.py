@@ -75,7 +75,7 @@ from ecgfeat.images import DECODER
 from ecgfeat.manifest import Manifest, read_manifest, write_missing
 from ecgfeat.metrics import METRICS, score_values
 from ecgfeat.predictions import Predictions, join
-from ecgfeat.protocol import Partition, duplicates_in_words
+from ecgfeat.protocol import Partition
 from ecgfeat.runs import (
     Cost,
     EpochRecord,
@@ -436,6 +436,9 @@ def finetune(
             ranks=ranks,
         )
         refuse_impossible(job, weights)
+        if ranks.is_first:
+            for line in job.duplicates:  # now, and not after hours
+                report(Progress(stage="training", done=0, total=0, message=f"warning: {line}"))
         folder, config = _begin(job, weights, Path(out_dir), recipe)
         with _sole(ranks, folder):
             return Running(job, folder, config, State(), report).run(Snapshot())
@@ -794,9 +797,7 @@ def result_of(
         choice=_choice(job, state),
         prevalence=job.evaluation.prevalence,
         training_counts=count_classes(job.plan, job.task),
-        notices=duplicates_in_words(
-            job.manifest.pictures(), job.manifest.labels, [part.sides for part in job.plan]
-        ),
+        notices=job.duplicates,
     )
 
 

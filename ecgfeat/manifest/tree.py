@@ -62,15 +62,13 @@ def list_folder(root: Path, settings: DataSettings = DataSettings()) -> ListedRo
 
 
 def images_below(root: Path) -> list[Path]:
-    """The images of a folder and of those below it, by name, without labels or splits.
+    """The images of a folder and of those below it, linked ones too, without labels or splits.
 
     Raises
     ------
-    DataError
-        For a link to a folder.
     StorageError
     """
-    found = _walk(root, DataSettings()).paths
+    found = _walk(root, DataSettings(follow_links=True)).paths
     return [root / path for path in sorted(found) if path.lower().endswith(IMAGE_SUFFIXES)]
 
 

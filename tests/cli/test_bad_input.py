@@ -234,6 +234,18 @@ def test_a_disk_that_refuses(ecgfeat, tiny_pages, monkeypatch, number, words):
     assert message.endswith(f" failed: {words}")
 
 
+def test_predictions_are_not_written_over_a_list_of_images(ecgfeat, cache, tmp_path):
+    listing = tmp_path / "listing.csv"
+    listing.write_text("image,label\n1.png,a\n")
+    assert ecgfeat("fit-head", cache, "--out", "runs")[0] == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    for images in ("1.png", listing.name):
+        code, message = ecgfeat("predict", run, images, "--out", listing.name)
+        assert code == 2
+        assert "give another" in message
+    assert listing.read_text() == "image,label\n1.png,a\n"
+
+
 def test_an_image_that_is_left_out_of_a_prediction_is_named(ecgfeat, cache, tmp_path):
     assert ecgfeat("fit-head", cache)[0] == 0
     run = next((tmp_path / "runs").iterdir())

@@ -293,3 +293,14 @@ def test_a_test_without_a_decodable_image_is_refused(pages, runs):
         train(pages, runs)
     (folder,) = runs.iterdir()
     assert len(read_rows(folder / "quarantine.csv")) == N_TEST + 1
+
+
+def test_the_same_picture_in_training_and_test_is_told_before_the_first_epoch(pages, runs):
+    tests, trained = (sorted((pages.parent / split).rglob("*.png")) for split in ("test", "train"))
+    tests[0].write_bytes(trained[0].read_bytes())
+    said = []
+    run = train(pages, runs, training={"epochs": 1}, report=lambda p: said.append(p.message))
+    warning, *_ = [line for line in said if "byte for byte" in line]
+    assert warning.startswith("warning: 1 of ")
+    assert said.index(warning) < next(i for i, line in enumerate(said) if "Epoch 1" in line)
+    assert warning.removeprefix("warning: ") in run.metrics["notices"]
