@@ -106,10 +106,8 @@ def _minutes_here() -> str:
 
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         return "a minute"
-    network, pages = (
-        resnet18().eval(),
-        torch.rand(4, 3, _TUNED_PAGE.height_px, _TUNED_PAGE.width_px),
-    )
+    network = resnet18().eval()
+    pages = torch.rand(4, 3, _TUNED_PAGE.height_px, _TUNED_PAGE.width_px)
     with torch.inference_mode():
         network(pages)
         began = time.perf_counter()

@@ -25,7 +25,7 @@ __all__ = [
     "write_text",
 ]
 
-_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 
 def open_aside(path: Path) -> int:
@@ -41,21 +41,37 @@ def open_aside(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o666)
 
 
-def open_lock(path: Path, flags: int) -> int:
-    """Open a lock's file with `flags`, which follows no link and empties nothing.
+def open_lock(path: Path, flags: int, *, begins: bytes) -> int:
+    """Open a lock's file for reading, and perhaps more, with `flags`; returns its descriptor.
+
+    No link is followed, and nothing is emptied.
+
+    Parameters
+    ----------
+    path : Path
+    flags : int
+        As `os.open` takes them.
+    begins : bytes
+        First bytes of what a holder writes there.
 
     Raises
     ------
     StorageError
-        When it is a link: whoever put it there means another file to be overwritten.
+        When it is a link or another file: whoever put it there means that to be overwritten.
     OSError
     """
     try:
-        return os.open(path, flags | _NO_FOLLOW, 0o666)
+        fd = os.open(path, flags | _NO_FOLLOW, 0o666)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK):
-            raise StorageError(f"{path} is a symbolic link, which a lock never is") from error
+            raise StorageError(
+                f"{path} is a symbolic link, which a lock never is: move it elsewhere"
+            ) from error
         raise
+    if os.pread(fd, len(begins), 0) not in (b"", begins):
+        os.close(fd)
+        raise StorageError(f"{path} is no lock of ecgfeat: move it elsewhere")
+    return fd
 
 
 def refuse_overwriting(path: Path, mark: bytes, *, name: str) -> None:

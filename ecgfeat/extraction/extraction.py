@@ -159,9 +159,7 @@ def extract(
         n_images=len(finished.paths) if finished else computed.n_images,
         n_computed=computed.n_images,
         missing=len(manifest.missing),
-        missing_by_class={
-            f"{split}/{label}": n for (label, split), n in manifest.missing_counts().items()
-        },
+        missing_by_class=manifest.missing_by_class(),
         quarantined=len(finished.quarantined) if finished else 0,
         wall_s=time.monotonic() - started,
         images_per_s=computed.n_images / computed.seconds if computed.seconds else 0.0,

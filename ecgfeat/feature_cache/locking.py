@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from glob import escape
 from pathlib import Path
 
-from ecgfeat.errors import CacheLockedError, StorageError, storage_error
+from ecgfeat.errors import CacheLockedError, storage_error
 from ecgfeat.files import open_lock
 
 __all__ = ["hold"]
@@ -152,8 +152,6 @@ def hold(cache: Path, shard: tuple[int, int] | None) -> Iterator[None]:
 def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except StorageError as error:
-        raise StorageError(f"{path} can't be used: {error}. Move it elsewhere.") from error
     except OSError as error:
         raise storage_error(error, "locking", path) from error
 
@@ -201,9 +199,9 @@ def _try(path: Path) -> int | None:
 def _open(path: Path) -> tuple[bool, int] | None:
     """Open the lock's file: whether it was made now, and its number; None if it just went."""
     with contextlib.suppress(FileExistsError):
-        return True, open_lock(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        return True, open_lock(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, begins=b"{")
     with contextlib.suppress(FileNotFoundError):
-        return False, open_lock(path, os.O_RDWR)
+        return False, open_lock(path, os.O_RDWR, begins=b"{")
     return None
 
 
@@ -234,12 +232,9 @@ def _is_named(fd: int, path: Path) -> bool:
 
 def _read(fd: int) -> Holder | None:
     """Who holds the lock; None where nobody has written it yet, or wrote it whole."""
-    said = os.pread(fd, 4096, 0)
     try:
-        return Holder(**json.loads(said))
+        return Holder(**json.loads(os.pread(fd, 4096, 0)))
     except (ValueError, TypeError):
-        if said[:1] not in (b"", b"{"):
-            raise StorageError("it is no lock of ecgfeat") from None
         return None
 
 
@@ -261,7 +256,7 @@ def _remove_dead(path: Path) -> None:
     """
     guard = path.with_name(f"{path.name}.removing")
     try:
-        os.close(open_lock(guard, os.O_CREAT | os.O_EXCL))
+        os.close(open_lock(guard, os.O_RDWR | os.O_CREAT | os.O_EXCL, begins=b""))
     except FileExistsError:
         return
     try:
@@ -274,7 +269,7 @@ def _remove_dead(path: Path) -> None:
 
 def _refuse_if_held(path: Path, cache: Path) -> None:
     try:
-        fd = open_lock(path, os.O_RDONLY)
+        fd = open_lock(path, os.O_RDONLY, begins=b"{")
     except FileNotFoundError:
         return
     try:
@@ -288,7 +283,7 @@ def _refuse_if_held(path: Path, cache: Path) -> None:
 
 def _holder(path: Path) -> Holder | None:
     try:
-        fd = open_lock(path, os.O_RDONLY)
+        fd = open_lock(path, os.O_RDONLY, begins=b"{")
     except FileNotFoundError:
         return None
     try:

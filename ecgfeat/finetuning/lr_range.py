@@ -197,6 +197,7 @@ def write_lr_range(folder: Path, found: LrRange, part: Partition, n_folds: int) 
             path,
             f"Learning-rate range test{fold}",
         )
+    # A training is worth more than a picture of it, whatever went wrong in drawing that.
     except Exception as error:  # noqa: BLE001
         return f"{path.with_suffix('.csv').name} (its figure can't be drawn: {error})"
     return path.name

@@ -847,7 +847,7 @@ def sole(folder: Path) -> Iterator[None]:
     """
     path = folder / LOCK
     try:
-        fd = open_lock(path, os.O_RDWR | os.O_CREAT)
+        fd = open_lock(path, os.O_RDWR | os.O_CREAT, begins=b"process")
     except OSError as error:
         raise storage_error(error, "locking", path) from error
     try:
@@ -872,8 +872,6 @@ def _take(fd: int, folder: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise storage_error(error, "locking", folder / LOCK) from error
-    if os.pread(fd, 7, 0) not in (b"", b"process"):
-        raise StorageError(f"{folder / LOCK} is no lock of ecgfeat: move it elsewhere")
     try:
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)

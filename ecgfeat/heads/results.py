@@ -169,7 +169,7 @@ def describe(job: HeadJob, outcome: Outcome, grid: Grid) -> Result:
 
 def _duplicates(job: HeadJob) -> list[str]:
     cache = job.data.cache
-    sides = [fold.final.whole.sides for fold in job.plan]
+    sides = [fold.final.sides for fold in job.plan]
     return duplicates_in_words(cache.pictures, cache.labels, sides)
 
 

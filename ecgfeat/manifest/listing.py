@@ -15,7 +15,7 @@ from ecgfeat.errors import ConfigError, DataError, storage_error
 from ecgfeat.manifest.manifest import ListedRows, Manifest, MissingImage
 from ecgfeat.manifest.table import list_csv
 from ecgfeat.manifest.tree import IMAGE_SUFFIXES, list_folder
-from ecgfeat.manifest.vocabulary import is_junk, looks_like, split_called
+from ecgfeat.manifest.vocabulary import is_junk, looks_like, some_of, split_called
 from ecgfeat.protocol import class_order, hash_place, n_kept_out
 
 __all__ = ["read_manifest", "refuse_straddling_groups", "split_by_hash"]
@@ -119,14 +119,10 @@ def _refuse_folder_of_a_table(source: Path) -> None:
         raise DataError(f"{source} holds a manifest.csv, which lists its images: give {listing}.")
     if tables and len(folders) < 2:
         raise DataError(
-            f"{source} holds {_some([path.name for path in tables])} beside "
+            f"{source} holds {some_of([path.name for path in tables])} beside "
             f"{f'one folder, {folders[0]}' if folders else 'no folder'}: give the .csv file that "
             f"lists the images, such as {tables[0]}."
         )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
 
 
 def _check_labels(listing: ListedRows) -> None:
@@ -161,12 +157,12 @@ def _check_labels(listing: ListedRows) -> None:
     if several:
         n = sum(counts[label] for label in several)
         listing.warnings.append(
-            f"{n} images have several labels in one ({_some(several)}), each a class of its own: "
+            f"{n} images have several labels in one ({some_of(several)}), each a class of its own: "
             "give --label-column a column of 0 and 1 per class, or leave such rows out"
         )
     rare = [label for label, n in counts.items() if n < 2]
     if rare:
-        listing.warnings.append(f"classes of one image only: {_some(rare)}")
+        listing.warnings.append(f"classes of one image only: {some_of(rare)}")
 
 
 def _split(listing: ListedRows, settings: DataSettings) -> tuple[list[str], str]:

@@ -177,8 +177,8 @@ class Manifest:
         if self.ignored:
             lines.append(f"ignored: {_listed(self.ignored)}")
         if self.missing:
-            counts = {f"{split}/{label}": n for (label, split), n in self.missing_counts().items()}
-            lines.append(f"missing: {len(self.missing)} listed images ({_listed(counts)})")
+            counts = _listed(self.missing_by_class())
+            lines.append(f"missing: {len(self.missing)} listed images ({counts})")
         return lines + [f"warning: {warning}" for warning in self.warnings]
 
     def as_json(self) -> dict[str, Any]:
@@ -192,9 +192,7 @@ class Manifest:
             "group_from": self.group_source or None,
             "n_groups": len(set(self.groups) - {""}),
             "ignored": dict(self.ignored),
-            "missing": {
-                f"{split}/{label}": n for (label, split), n in self.missing_counts().items()
-            },
+            "missing": self.missing_by_class(),
             "warnings": list(self.warnings),
         }
 
@@ -209,6 +207,10 @@ class Manifest:
     def missing_counts(self) -> dict[tuple[str, str], int]:
         """How many images are missing, by (label, split)."""
         return dict(sorted(Counter((row.label, row.split) for row in self.missing).items()))
+
+    def missing_by_class(self) -> dict[str, int]:
+        """The same by ``"split/label"``, for people."""
+        return {f"{split}/{label}": n for (label, split), n in self.missing_counts().items()}
 
     def limited(self, n_rows: int) -> Manifest:
         """At most `n_rows` rows, spread evenly over classes and splits; 0 takes all.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,9 +17,11 @@ from ecgfeat.manifest.manifest import ListedRows
 from ecgfeat.manifest.vocabulary import (
     COLUMNS,
     FOLD_COLUMNS,
+    grouping_folder,
     is_no_label,
     number_in,
     plain,
+    some_of,
     split_called,
 )
 
@@ -55,13 +58,12 @@ def list_csv(source: Path, root: Path, settings: DataSettings = DataSettings()) 
     if not labels:
         raise DataError(f"{source} has no row with a label.")
     paths = _relative_paths(table, root, columns.path)
-    splits, split_origin = _splits(table, columns, settings)
+    splits, split_column = _splits(table, columns, settings)
     groups, group_origin = _groups(table, columns, paths, settings)
-    used = {columns.path, *columns.label}
+    used = {"", columns.path, *columns.label, split_column}  # an index column has no name
     if plain(columns.group) == "group":  # a patient's number is worth keeping under its name
         used.add(columns.group)
-    if splits:
-        used.add(columns.split or columns.fold)
+    folds = " (--test-folds)" if settings.test_folds else ""
     return ListedRows(
         source=source,
         root=root,
@@ -69,14 +71,14 @@ def list_csv(source: Path, root: Path, settings: DataSettings = DataSettings()) 
         labels=labels,
         splits=splits,
         groups=groups,
-        metadata={
-            name: cells
-            for name, cells in table.columns.items()
-            if name and name not in used  # an index column without a name says nothing
-        },
+        metadata={name: cells for name, cells in table.columns.items() if name not in used},
         row_numbers=table.numbers,
         ignored=dict(table.ignored),
-        origins={"split": split_origin, "label": _named(columns.label), "group": group_origin},
+        origins={
+            "split": f"{_named([split_column])}{folds}" if split_column else None,
+            "label": _named(columns.label),
+            "group": group_origin,
+        },
         warnings=table.warnings,
     )
 
@@ -97,8 +99,7 @@ def list_images(source: Path) -> tuple[list[Path], dict[str, list[str]]]:
 
 
 def _named(columns: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, columns[:4])) + (" …" if len(columns) > 4 else "")
-    return f"the column{'s' if len(columns) > 1 else ''} {shown}"
+    return f"the column{'s' if len(columns) > 1 else ''} {some_of(list(map(repr, columns)))}"
 
 
 # The text
@@ -188,15 +189,18 @@ def _refuse_columns_twice(source: Path, header: list[str]) -> None:
 # Its columns
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class _Columns:
-    """Names of the columns, as the file has them; several labels are one column per class."""
+    """Names of the columns, as the file has them, "" where there is none.
+
+    Several labels are one column per class.
+    """
 
     path: str
     label: tuple[str, ...]
-    split: str = ""
-    group: str = ""
-    fold: str = ""
+    split: str
+    group: str
+    fold: str
 
     @staticmethod
     def of(table: _Table, settings: DataSettings) -> _Columns:
@@ -207,14 +211,13 @@ class _Columns:
             label = tuple(_asked(table, name, "label_column") for name in several)
         else:
             label = (_column(table, "label", asked),)
-        found = _Columns(
-            path,
-            label,
+        return _Columns(
+            path=path,
+            label=label,
             split=_column(table, "split", settings.split_column, is_needed=False),
             group=_column(table, "group", settings.group_column, is_needed=False),
+            fold=next((name for name in table.columns if plain(name) in FOLD_COLUMNS), ""),
         )
-        found.fold = next((name for name in table.columns if plain(name) in FOLD_COLUMNS), "")
-        return found
 
 
 def _column(table: _Table, role: str, asked: str, *, is_needed: bool = True) -> str:
@@ -228,18 +231,25 @@ def _column(table: _Table, role: str, asked: str, *, is_needed: bool = True) -> 
             f"{table.source} has {' and '.join(map(repr, found))}, and each could be the {role}. "
             f"Give {option_name(f'{role}_column')}."
         )
-    if role == "group" and len(found) > 1:
-        table.warnings.append(
-            f"the column {found[1]!r} isn't used: {found[0]!r} tells whose image it is (else give "
-            "--group-column)"
-        )
+    if role == "group":
+        _warn_of_patients(table, found)
     if is_needed and not found:
         raise DataError(
             f"{table.source} has no column for the {role}: name it {role}, or give "
-            f"{option_name(f'{role}_column')} one of {_some(list(table.columns))}."
+            f"{option_name(f'{role}_column')} one of {_header_of(table)}."
             + (_one_hot_hint(table) if role == "label" else "")
         )
     return found[0] if found else ""
+
+
+def _warn_of_patients(table: _Table, found: list[str]) -> None:
+    """Say which columns look like a patient's and aren't taken for one."""
+    alike = [name for name in table.columns if re.search("patient|subject", plain(name))]
+    for name in dict.fromkeys([*found[1:], *(name for name in alike if name not in found)]):
+        why = f"{found[0]!r} tells" if found else "nothing tells"
+        table.warnings.append(
+            f"the column {name!r} isn't used: {why} whose image it is (else give --group-column)"
+        )
 
 
 def _asked(table: _Table, asked: str, option: str) -> str:
@@ -247,13 +257,12 @@ def _asked(table: _Table, asked: str, option: str) -> str:
         if plain(name) == plain(asked):
             return name
     raise ConfigError(
-        f"{option_name(option)}: {table.source} has no column {asked!r}, only "
-        f"{_some(list(table.columns))}"
+        f"{option_name(option)}: {table.source} has no column {asked!r}, only {_header_of(table)}"
     )
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:12])) + (" …" if len(names) > 12 else "")
+def _header_of(table: _Table) -> str:
+    return some_of(list(map(repr, table.columns)), 12)
 
 
 # Its labels
@@ -278,13 +287,13 @@ def _labels(table: _Table, columns: tuple[str, ...]) -> list[str]:
         true = [name for name, cell in zip(columns, cells) if cell.casefold() in _YES]
         if len(true) > 1:
             several.append(row)
-        labels.append(true[0] if true else "")
+        else:
+            labels.append(true[0] if true else "")
     if several:
         table.warnings.append(
             f"{len(several)} rows are of several classes at once and are left out"
         )
         table.drop(several, "rows of several classes")
-        labels = [label for row, label in enumerate(labels) if row not in set(several)]
     return labels
 
 
@@ -333,42 +342,39 @@ def _relative_paths(table: _Table, root: Path, column: str) -> list[str]:
 
 def _splits(
     table: _Table, columns: _Columns, settings: DataSettings
-) -> tuple[list[str] | None, str | None]:
-    """Each row's split, and where it comes from; None where the table names none."""
-    tested = {int(word) for word in comma_separated(settings.test_folds)}
-    name = columns.split
-    if tested:
+) -> tuple[list[str] | None, str]:
+    """Each row's split, and the column that it comes from; None and "" where none names one."""
+    if settings.test_folds:
         name = (settings.split_column and columns.split) or columns.fold or columns.split
         if not name:
             raise ConfigError(
                 f"--test-folds: {table.source} has no column of numbered folds; name it with "
                 "--split-column"
             )
-        columns.split = name
-        return _of_folds(table, name, tested), f"the column {name!r} (--test-folds)"
+        return _of_folds(table, name, set(map(int, comma_separated(settings.test_folds)))), name
+    name = columns.split
     if not name:
         if columns.fold:
             table.warnings.append(
                 f"the column {columns.fold!r} isn't used: to test on some of its folds, give "
                 "--test-folds, such as --test-folds 9,10"
             )
-        return None, None
+        return None, ""
     cells = table.columns[name]
-    splits = [split_called(cell) for cell in cells]
-    if None not in splits:
-        return [split for split in splits if split], f"the column {name!r}"
-    row = splits.index(None)
+    splits = [split_called(cell) or "" for cell in cells]
+    if all(splits):
+        return splits, name
     if all(number_in(cell) is not None for cell in cells):
         raise DataError(
             f"{table.source}: the column {name!r} holds numbered folds. Give --test-folds those "
             "for testing, such as --test-folds 9,10."
         )
+    row = splits.index("")
     if plain(name) != "split" and not settings.split_column:
         table.warnings.append(
             f"the column {name!r} isn't used: it holds {cells[row]!r}, which is no split"
         )
-        columns.split = ""
-        return None, None
+        return None, ""
     raise DataError(
         f"{table.where(row)}: the split must be train, val or test; found {cells[row]!r}. "
         "Correct it, or remove the column to have the rows split by class."
@@ -384,11 +390,11 @@ def _of_folds(table: _Table, column: str, tested: set[int]) -> list[str]:
             f"{table.where(row)}: the fold must be a number; found {cells[row]!r}. Correct it, or "
             "leave out --test-folds."
         )
-    absent = tested - set(filter(None, numbers)) - ({0} if 0 in numbers else set())
-    if absent:
-        there = ", ".join(str(n) for n in sorted(n for n in set(numbers) if n is not None))
+    there = {number for number in numbers if number is not None}
+    if tested - there:
         raise ConfigError(
-            f"--test-folds: {table.source} has no fold {min(absent)} in {column!r}, only {there}"
+            f"--test-folds: {table.source} has no fold {min(tested - there)} in {column!r}, only "
+            f"{', '.join(map(str, sorted(there)))}"
         )
     return ["test" if number in tested else "train" for number in numbers]
 
@@ -398,9 +404,7 @@ def _groups(
 ) -> tuple[list[str], str | None]:
     """Each row's group, "" where it has none, and where it comes from."""
     if settings.group_by:
-        level = -1 if settings.group_by == "folder" else int(settings.group_by) - 1
-        folders = [path.split("/")[:-1] for path in paths]
-        groups = [above[level] if level < len(above) and above else "" for above in folders]
+        groups = [grouping_folder(path.split("/")[:-1], settings.group_by) for path in paths]
         return groups, f"folders (--group-by {settings.group_by})"
     if not columns.group:
         return [""] * len(paths), None

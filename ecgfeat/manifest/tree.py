@@ -12,7 +12,14 @@ from pathlib import Path
 from ecgfeat.config import DataSettings, comma_separated
 from ecgfeat.errors import DataError, storage_error
 from ecgfeat.manifest.manifest import ListedRows
-from ecgfeat.manifest.vocabulary import is_junk, number_in, plain, split_called
+from ecgfeat.manifest.vocabulary import (
+    grouping_folder,
+    is_junk,
+    number_in,
+    plain,
+    some_of,
+    split_called,
+)
 
 __all__ = ["IMAGE_KINDS", "IMAGE_SUFFIXES", "images_below", "list_folder"]
 
@@ -42,18 +49,19 @@ def list_folder(root: Path, settings: DataSettings = DataSettings()) -> ListedRo
     files = _walk(root, settings)
     images = sorted(path for path in files.paths if path.lower().endswith(IMAGE_SUFFIXES))
     _refuse_names_that_are_not_text(root, images)
-    layout = _layout(root, [path.split("/")[:-1] for path in images], settings)
-    inside = [path for path in images if path.count("/") >= layout.n_folders]
+    above = {path: path.split("/")[:-1] for path in images}
+    layout = _layout(root, list(above.values()), settings)
+    inside = [path for path in images if len(above[path]) >= layout.n_folders]
     _refuse_without_images(root, inside)
     _refuse_classes_of_other_kinds(root, files.paths, inside, layout)
-    folders = [path.split("/")[:-1] for path in inside]
+    folders = [above[path] for path in inside]
     listing = ListedRows(
         source=root,
         root=root,
         paths=inside,
-        labels=[above[layout.class_level] for above in folders],
-        splits=None if layout.splits is None else [layout.split_of(above) for above in folders],
-        groups=[_group(above[layout.n_folders :], settings.group_by) for above in folders],
+        labels=[names[layout.class_level] for names in folders],
+        splits=None if layout.splits is None else [layout.split_of(names) for names in folders],
+        groups=[grouping_folder(names[layout.n_folders :], settings.group_by) for names in folders],
         ignored=_ignored(files, inside),
         origins={"split": layout.splits, "label": "folders"},
     )
@@ -192,7 +200,7 @@ def _layout(root: Path, folders: list[list[str]], settings: DataSettings) -> _La
         if not tops or any(number_in(name) is None for name in tops):
             raise DataError(
                 f"--test-folds goes with numbered folds, but the folders of {root} are "
-                f"{_some(tops)}: leave it out."
+                f"{some_of(tops)}: leave it out."
             )
         return _Layout(1, 0, test_folds)
     splits = [name for name in tops if split_called(name)]
@@ -207,7 +215,7 @@ def _layout(root: Path, folders: list[list[str]], settings: DataSettings) -> _La
         )
     if len(tops) > 1 and all(re.fullmatch(r"fold_?\d+", plain(name)) for name in tops):
         raise DataError(
-            f"the folders of {root} look like numbered folds ({_some(tops)}), not like classes. "
+            f"the folders of {root} look like numbered folds ({some_of(tops)}), not like classes. "
             "Give --test-folds those for testing, or list the images in a .csv file."
         )
     return _layout_inside(root, tops, folders)
@@ -229,16 +237,9 @@ def _layout_inside(root: Path, tops: list[str], folders: list[list[str]]) -> _La
     if len(tops) == 1 and len({name for _, name in seconds}) > 1:
         raise DataError(
             f"{root} holds one folder only, {tops[0]}: give {root / tops[0]}, which holds "
-            f"{_some(sorted({name for _, name in seconds if name}))}."
+            f"{some_of(sorted({name for _, name in seconds if name}))}."
         )
     return _Layout(0, 1) if splits else _Layout()
-
-
-def _group(below: list[str], group_by: str) -> str:
-    """The folder that tells whose image it is, of those below the class."""
-    if group_by == "folder":
-        return below[-1] if below else ""
-    return below[int(group_by) - 1] if group_by and int(group_by) <= len(below) else ""
 
 
 def _tell_of_folders_below(
@@ -311,7 +312,3 @@ def _refuse_names_that_are_not_text(root: Path, paths: list[str]) -> None:
         raise DataError(
             f"{root} holds a file whose name is not UTF-8: {os.fsencode(name)!r}. Rename it."
         ) from error
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (" …" if len(names) > 4 else "")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 __all__ = [
     "COLUMNS",
     "FOLD_COLUMNS",
+    "grouping_folder",
     "is_junk",
     "is_no_label",
     "looks_like",
     "number_in",
     "plain",
+    "some_of",
     "split_called",
 ]
 
@@ -96,3 +99,24 @@ def looks_like(label: str) -> str:
         return f"{float(label):g}"
     except ValueError:
         return plain(label)
+
+
+def grouping_folder(folders: Sequence[str], group_by: str) -> str:
+    """The folder that tells whose image it is, by ``--group-by``; "" where there is none.
+
+    Parameters
+    ----------
+    folders : sequence of str
+        Those that the image lies in, from the top; in a tree those below its class.
+    group_by : str
+        ``"folder"`` takes the last, a number that one, from 1; empty takes none.
+    """
+    if not group_by:
+        return ""
+    level = len(folders) if group_by == "folder" else int(group_by)
+    return folders[level - 1] if 1 <= level <= len(folders) else ""
+
+
+def some_of(names: Sequence[str], n_shown: int = 4) -> str:
+    """The first of some names, for a message."""
+    return ", ".join(names[:n_shown]) + (" …" if len(names) > n_shown else "")
