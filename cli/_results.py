@@ -78,14 +78,14 @@ def _positive_lines(run: Run) -> list[str]:
 
 def _origin_lines(shown: Mapping[str, Any]) -> list[str]:
     """What the answers rest on, how they were chosen, and how much the scores spread."""
-    from ecgfeat.calibration import Decision
     from ecgfeat.metrics import METRICS
+    from ecgfeat.runs import decision_from
 
     lines = []
     if "prevalence" in shown:
         lines.append(f"prevalence: {shown['prevalence']:g}")
     for fold, fields in enumerate(shown.get("decisions", ())):
-        words = Decision.from_json(fields).in_words()
+        words = decision_from(fields).in_words()
         where = f"fold {fold + 1}" if len(shown["decisions"]) > 1 else "decision"
         if words:
             lines.append(f"{where}: {words}")

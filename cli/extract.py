@@ -104,12 +104,12 @@ def _page_of_run(network: NetworkSettings, output: Output) -> PageSettings | Non
     folder = Path(network.weights).expanduser()
     if not (folder / "config.json").exists():
         return None
-    from ecgfeat.runs import open_run
+    from ecgfeat.runs import open_run, typed
 
     found = open_run(folder).config.get("page")
-    if not isinstance(found, dict):
+    if found is None:
         return None
-    page = PageSettings(**found)
+    page = typed(found, PageSettings)
     output.log(
         f"{folder} was trained on pages by --crop-mode {page.crop_mode} --size {page.size}: taken "
         "here too, unless given by hand"

@@ -6,7 +6,6 @@ Both are fixed on validation rows, once, and then hold for test rows and new ima
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -128,27 +127,6 @@ class Decision:
     def as_json(self) -> dict[str, Any]:
         """The decision as plain values."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, fields: object) -> Decision:
-        """The decision that `as_json` described; fields of later versions are passed over.
-
-        Raises
-        ------
-        ValueError
-            When it is no such description.
-        """
-        if not isinstance(fields, Mapping):
-            raise ValueError("a decision is an object")
-        method, threshold = fields.get("method"), fields.get("threshold")
-        if not isinstance(method, str):
-            raise ValueError(f"calibration method {method!r}")
-        return cls(
-            method=method,  # type: ignore[arg-type]  # which one is checked as the object is made
-            slope=_number(fields, "slope"),
-            offset=_number(fields, "offset"),
-            threshold=None if threshold is None else _number(fields, "threshold"),
-        )
 
 
 def refuse_undecidable(
@@ -308,13 +286,3 @@ def _logs(probabilities: Floats) -> Floats:
 
 def _within(slope: float) -> float:
     return min(max(slope, SLOPES[0]), SLOPES[1])
-
-
-def _number(fields: Mapping[str, Any], name: str) -> float:
-    value = fields.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{name} {value!r} of a decision")
-    try:
-        return float(value)
-    except OverflowError as error:
-        raise ValueError(f"{name} of a decision is beyond any float") from error

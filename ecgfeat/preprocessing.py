@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 from ecgfeat.config import CropMode, PageSettings
 from ecgfeat.errors import ConfigError
@@ -63,6 +62,12 @@ class Preprocessing:
         `EXACT_RESAMPLING` or `FAST_RESAMPLING`.
     mean, std : tuple of 3 floats
         Subtracted from and divided into the pixels after scaling them to [0, 1].
+
+    Raises
+    ------
+    ConfigError
+        When it is out of the page options' ranges, or the resampling isn't one of
+        `RESAMPLINGS`: a stranger, or a later version, may have written it.
     """
 
     crop_mode: CropMode
@@ -72,73 +77,27 @@ class Preprocessing:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
+    def __post_init__(self) -> None:
+        if self.resampling not in RESAMPLINGS:
+            raise ConfigError(
+                f"the resampling {self.resampling!r} is unknown to this version of ecgfeat, which "
+                f"has {' and '.join(RESAMPLINGS)}: take the version that wrote it"
+            )
+        PageSettings(crop_mode=self.crop_mode, size=self.size)  # refuses what no option allows
+
     @classmethod
-    def from_settings(
-        cls, settings: PageSettings, *, resampling: str = EXACT_RESAMPLING
-    ) -> Preprocessing:
-        """The specification that the page options ask for."""
+    def from_settings(cls, settings: PageSettings, **others: Any) -> Preprocessing:
+        """The specification that the page options ask for; `others` are the other fields."""
         return cls(
             crop_mode=settings.crop_mode,
             width_px=settings.width_px,
             height_px=settings.height_px,
-            resampling=resampling,
-        )
-
-    @classmethod
-    def from_fields(
-        cls,
-        *,
-        crop_mode: str,
-        size: str,
-        resampling: str,
-        mean: Sequence[float],
-        std: Sequence[float],
-    ) -> Preprocessing:
-        """The specification that a cache or a run has written down.
-
-        Raises
-        ------
-        ConfigError
-            When it is out of the page options' ranges, or the resampling isn't one of
-            `RESAMPLINGS`: a stranger, or a later version, may have written it.
-        ValueError
-            When mean or std aren't three numbers.
-        """
-        if resampling not in RESAMPLINGS:
-            raise ConfigError(
-                f"the resampling {resampling!r} is unknown to this version of ecgfeat, which has "
-                f"{' and '.join(RESAMPLINGS)}: take the version that wrote it"
-            )
-        page = PageSettings(crop_mode=cast(CropMode, crop_mode), size=size)
-        return cls(
-            crop_mode=page.crop_mode,
-            width_px=page.width_px,
-            height_px=page.height_px,
-            resampling=resampling,
-            mean=_rgb(mean),
-            std=_rgb(std),
+            **others,
         )
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for ``json.dumps``, as a run's files have them."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Preprocessing:
-        """What `as_json` gave.
-
-        Raises
-        ------
-        KeyError, TypeError, ValueError, ConfigError
-            When it is another's.
-        """
-        return cls.from_fields(
-            crop_mode=found["crop_mode"],
-            size=f"{found['width_px']}x{found['height_px']}",
-            resampling=found["resampling"],
-            mean=found["mean"],
-            std=found["std"],
-        )
 
     @property
     def size(self) -> str:
@@ -181,8 +140,3 @@ class Preprocessing:
         left = round((resized_px[0] - self.width_px) / 2.0)
         top = round((resized_px[1] - self.height_px) / 2.0)
         return left, top
-
-
-def _rgb(values: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = values
-    return float(red), float(green), float(blue)

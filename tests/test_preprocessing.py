@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ecgfeat.config import CropMode, PageSettings
 from ecgfeat.errors import ConfigError
 from ecgfeat.preprocessing import FAST_RESAMPLING, Geometry, Preprocessing
+from ecgfeat.runs import typed
 
 sides_px = st.integers(1, 5000)
 sizes_px = st.integers(32, 1200)
@@ -137,7 +138,7 @@ def test_what_was_written_down_is_read_back(resampling: str) -> None:
 
 def test_a_specification_turns_itself_into_json_and_back() -> None:
     first = Preprocessing(crop_mode="border", width_px=448, height_px=320)
-    assert Preprocessing.from_json(json.loads(json.dumps(first.as_json()))) == first
+    assert typed(json.loads(json.dumps(first.as_json())), Preprocessing) == first
 
 
 def test_an_unknown_resampling_is_refused_with_those_there_are() -> None:
@@ -150,9 +151,8 @@ def test_an_unknown_resampling_is_refused_with_those_there_are() -> None:
 
 
 def written_down(resampling: str) -> Preprocessing:
-    return Preprocessing.from_fields(
-        crop_mode="center",
-        size="224",
+    return Preprocessing.from_settings(
+        PageSettings(crop_mode="center", size="224"),
         resampling=resampling,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),

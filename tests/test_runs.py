@@ -678,7 +678,11 @@ def test_another_format_version_is_refused(finished: Path) -> None:
         ("config.json", b"[1]", "config.json is damaged: it holds no JSON object"),
         ("config.json", b"\xff", "config.json is damaged: 'utf-8' codec can't decode"),
         ("metrics.json", b"[" * 100_000, "metrics.json is damaged: "),
-        ("metrics.json", b"{}", "is damaged: a field is missing or unknown"),
+        (
+            "metrics.json",
+            b"{}",
+            "metrics.json is damaged: a field is missing or wrong (object missing required field",
+        ),
         ("history.csv", b"", "history.csv is damaged: it is empty"),
         ("history.csv", b"epoch\r\n1\r\n", "history.csv is damaged: its columns are epoch"),
         (

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from ecgfeat.errors import RunError, storage_error
 from ecgfeat.files import replacing
 from ecgfeat.finetuning.trainer import Snapshot, Step
 from ecgfeat.images import Failure
-from ecgfeat.runs import EpochRecord
+from ecgfeat.runs import Count, EpochRecord, Number, typed
 
 __all__ = [
     "CHECKPOINT",
@@ -34,8 +38,12 @@ __all__ = [
 
 CHECKPOINT = "checkpoint.safetensors"
 """In the run's folder until the run is finished."""
-PLAIN = ("epoch", "step", "rates", "wall_s", "training_s", "n_trained")
-"""Fields of `State` that JSON holds as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Checkpoint:
+    state: State
+    snapshot: Snapshot
 
 
 def save_checkpoint(folder: Path, state: State, snapshot: Snapshot) -> None:
@@ -49,41 +57,48 @@ def save_checkpoint(folder: Path, state: State, snapshot: Snapshot) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    tensors = dict(snapshot.tensors)
-    for fold, said in enumerate(state.tested):
-        tensors.update(_tensors(said, f"tested.{fold}"))
-    for fold, candidate in enumerate(state.chosen):
-        tensors.update(_tensors(candidate.validation, f"chosen.{fold}"))
-    if state.candidate:
-        tensors.update(_tensors(state.candidate.validation, "candidate"))
-        for name, value in state.candidate.weights.items():
-            tensors[f"candidate.weights.{name}"] = value
-    plain = {
-        **{name: getattr(state, name) for name in PLAIN},
-        "tally": asdict(state.tally),
-        "history": [asdict(record) for record in state.history],
-        "candidate": state.candidate and _plain(state.candidate),
-        "chosen": [_plain(candidate) for candidate in state.chosen],
-        "failures": [asdict(failure) for failure in state.failures.values()],
-        "scaler": dict(snapshot.scaler),
-        "n_parts": snapshot.n_parts,
-    }
+    tensors: dict[str, torch.Tensor] = {}
+    text = json.dumps(_plain(_Checkpoint(state=state, snapshot=snapshot), "", tensors))
+    metadata = {"state": text, "digest": _digest(text, tensors)}
     with replacing(folder / CHECKPOINT) as aside:
         try:
-            save_file(tensors, aside, metadata={"state": json.dumps(plain)})
+            save_file(tensors, aside, metadata=metadata)
         except SafetensorError as error:
             raise _os_error(error) from error
 
 
-def _tensors(said: Said, name: str) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}.rows": torch.from_numpy(said.rows),
-        f"{name}.probabilities": torch.from_numpy(said.probabilities),
-    }
+def _plain(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """`value` as JSON can hold it; its arrays go into `tensors`, and their names in their places.
+
+    Parameters
+    ----------
+    value : dataclass, mapping, sequence, array or plain value
+    name : str
+        Its place in the whole.
+    tensors : dict
+    """
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value)
+    if isinstance(value, torch.Tensor):
+        tensors[name] = value
+        return name
+    if dataclasses.is_dataclass(value):
+        value = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(part, f"{name}/{key}", tensors) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part, f"{name}/{place}", tensors) for place, part in enumerate(value)]
+    return value
 
 
-def _plain(candidate: Candidate) -> dict[str, Any]:
-    return {"epoch": candidate.epoch, "score": candidate.score}
+def _digest(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over the state, and every tensor's name, type, shape and bytes."""
+    total = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        values = np.ascontiguousarray(tensors[name].numpy())
+        total.update(f"{name} {values.dtype} {values.shape}\n".encode())
+        total.update(values.data)
+    return total.hexdigest()
 
 
 def _os_error(error: Exception) -> OSError:
@@ -98,7 +113,7 @@ def load_checkpoint(folder: Path) -> tuple[State, Snapshot] | None:
     Raises
     ------
     RunError
-        When it is damaged.
+        When it is damaged, or another version's.
     StorageError
         When it can't be read.
     """
@@ -109,16 +124,28 @@ def load_checkpoint(folder: Path) -> tuple[State, Snapshot] | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            plain = json.loads(file.metadata()["state"])
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        snapshot = Snapshot(tensors=tensors, scaler=plain["scaler"], n_parts=plain["n_parts"])
-        return _state(plain, tensors), snapshot
+        text = metadata.get("state", "")
+        if metadata.get("digest") != _digest(text, tensors):
+            raise ValueError("its digest is not that of what it holds")
+        found = typed(
+            json.loads(text), _Checkpoint, dec_hook=partial(_array, tensors), str_keys=True
+        )
     except OSError as error:
         raise storage_error(error, "reading", path) from error
-    except (SafetensorError, ValueError, LookupError, TypeError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise RunError(
             f"{path} is damaged ({error}), so this run can't go on. Start a new one."
         ) from error
+    return found.state, found.snapshot
+
+
+def _array(tensors: Mapping[str, torch.Tensor], kind: type, name: object) -> Any:
+    """The array of a name that `_plain` left."""
+    if not isinstance(name, str) or name not in tensors:
+        raise ValueError(f"no array {name!r}")
+    return tensors[name] if kind is torch.Tensor else tensors[name].numpy()
 
 
 def remove_checkpoint(folder: Path) -> None:
@@ -126,38 +153,6 @@ def remove_checkpoint(folder: Path) -> None:
     for path in [folder / CHECKPOINT, *folder.glob(f".{CHECKPOINT}.*")]:
         with contextlib.suppress(OSError):  # it only takes up space
             path.unlink()
-
-
-def _state(plain: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> State:
-    n_folds = len(plain["chosen"])
-    candidate = plain["candidate"]
-    return State(
-        **{name: plain[name] for name in PLAIN},
-        tally=Tally(**plain["tally"]),
-        history=[EpochRecord(**record) for record in plain["history"]],
-        candidate=candidate and _candidate(candidate, "candidate", tensors),
-        chosen=[
-            _candidate(fields, f"chosen.{fold}", tensors)
-            for fold, fields in enumerate(plain["chosen"])
-        ],
-        tested=[_said(f"tested.{fold}", tensors) for fold in range(n_folds)],
-        failures={failure["row"]: Failure(**failure) for failure in plain["failures"]},
-    )
-
-
-def _candidate(
-    fields: Mapping[str, Any], name: str, tensors: Mapping[str, torch.Tensor]
-) -> Candidate:
-    prefix = f"{name}.weights."
-    weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    return Candidate(**fields, validation=_said(name, tensors), weights=weights)
-
-
-def _said(name: str, tensors: Mapping[str, torch.Tensor]) -> Said:
-    return Said(
-        rows=tensors[f"{name}.rows"].numpy(),
-        probabilities=tensors[f"{name}.probabilities"].numpy(),
-    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -190,8 +185,8 @@ class Candidate:
         The network's after that epoch; empty where simply the last epoch is taken.
     """
 
-    epoch: int
-    score: float | None
+    epoch: Count
+    score: Number | None
     validation: Said
     weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
@@ -200,9 +195,9 @@ class Candidate:
 class Tally:
     """Running means over mini-batches, weighted by their images."""
 
-    n_images: int = 0
-    summed_loss: float = 0.0
-    n_right: int = 0
+    n_images: Count = 0
+    summed_loss: Number = 0.0
+    n_right: Count = 0
 
     def add(self, step: Step) -> None:
         """Take in a step."""
@@ -253,18 +248,18 @@ class State:
         Images trained on, each once per epoch.
     """
 
-    epoch: int = 0
-    step: int = 0
+    epoch: Count = 0
+    step: Count = 0
     tally: Tally = field(default_factory=Tally)
     candidate: Candidate | None = None
     history: list[EpochRecord] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)
+    rates: list[Annotated[float, Meta(gt=0, le=1e300)]] = field(default_factory=list)
     chosen: list[Candidate] = field(default_factory=list)
     tested: list[Said] = field(default_factory=list)
-    failures: dict[int, Failure] = field(default_factory=dict)
-    wall_s: float = 0.0
-    training_s: float = 0.0
-    n_trained: int = 0
+    failures: dict[Count, Failure] = field(default_factory=dict)
+    wall_s: Number = 0.0
+    training_s: Number = 0.0
+    n_trained: Count = 0
 
     @property
     def fold(self) -> int:

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -23,9 +23,9 @@ from ecgfeat.errors import ConfigError, RunError, WeightsError
 from ecgfeat.manifest import Manifest
 from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.protocol import Partition
-from ecgfeat.runs import Run, damaged, open_run
+from ecgfeat.runs import Run, damaged, open_run, typed
 
-__all__ = ["FittedHead", "as_last_layer", "read_head"]
+__all__ = ["FittedHead", "HeadOrigin", "as_last_layer", "read_head"]
 
 TAP = "layer4"
 """What a ResNet's last layer reads: the average pool of this layer."""
@@ -75,31 +75,37 @@ def read_head(folder: Path) -> FittedHead:
             "fit-head made; a fine-tuned network goes on by --weights."
         )
     is_cv = run.metrics["split"] == "cv"
-    card = run.model_card
+    card = run.checked_card
     arrays = run.fold_models() if is_cv else [run.model()]
     try:
-        backbone = card["backbone"]
-        # A head that is chosen anew in each fold may read other layers in each.
-        taps = [tuple(found) for found in card.get("fold_taps") or [card["taps"]]]
-        head = FittedHead(
-            run=run,
-            classes=tuple(card["classes"]),
-            arch=backbone["arch"],
-            weights=backbone["weights"],
-            weights_digest=str(backbone["weights_digest"]),
-            preprocessing=Preprocessing.from_json(card["preprocessing"]),
-            evaluation=EvaluationSettings(**run.config["evaluation"]),
-            layers=[as_last_layer(tensors) for tensors in arrays],
-        )
-    except (ConfigError, KeyError, TypeError, ValueError) as error:
-        raise damaged(run.path, f"a field is missing or wrong ({error})") from error
-    others = [found for found in taps if found != (TAP,)]
+        layers = [as_last_layer(tensors) for tensors in arrays]
+    except (KeyError, ValueError) as error:
+        raise damaged(run.path, f"its arrays are no head ({error})") from error
+    head = FittedHead(
+        run=run,
+        classes=card.classes,
+        arch=card.backbone.arch,
+        weights=card.backbone.weights,
+        weights_digest=card.backbone.weights_digest,
+        preprocessing=card.preprocessing,
+        evaluation=typed(run.config.get("evaluation", {}), EvaluationSettings),
+        layers=layers,
+    )
+    # A head that is chosen anew in each fold may read other layers in each.
+    others = [taps for taps in card.fold_taps or (card.taps,) if taps != (TAP,)]
     if others:
         raise RunError(
             f"{run.path}: its head reads {' and '.join(others[0])}, and a network's last layer "
             f"reads {TAP} alone. Fit a head with --layers {TAP}."
         )
     return head
+
+
+class HeadOrigin(TypedDict):
+    """Which head it is, as ``config.json`` has it."""
+
+    run: str
+    digest: str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -129,7 +135,7 @@ class FittedHead:
     evaluation: EvaluationSettings
     layers: Sequence[LastLayer]
 
-    def describe(self) -> dict[str, str]:
+    def describe(self) -> HeadOrigin:
         """Which head it is, for ``config.json``."""
         total = hashlib.sha256()
         for layer in self.layers:
@@ -211,7 +217,7 @@ class FittedHead:
                 f"{weights.digest[:12]}. Give the head's own weights with --weights PATH."
             )
         # Two ways of resizing differ by little; the layer is trained on in any case.
-        if replace(preprocessing, resampling="") != replace(self.preprocessing, resampling=""):
+        if replace(preprocessing, resampling=self.preprocessing.resampling) != self.preprocessing:
             raise RunError(
                 f"{self.run.path}: its head was fitted on pages prepared otherwise "
                 f"({self.preprocessing} instead of {preprocessing}). Fit it again."
@@ -254,7 +260,7 @@ class FittedHead:
     @property
     def _was_trained_on_all(self) -> bool:
         """Whether it kept no rows out in the end, though some may have chosen it."""
-        return not all(part["validation"] for part in self.run.config["partitions"])
+        return not all(part["validation"] for part in self.run.config.get("partitions", ()))
 
     def _knows_test_rows(self, manifest: Manifest, plan: Sequence[Partition]) -> bool:
         """Whether a fold would test rows that the head of another fold was tested on.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from torch.nn import Module
 
@@ -16,6 +17,7 @@ from ecgfeat.augmentation import augmenting
 from ecgfeat.backbones import Weights, load_network, load_weights, network_from_tensors
 from ecgfeat.calibration import refuse_undecidable
 from ecgfeat.config import (
+    ComputeSettings,
     DataSettings,
     EvaluationSettings,
     FinetuneSettings,
@@ -25,10 +27,10 @@ from ecgfeat.config import (
 )
 from ecgfeat.errors import ConfigError, DataError, RunError
 from ecgfeat.finetuning.distributed import ALONE, Ranks
-from ecgfeat.finetuning.from_head import FittedHead, read_head
+from ecgfeat.finetuning.from_head import FittedHead, HeadOrigin, read_head
 from ecgfeat.finetuning.trainer import Images, Snapshot, Trainer, balanced_weights, ignore
 from ecgfeat.images import Alter, Failure
-from ecgfeat.manifest import Manifest, read_manifest
+from ecgfeat.manifest import Manifest
 from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.protocol import (
     Partition,
@@ -39,17 +41,16 @@ from ecgfeat.protocol import (
     partitions,
     refuse_thin_validation,
 )
-from ecgfeat.runs import count_rows
+from ecgfeat.runs import Count, count_rows, typed
 from ecgfeat.runtime import Compute, machine, versions
 
 __all__ = [
     "KIND",
+    "Begun",
     "Job",
     "describe_backbone",
     "describe_rows",
     "is_deciding",
-    "job_from_config",
-    "manifest_from_config",
     "refuse_changed_beginning",
     "refuse_changed_rows",
     "refuse_impossible",
@@ -196,7 +197,16 @@ def _describe_source(manifest: Manifest) -> dict[str, Any]:
     return {"data": str(manifest.source), **settings}
 
 
-def describe_rows(manifest: Manifest) -> dict[str, Any]:
+class Rows(TypedDict):
+    """How many images a training has, and a digest that any change changes."""
+
+    train: Count
+    test: Count
+    missing: Count
+    digest: str
+
+
+def describe_rows(manifest: Manifest) -> Rows:
     """How many images there are to train and test on, and a digest that any change changes."""
     rows = [*zip(manifest.paths, manifest.labels, manifest.splits, manifest.groups)]
     return {
@@ -208,29 +218,72 @@ def describe_rows(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def manifest_from_config(config: Mapping[str, Any]) -> Manifest:
-    """Look at the data again, where and how the run did."""
-    settings = dict(config["source"])
-    data = Path(settings.pop("data"))
-    root = settings.pop("root")
-    return read_manifest(data, DataSettings(root=root and Path(root), **settings))
+SECTIONS = {
+    "source": DataSettings,
+    "network": NetworkSettings,
+    "page": PageSettings,
+    "compute": ComputeSettings,
+    "training": FinetuneSettings,
+    "evaluation": EvaluationSettings,
+}
+"""The settings in ``config.json``."""
 
 
-def job_from_config(
-    config: Mapping[str, Any], manifest: Manifest, compute: Compute, ranks: Ranks
-) -> Job:
-    """Make the job again that `Job.describe` described, on the same device as then."""
-    head = config["from_head"]
-    return Job(
-        manifest=manifest,
-        network=NetworkSettings(**config["network"]),
-        page=PageSettings(**config["page"]),
-        compute=compute,
-        training=FinetuneSettings(**config["training"]),
-        evaluation=EvaluationSettings(**config["evaluation"]),
-        from_head=head and Path(head["run"]),
-        ranks=ranks,
-    )
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """What ``config.json`` says of a fine-tuning under way, as `Job.describe` described it.
+
+    Attributes
+    ----------
+    data : Path
+    source : DataSettings
+    rows : dict
+        As `describe_rows` gives them.
+    backbone, from_head : dict
+        As `describe_backbone` and `FittedHead.describe` give them; without a head None.
+    network, page, compute, training, evaluation : settings
+    """
+
+    data: Path
+    source: DataSettings
+    rows: Rows
+    backbone: dict[str, str]
+    from_head: HeadOrigin | None
+    network: NetworkSettings
+    page: PageSettings
+    compute: ComputeSettings
+    training: FinetuneSettings
+    evaluation: EvaluationSettings
+
+    @staticmethod
+    def of(config: Mapping[str, Any]) -> Begun:
+        """Check ``config.json``; ValueError where it can't be gone on by."""
+        sections = typed({name: config.get(name) for name in SECTIONS}, dict[str, dict[str, Any]])
+        data = sections["source"].pop("data", None)
+        for name, found in sections.items():
+            unknown = found.keys() - {field.name for field in dataclasses.fields(SECTIONS[name])}
+            if unknown:  # passed over it would make another training of this one
+                raise ValueError(f"{name}: unknown setting {min(unknown)!r}")
+        return typed({**config, **sections, "data": data}, Begun, dec_hook=_as_path)
+
+    def job(self, manifest: Manifest, compute: Compute, ranks: Ranks) -> Job:
+        """Make the job again, on the same device as then."""
+        return Job(
+            manifest=manifest,
+            network=self.network,
+            page=self.page,
+            compute=compute,
+            training=self.training,
+            evaluation=self.evaluation,
+            from_head=Path(self.from_head["run"]) if self.from_head else None,
+            ranks=ranks,
+        )
+
+
+def _as_path(_: type, text: object) -> Path:
+    if not isinstance(text, str):
+        raise ValueError(f"expected a path, got {text!r}")
+    return Path(text)
 
 
 def refuse_impossible(job: Job, weights: Weights) -> None:
@@ -295,11 +348,11 @@ def _refuse_differing_rows(manifest: Manifest, ranks: Ranks) -> None:
             )
 
 
-def _in_words(rows: Mapping[str, Any]) -> str:
+def _in_words(rows: Rows) -> str:
     return f"{rows['train']} training and {rows['test']} test images ({rows['missing']} missing)"
 
 
-def refuse_changed_rows(begun: Mapping[str, Any], manifest: Manifest, folder: Path) -> None:
+def refuse_changed_rows(begun: Rows, manifest: Manifest, folder: Path) -> None:
     """Refuse to go on with other rows than the run was begun with.
 
     Raises
@@ -317,19 +370,19 @@ def refuse_changed_rows(begun: Mapping[str, Any], manifest: Manifest, folder: Pa
     )
 
 
-def refuse_changed_beginning(begun: Mapping[str, Any], job: Job) -> None:
+def refuse_changed_beginning(begun: Begun, job: Job) -> None:
     """Refuse to begin another network otherwise than those before it.
 
     Raises
     ------
     RunError
     """
-    if describe_backbone(load_weights(job.network)) != begun["backbone"]:
+    if describe_backbone(load_weights(job.network)) != begun.backbone:
         raise RunError(
             f"the weights {job.network.weights} have changed since the run was begun. Put them "
             "back as they were, or start a new run."
         )
-    if job.head is not None and job.head.describe() != begun["from_head"]:
+    if job.head is not None and job.head.describe() != begun.from_head:
         raise RunError(
             f"the head {job.from_head} has changed since the run was begun. Put it back as it "
             "was, or start a new run."

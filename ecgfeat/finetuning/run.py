@@ -30,7 +30,6 @@ from ecgfeat.config import (
     PageSettings,
 )
 from ecgfeat.errors import (
-    ConfigError,
     DataError,
     DeviceError,
     DivergedError,
@@ -42,6 +41,7 @@ from ecgfeat.errors import (
 )
 from ecgfeat.files import open_lock, write_csv
 from ecgfeat.finetuning.checkpoint import (
+    CHECKPOINT,
     Candidate,
     Said,
     State,
@@ -53,11 +53,10 @@ from ecgfeat.finetuning.distributed import Ranks, joined
 from ecgfeat.finetuning.from_head import read_head
 from ecgfeat.finetuning.job import (
     KIND,
+    Begun,
     Job,
     describe_backbone,
     is_deciding,
-    job_from_config,
-    manifest_from_config,
     refuse_changed_beginning,
     refuse_changed_rows,
     refuse_impossible,
@@ -507,25 +506,54 @@ def resume_finetune(
         As in `finetune`.
     """
     folder = Path(run_folder).resolve()
-    config = _unfinished_config(folder)
-    with _naming_damage(folder):
-        compute = _same_compute(config, folder)
+    config, begun = _unfinished(folder)
+    compute = _same_compute(begun.compute, folder)
     with joined(compute.device) as ranks, _sole(ranks, folder):
-        config = _unfinished_config(folder)  # perhaps somebody else has just finished it
-        with _naming_damage(folder):
-            if manifest is None:
-                manifest = manifest_from_config(config)
-            job = job_from_config(config, manifest, compute, ranks)
-            refuse_changed_rows(config["rows"], manifest, folder)
-            state, snapshot = load_checkpoint(folder) or (State(), Snapshot())
-            if not state.is_within_fold or state.fold + 1 < len(job.plan):
-                refuse_changed_beginning(config, job)
+        config, begun = _unfinished(folder)  # perhaps somebody else has just finished it
+        if manifest is None:
+            manifest = read_manifest(begun.data, begun.source)
+        job = begun.job(manifest, compute, ranks)
+        refuse_changed_rows(begun.rows, manifest, folder)
+        state, snapshot = load_checkpoint(folder) or (State(), Snapshot())
+        _refuse_other_state(state, job, folder / CHECKPOINT)
+        if not state.is_within_fold or state.fold + 1 < len(job.plan):
+            refuse_changed_beginning(begun, job)
         return Running(job, folder, config, state, report).run(snapshot)
 
 
-def _same_compute(config: dict[str, Any], folder: Path) -> Compute:
+def _refuse_other_state(state: State, job: Job, path: Path) -> None:
+    """Refuse to go on from where this job can't have come to."""
+    n_folds = len(job.plan)
+    saids = [*state.tested, *(found.validation for found in state.chosen)]
+    if state.candidate is not None:
+        saids.append(state.candidate.validation)
+    n_steps = 0
+    if state.fold < n_folds:
+        n_steps = math.ceil(len(job.plan[state.fold].train) / job.training.batch_size)
+    for name, is_sound in {
+        "tested": state.fold <= n_folds and len(state.chosen) == state.fold,
+        "epoch": state.epoch <= job.training.epochs,
+        "step": state.step <= n_steps,
+        "rates": state.fold <= len(state.rates) <= n_folds,
+        "candidate": state.candidate is not None or not state.epoch,
+        "history": [record.epoch for record in state.history][len(state.history) - state.epoch :]
+        == list(range(1, state.epoch + 1)),
+        "rows": all(
+            said.probabilities.shape == (len(said.rows), len(job.task.classes))
+            and not np.any((said.rows < 0) | (said.rows >= len(job.manifest)))
+            for said in saids
+        ),
+        "failures": all(row < len(job.manifest) for row in state.failures),
+    }.items():
+        if not is_sound:
+            raise RunError(
+                f"{path} is damaged (its {name} can't be those of this run), so this run can't go "
+                "on. Start a new one."
+            )
+
+
+def _same_compute(settings: ComputeSettings, folder: Path) -> Compute:
     """The device and precision that the run was begun with."""
-    settings = ComputeSettings(**config["compute"])
     try:
         return resolve_compute(settings, purpose="train")
     except DeviceError as error:
@@ -536,17 +564,7 @@ def _same_compute(config: dict[str, Any], folder: Path) -> Compute:
         ) from error
 
 
-@contextlib.contextmanager
-def _naming_damage(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except (ConfigError, KeyError, TypeError) as error:
-        raise damaged(
-            folder / "config.json", f"a setting is missing or unknown ({error})"
-        ) from error
-
-
-def _unfinished_config(folder: Path) -> dict[str, Any]:
+def _unfinished(folder: Path) -> tuple[dict[str, Any], Begun]:
     if not (folder / "config.json").exists():
         raise RunError(
             f"{folder} is no run: it has no config.json. Give a folder that finetune made."
@@ -562,7 +580,10 @@ def _unfinished_config(folder: Path) -> dict[str, Any]:
             f"{folder} is finished: there is nothing left to resume. To train longer or "
             "otherwise, start a new run."
         )
-    return config
+    try:
+        return config, Begun.of(config)
+    except ValueError as error:
+        raise damaged(folder / "config.json", str(error)) from error
 
 
 def choose(

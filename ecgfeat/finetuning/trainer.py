@@ -8,9 +8,11 @@ import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from ecgfeat.architectures import FAMILIES
@@ -639,7 +641,7 @@ class Snapshot:
 
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     scaler: Mapping[str, float] = field(default_factory=dict)
-    n_parts: int = 1
+    n_parts: Annotated[int, Meta(ge=1)] = 1
 
     @property
     def network(self) -> Tensors:

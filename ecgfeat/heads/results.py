@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ecgfeat.calibration import Decision
-from ecgfeat.config import as_json
+from ecgfeat.config import CropMode, PageSettings, as_json
 from ecgfeat.heads.registry import HEADS
 from ecgfeat.heads.sweep import Candidate, Grid, Standing
 from ecgfeat.predictions import Predictions, join
@@ -301,9 +301,8 @@ def _model_card(job: HeadJob, outcome: Outcome) -> dict[str, Any]:
 
 def _describe_features(header: Header) -> dict[str, Any]:
     """How the features were made, and so those of a new image are to be."""
-    preprocessing = Preprocessing.from_fields(
-        crop_mode=header.crop_mode,
-        size=header.size,
+    preprocessing = Preprocessing.from_settings(
+        PageSettings(crop_mode=cast(CropMode, header.crop_mode), size=header.size),
         resampling=header.resampling,
         mean=header.mean,
         std=header.std,

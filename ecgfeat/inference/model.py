@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from ecgfeat.config import NetworkSettings, parse_tap
 from ecgfeat.errors import ConfigError, WeightsError
 from ecgfeat.heads import Tensors, head_fits, head_probabilities
 from ecgfeat.preprocessing import Preprocessing
-from ecgfeat.runs import Run, damaged
+from ecgfeat.runs import ModelCard, Run, damaged
 from ecgfeat.runtime import Compute
 
 if TYPE_CHECKING:
@@ -109,53 +109,38 @@ def read_model(run: Run) -> Model:
     StorageError
         When it can't be read.
     """
-    card, tensors = run.model_card, run.model()
+    card, decision, tensors = run.checked_card, run.decision, run.model()
+    is_finetuned = run.kind == "finetune"
     try:
-        return (
-            _finetuned(run, card, tensors)
-            if run.kind == "finetune"
-            else _headed(run, card, tensors)
+        decision.refuse_other(len(card.classes))
+        return Model(
+            run=run,
+            classes=card.classes,
+            network=NetworkSettings(
+                arch=card.backbone.arch,
+                weights=str(run.path) if is_finetuned else card.backbone.weights,
+            ),
+            weights_digest="" if is_finetuned else card.backbone.weights_digest,
+            taps=("layer4",) if is_finetuned else _taps(card),
+            head=_last_layer(card.backbone.arch, tensors) if is_finetuned else tensors,
+            preprocessing=card.preprocessing,
+            precision=card.precision,
+            decoder=card.decoder,
+            decision=decision,
         )
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+    except (ValueError, ConfigError) as error:
         raise damaged(run.path / "model.json", f"a field is missing or wrong ({error})") from error
 
 
-def _finetuned(run: Run, card: Mapping[str, Any], tensors: Tensors) -> Model:
-    arch = card["backbone"]["arch"]
-    network = NetworkSettings(arch=arch, weights=str(run.path))
-    last = family_of(arch).classifier
-    return Model(
-        run=run,
-        network=network,
-        weights_digest="",
-        taps=("layer4",),
-        head={name: tensors[f"{last}.{name}"] for name in ("weight", "bias")},
-        **_shared_fields(run, card),
-    )
-
-
-def _headed(run: Run, card: Mapping[str, Any], tensors: Tensors) -> Model:
-    backbone = card["backbone"]
-    taps = tuple(parse_tap(name).name for name in card["taps"])
-    if not taps:
+def _taps(card: ModelCard) -> tuple[str, ...]:
+    if not card.taps:
         raise ValueError("taps is empty")
-    return Model(
-        run=run,
-        network=NetworkSettings(arch=backbone["arch"], weights=backbone["weights"]),
-        weights_digest=str(backbone["weights_digest"]),
-        taps=taps,
-        head=tensors,
-        **_shared_fields(run, card),
-    )
+    return tuple(parse_tap(name).name for name in card.taps)
 
 
-def _shared_fields(run: Run, card: Mapping[str, Any]) -> dict[str, Any]:
-    classes = tuple(card["classes"])
-    run.decision.refuse_other(len(classes))
-    return {
-        "classes": classes,
-        "decision": run.decision,
-        "preprocessing": Preprocessing.from_json(card["preprocessing"]),
-        "precision": str(card["precision"]),
-        "decoder": str(card["decoder"]),
-    }
+def _last_layer(arch: str, tensors: Tensors) -> Tensors:
+    last = family_of(arch).classifier
+    try:
+        return {name: tensors[f"{last}.{name}"] for name in ("weight", "bias")}
+    except KeyError as error:
+        raise ValueError(f"its network has no {error}") from error

@@ -4,34 +4,51 @@
 ``metrics.json`` comes after all but the figures: a folder that has it is a finished run. Nothing
 read back from it can execute code.
 
-`records` is what a job hands over, `writing` fills the folder with it and says what its reader
-should be warned of, and `folder` opens a finished run and holds its files' forms.
+`records` is what a job hands over and what its files must hold, `writing` fills the folder with
+it and says what its reader should be warned of, and `folder` opens a finished run and holds its
+files' forms.
 """
 
 from ecgfeat.runs.folder import (
     Run,
     damaged,
+    decision_from,
     is_finished,
     open_run,
     read_config,
+    typed,
     write_history,
     write_sweep,
 )
-from ecgfeat.runs.records import Cost, EpochRecord, Result, count_classes, count_rows
+from ecgfeat.runs.records import (
+    Cost,
+    Count,
+    EpochRecord,
+    ModelCard,
+    Number,
+    Result,
+    count_classes,
+    count_rows,
+)
 from ecgfeat.runs.writing import create_run, write_config, write_run
 
 __all__ = [
     "Cost",
+    "Count",
     "EpochRecord",
+    "ModelCard",
+    "Number",
     "Result",
     "Run",
     "count_classes",
     "count_rows",
     "create_run",
     "damaged",
+    "decision_from",
     "is_finished",
     "open_run",
     "read_config",
+    "typed",
     "write_config",
     "write_history",
     "write_run",

@@ -13,19 +13,29 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from ecgfeat.calibration import Decision
-from ecgfeat.errors import DataError, RunError, storage_error
+from ecgfeat.errors import ConfigError, DataError, RunError, storage_error
 from ecgfeat.files import write_csv
 from ecgfeat.predictions import Predictions
-from ecgfeat.runs.records import FORMAT_VERSION, Cost, EpochRecord
+from ecgfeat.runs.records import (
+    FORMAT_VERSION,
+    ConfigFile,
+    Cost,
+    DecisionFields,
+    EpochRecord,
+    MetricsFile,
+    ModelCard,
+)
 
 __all__ = [
     "Run",
     "check_version",
     "damaged",
+    "decision_from",
     "is_finished",
     "open_run",
     "parse_csv",
@@ -35,6 +45,7 @@ __all__ = [
     "read_file",
     "read_history",
     "read_predictions",
+    "typed",
     "write_history",
     "write_predictions",
     "write_records",
@@ -71,7 +82,7 @@ class Run:
     @property
     def cost(self) -> Cost:
         """What the run took."""
-        return Cost(**self.metrics["cost"])
+        return typed(self.metrics["cost"], Cost)
 
     @cached_property
     def history(self) -> tuple[EpochRecord, ...]:
@@ -102,6 +113,14 @@ class Run:
         check_version(card, self.path / "model.json")
         return card
 
+    @property
+    def checked_card(self) -> ModelCard:
+        """What of ``model.json`` the model is applied by."""
+        try:
+            return typed(self.model_card, ModelCard)
+        except ValueError as error:
+            raise damaged(self.path / "model.json", str(error)) from error
+
     def model(self) -> dict[str, NDArray[Any]]:
         """The model's tensors by name, from ``model.safetensors``."""
         self._refuse_without_model()
@@ -112,9 +131,9 @@ class Run:
         """How the model's probabilities become answers, from ``model.json``."""
         self._refuse_without_model()
         try:
-            return Decision.from_json(self.model_card.get("decision", _NO_DECISION))
+            return decision_from(self.model_card.get("decision", _NO_DECISION))
         except ValueError as error:
-            raise damaged(self.path / "model.json", str(error)) from error
+            raise damaged(self.path / "model.json", f"decision: {error}") from error
 
     def fold_models(self) -> list[dict[str, NDArray[Any]]]:
         """A cross-validated head's tensors by fold, each by name."""
@@ -188,12 +207,8 @@ def open_run(folder: str | Path) -> Run:
             f"{path} is unfinished: metrics.json, which is written last, is not there. Run its "
             "command again (finetune can go on with --resume)."
         )
-    run = Run(path=path, config=config, metrics=read_file(path, "metrics.json", parse_json))
-    try:
-        _ = run.kind, run.cost, run.metrics["split"]
-    except (KeyError, TypeError) as error:
-        raise damaged(path, f"a field is missing or unknown ({error})") from error
-    return run
+    metrics = read_file(path, "metrics.json", lambda content: parse_json(content, MetricsFile))
+    return Run(path=path, config=config, metrics=metrics)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -208,6 +223,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     config = read_file(folder, "config.json", parse_json)
     check_version(config, folder / "config.json")
+    try:
+        typed(config, ConfigFile)
+    except ValueError as error:
+        raise damaged(folder / "config.json", str(error)) from error
     return config
 
 
@@ -282,12 +301,55 @@ def parse_text(content: bytes) -> str:
     return content.decode("utf-8", "surrogateescape")
 
 
-def parse_json(content: bytes) -> dict[str, Any]:
-    """The JSON object that `content` holds; ValueError where it is something else."""
-    found = json.loads(content)
+def parse_json(content: bytes, fields: type | None = None) -> dict[str, Any]:
+    """The JSON object that `content` holds; ValueError where it is something else.
+
+    Parameters
+    ----------
+    content : bytes
+    fields : type, optional
+        What it must hold at least, see `typed`.
+    """
+    # NaN and infinity are no JSON: as text no number's place takes them.
+    found = json.loads(content, parse_constant=str)
     if not isinstance(found, dict):
         raise ValueError("it holds no JSON object")
+    if fields is not None:
+        typed(found, fields)
     return found
+
+
+def decision_from(found: object) -> Decision:
+    """The decision that ``Decision.as_json`` described; ValueError where it is none."""
+    return Decision(**typed(found, DecisionFields))  # type: ignore[arg-type]  # checks its method
+
+
+def typed(found: object, kind: type[T], **options: Any) -> T:
+    """What a file from outside holds, as `kind` and its annotations declare it.
+
+    Parameters
+    ----------
+    found : plain values
+    kind : type
+        Usually a dataclass or a TypedDict; what it doesn't declare is passed over.
+    options
+        Of ``msgspec.convert``.
+
+    Raises
+    ------
+    ValueError
+        When a field is missing, of another type, or out of its range; the message names it.
+    """
+    try:
+        value: T = msgspec.convert(found, kind, **options)
+        return value
+    except msgspec.ValidationError as error:
+        what, _, place = str(error).replace("`", "").partition(" - at $")
+        where = f"{place.lstrip('.')}: " if place else ""
+        message = where + what[0].lower() + what[1:]
+        raise ValueError(f"a field is missing or wrong ({message})") from error
+    except ConfigError as error:  # of settings, which check themselves and name the option
+        raise ValueError(f"a field is missing or wrong ({error})") from error
 
 
 def parse_csv(content: bytes) -> list[list[str]]:
@@ -341,18 +403,8 @@ def _parse_history(content: bytes) -> tuple[EpochRecord, ...]:
     # The first writers had no learning rate to tell.
     if tuple(header) not in (HISTORY_COLUMNS, HISTORY_COLUMNS[:-1]):
         raise ValueError(f"its columns are {','.join(header)}")
-    return tuple(
-        EpochRecord(
-            fold=int(fold),
-            epoch=int(epoch),
-            loss=float(loss),
-            accuracy=float(accuracy),
-            val_loss=float(val_loss) if val_loss else None,
-            val_accuracy=float(val_accuracy) if val_accuracy else None,
-            lr=float(*lr) if any(lr) else None,
-        )
-        for fold, epoch, loss, accuracy, val_loss, val_accuracy, *lr in rows
-    )
+    records = [{name: cell or None for name, cell in zip(header, row)} for row in rows]
+    return tuple(typed(records, list[EpochRecord], strict=False))
 
 
 def write_sweep(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,22 +1,43 @@
-"""What a job hands over to be kept."""
+"""What a job hands over to be kept, and what its files must hold to be read back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from ecgfeat.calibration import Decision
+from ecgfeat.config import EvaluationSettings, NetworkSettings, PageSettings
 from ecgfeat.predictions import Predictions
+from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.protocol import Partition, Task
 
-__all__ = ["FORMAT_VERSION", "Cost", "EpochRecord", "Result", "count_classes", "count_rows"]
+__all__ = [
+    "FORMAT_VERSION",
+    "ConfigFile",
+    "Cost",
+    "Count",
+    "DecisionFields",
+    "EpochRecord",
+    "MetricsFile",
+    "ModelCard",
+    "Number",
+    "Result",
+    "count_classes",
+    "count_rows",
+]
 
 FORMAT_VERSION = 1
 """Version of docs/run-format.md; another version's runs are refused."""
+
+Number = Annotated[float, Meta(ge=-1e300, le=1e300)]
+"""Neither infinite nor NaN."""
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+"""A number of things, or a place among them from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +59,13 @@ class EpochRecord:
         The learning rate at the epoch's end; None where it never changes.
     """
 
-    fold: int
-    epoch: int
-    loss: float
-    accuracy: float
-    val_loss: float | None = None
-    val_accuracy: float | None = None
-    lr: float | None = None
+    fold: Count
+    epoch: Annotated[int, Meta(ge=1, le=2**53)]
+    loss: Number
+    accuracy: Number
+    val_loss: Number | None = None
+    val_accuracy: Number | None = None
+    lr: Number | None = None
 
     def log_line(self, way: str, n_folds: int) -> str:
         """The epoch as the study logs it: ``[way] Epoch 1 | Loss: 0.5481 | Acc: 0.652``."""
@@ -79,12 +100,12 @@ class Cost:
         Where and how exactly the training was computed.
     """
 
-    wall_s: float
-    features_s: float
-    images_per_s: float
-    peak_memory_mib: float
+    wall_s: Number
+    features_s: Number
+    images_per_s: Number
+    peak_memory_mib: Number
     arch: str
-    batch_size: int
+    batch_size: Count
     device: str
     precision: str
 
@@ -173,3 +194,112 @@ def count_rows(plan: Sequence[Partition]) -> list[dict[str, int]]:
         }
         for part in plan
     ]
+
+
+# What the files must hold, as far as it is read: other keys are passed over
+
+
+class ConfigFile(TypedDict):
+    """``config.json`` of every kind of run; a fine-tuning has more, see `finetuning.job`."""
+
+    kind: str
+    data: str
+    recipe: NotRequired[str]
+    evaluation: NotRequired[EvaluationSettings]
+    page: NotRequired[PageSettings]
+    manifest_digest: NotRequired[str]
+    partitions: NotRequired[list[_PartitionRows]]
+
+
+class _PartitionRows(TypedDict):
+    fold: Count
+    train: Count
+    validation: Count
+    test: Count
+
+
+class MetricsFile(TypedDict):
+    """``metrics.json``."""
+
+    test_rows: str
+    split: str
+    classes: Annotated[list[str], Meta(min_length=2)]
+    positive: NotRequired[str | None]
+    scores: dict[str, _ScoreFields | None]
+    cost: Cost
+    prevalence: NotRequired[Number]
+    over_folds: NotRequired[dict[str, _Spread]]
+    over_seeds: NotRequired[dict[str, _Spread]]
+    decisions: NotRequired[list[DecisionFields]]
+    majority: NotRequired[_MajorityFields]
+    notices: NotRequired[list[str]]
+    choice: NotRequired[_ChoiceFields]
+
+
+class _ScoreFields(TypedDict):
+    value: Number
+    low: Number
+    high: Number
+    method: str
+
+
+class DecisionFields(TypedDict):
+    """A `Decision` as ``model.json`` and ``metrics.json`` have it."""
+
+    method: str
+    slope: Number
+    offset: Number
+    threshold: Number | None
+
+
+class _Spread(TypedDict):
+    n: Count
+    mean: Number
+    std: Number | None
+
+
+class _MajorityFields(TypedDict):
+    classes: list[str]
+    accuracy: Number
+    p_value: Number
+
+
+class _ChoiceFields(TypedDict):
+    words: NotRequired[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """``model.json``, as far as every kind of run has it.
+
+    Attributes
+    ----------
+    classes : tuple of str
+    backbone : BackboneFields
+    preprocessing : Preprocessing
+    precision, decoder : str
+        What the features were computed in and decoded by.
+    taps : tuple of str
+        Of a head: the layers that it reads; empty where it reads others in each fold.
+    fold_taps : tuple of tuple of str
+    """
+
+    classes: Annotated[tuple[str, ...], Meta(min_length=2)]
+    backbone: BackboneFields
+    preprocessing: Preprocessing
+    precision: str
+    decoder: str
+    taps: tuple[str, ...] = ()
+    fold_taps: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneFields:
+    """Whose features a head was trained on, or what a fine-tuning began with."""
+
+    arch: str
+    weights: str
+    weights_digest: str
+
+    def __post_init__(self) -> None:
+        NetworkSettings(arch=self.arch)  # refuses those that it doesn't know
