@@ -18,6 +18,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from ecgfeat.errors import ConfigError, EcgfeatError, Interrupted, storage_error
 
@@ -53,7 +54,7 @@ class Output:
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
         # Names and messages are others' words, never markup.
-        self._results = Console(highlight=False, markup=False)
+        self._results = _Console(highlight=False, markup=False)
         if not self._results.is_terminal:
             self._results.width = _PIPE_WIDTH
         self._log = _Log(stderr=True, highlight=False, markup=False)
@@ -121,7 +122,20 @@ class Output:
                 yield report
 
 
-class _Log(Console):
+_CONTROL = {
+    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)
+}
+"""Codes by which others' words could command a terminal, and how they are shown instead."""
+
+
+class _Console(Console):
+    """A console that shows control characters and doesn't obey them."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(text.translate(_CONTROL), **options)
+
+
+class _Log(_Console):
     """The console on stderr.
 
     Where no one reads it any more, or the disk that it is kept on is full, the work goes on.

@@ -96,7 +96,7 @@ def _origin_lines(shown: Mapping[str, Any]) -> list[str]:
         found = [
             (METRICS[name].title, spread[name]) for name in ("accuracy", "auroc") if name in spread
         ]
-        if found and found[0][1]["std"] is not None:
+        if found and all(v["std"] is not None for _, v in found):
             words = ", ".join(f"{title} {v['mean']:.3f} ± {v['std']:.3f}" for title, v in found)
             lines.append(f"over {found[0][1]['n']} {what}: {words}")
     return lines

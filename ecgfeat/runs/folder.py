@@ -207,8 +207,7 @@ def open_run(folder: str | Path) -> Run:
             f"{path} is unfinished: metrics.json, which is written last, is not there. Run its "
             "command again (finetune can go on with --resume)."
         )
-    metrics = read_file(path, "metrics.json", lambda content: parse_json(content, MetricsFile))
-    return Run(path=path, config=config, metrics=metrics)
+    return Run(path=path, config=config, metrics=read_file(path, "metrics.json", _parse_metrics))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -301,21 +300,20 @@ def parse_text(content: bytes) -> str:
     return content.decode("utf-8", "surrogateescape")
 
 
-def parse_json(content: bytes, fields: type | None = None) -> dict[str, Any]:
-    """The JSON object that `content` holds; ValueError where it is something else.
+def _parse_metrics(content: bytes) -> dict[str, Any]:
+    metrics = parse_json(content)
+    typed(metrics, MetricsFile)
+    for fields in metrics.get("decisions", ()):
+        decision_from(fields)
+    return metrics
 
-    Parameters
-    ----------
-    content : bytes
-    fields : type, optional
-        What it must hold at least, see `typed`.
-    """
+
+def parse_json(content: bytes) -> dict[str, Any]:
+    """The JSON object that `content` holds; ValueError where it is something else."""
     # NaN and infinity are no JSON: as text no number's place takes them.
     found = json.loads(content, parse_constant=str)
     if not isinstance(found, dict):
         raise ValueError("it holds no JSON object")
-    if fields is not None:
-        typed(found, fields)
     return found
 
 

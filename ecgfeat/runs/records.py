@@ -224,7 +224,7 @@ class MetricsFile(TypedDict):
     test_rows: str
     split: str
     classes: Annotated[list[str], Meta(min_length=2)]
-    positive: NotRequired[str | None]
+    positive: str | None
     scores: dict[str, _ScoreFields | None]
     cost: Cost
     prevalence: NotRequired[Number]
