@@ -366,6 +366,15 @@ def failing_cleanly(output: Output, *, debug: bool) -> Iterator[None]:
         doing, path = ("using", error.filename) if error.filename else _OUR_OUTPUT
         output.log(f"Error: {storage_error(error, doing, path)}")
         raise typer.Exit(1) from None
+    except (ImportError, MemoryError) as error:
+        if debug:
+            raise
+        output.complain(
+            f"Error: {error or 'not enough memory'}. A library that ecgfeat needs can't be loaded, "
+            "or memory has run out: give the process more memory (ulimit -v), or install "
+            "ecgfeat anew."
+        )
+        raise typer.Exit(1) from None
     except Exception as error:
         if debug:
             raise

@@ -75,6 +75,7 @@ def predict(
     n_images = len(result.paths) + len(result.failures)
     parts = [f"{len(result.paths)} of {n_images} images"]
     parts += [f"positive: {result.positive}"] if result.positive else []
+    parts += [f"mean of {result.n_models} folds"] if result.n_models > 1 else []
     parts += [decision] if decision else []
     table = output.table(
         ", ".join(parts),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from ecgfeat import backbones, runtime
 from ecgfeat.calibration import Decision
@@ -281,7 +282,7 @@ def test_no_images_at_all_are_refused(run, tmp_path):
     assert str(caught.value) == (f"{tmp_path} holds no images (JPEG, PNG, TIFF, BMP, WebP, GIF)")
 
 
-def test_a_cross_validation_keeps_no_model(study, pages):
+def test_a_cross_validation_answers_by_the_mean_of_its_folds(study, pages):
     [cache] = study.glob("pages2-*.h5")
     [run] = fit_heads(
         open_cache(cache),
@@ -290,14 +291,49 @@ def test_a_cross_validation_keeps_no_model(study, pages):
         evaluation=EvaluationSettings(cv=2),
         out_dir=study / "cv",
     )
-    with pytest.raises(RunError, match="keeps no model: it is a cross-validation"):
-        predict(run, pages)
-    # As a sweep leaves it whose folds chose different layers.
+    found = predict(run, pages, compute=AUTO)
+    assert (found.n_models, found.decision) == (2, Decision())
+    metrics = json.loads((run.path / "metrics.json").read_text())
+    by_fold = []
+    for fold in range(2):
+        # The same folder with a single head, as a run on a split has it.
+        alone = Path(shutil.copytree(run.path, study / f"fold{fold}"))
+        tensors = run.fold_models()[fold]
+        save_file(tensors, alone / "model.safetensors")
+        (alone / "metrics.json").write_text(json.dumps({**metrics, "split": "test"}))
+        by_fold.append(predict(open_run(alone), pages, compute=AUTO).probabilities)
+    np.testing.assert_allclose(found.probabilities, np.mean(by_fold, axis=0), atol=1e-12)
+    assert not np.allclose(*by_fold)
+
+
+def test_each_fold_reads_its_own_layers_and_decides_by_its_own_rule(study, pages):
+    [cache] = study.glob("pages2-*.h5")
+    [run] = fit_heads(
+        open_cache(cache),
+        kinds=("linear",),
+        head=HeadSettings(epochs=1, layers="layer4"),
+        evaluation=EvaluationSettings(cv=2),
+        out_dir=study / "cv2",
+    )
+    # As a sweep leaves it whose folds chose different layers and have thresholds.
     card = {name: value for name, value in run.model_card.items() if name != "taps"}
     by_fold = {**card, "fold_taps": [["layer3"], ["layer4"]]}
     (run.path / "model.json").write_text(json.dumps(by_fold))
-    with pytest.raises(RunError, match="keeps no model: it is a cross-validation"):
-        predict(open_run(run.path), pages)
+    tensors = {
+        f"fold{fold}/{name}": np.zeros(shape, np.float32)
+        for fold, width in enumerate((256, 512))
+        for name, shape in (("weight", (2, width)), ("bias", (2,)))
+    }
+    save_file(tensors, run.path / "fold_models.safetensors")
+    decisions = [Decision(threshold=threshold).as_json() for threshold in (0.2, 0.6)]
+    edited = {**run.metrics, "decisions": decisions}
+    (run.path / "metrics.json").write_text(json.dumps(edited))
+    found = predict(open_run(run.path), pages, compute=AUTO)
+    assert found.decision.threshold == pytest.approx(0.4)
+    assert set(found.predicted) == {found.positive}
+    (run.path / "metrics.json").write_text(json.dumps({**edited, "decisions": decisions[:1]}))
+    with pytest.raises(RunError, match="is damaged"):
+        predict(open_run(run.path), pages, compute=AUTO)
 
 
 def test_the_runs_decision_is_applied(run, pages, tmp_path):

@@ -74,9 +74,8 @@ def read_head(folder: Path) -> FittedHead:
             f"{run.path} is a fine-tuning, and --from-head takes the run of a head. Give one that "
             "fit-head made; a fine-tuned network goes on by --weights."
         )
-    is_cv = run.metrics["split"] == "cv"
     card = run.checked_card
-    arrays = run.fold_models() if is_cv else [run.model()]
+    arrays = run.fold_models() if run.is_cross_validated else [run.model()]
     try:
         layers = [as_last_layer(tensors) for tensors in arrays]
     except (KeyError, ValueError) as error:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from ecgfeat.config import NetworkSettings, parse_tap
 from ecgfeat.errors import ConfigError, WeightsError
 from ecgfeat.heads import Tensors, head_fits, head_probabilities
 from ecgfeat.preprocessing import Preprocessing
-from ecgfeat.runs import ModelCard, Run, damaged
+from ecgfeat.runs import Run, damaged
 from ecgfeat.runtime import Compute
 
 if TYPE_CHECKING:
@@ -25,8 +25,31 @@ __all__ = ["Model", "read_model"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class FoldHead:
+    """A head, and what becomes of its probabilities.
+
+    Attributes
+    ----------
+    taps : tuple of str
+        Names of the taps that, joined, are its features.
+    tensors : mapping of str to ndarray
+        As `ecgfeat.heads.head_probabilities` takes them.
+    decision : Decision
+    """
+
+    taps: tuple[str, ...]
+    tensors: Tensors
+    decision: Decision
+
+    def probabilities(self, features: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float64]:
+        """Calibrated probabilities by class, shape (b, n_classes)."""
+        X = np.concatenate([features[tap] for tap in self.taps], axis=1)
+        return self.decision.probabilities(head_probabilities(self.tensors, X))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
-    """A backbone to be loaded, and the head on it.
+    """A backbone to be loaded, and the head on it; of a cross-validation the heads of all folds.
 
     Attributes
     ----------
@@ -36,27 +59,32 @@ class Model:
         The backbone; a fine-tuning's weights are in its own folder.
     weights_digest : str
         Of the backbone's weights; empty where they are the run's own.
-    taps : tuple of str
-        Names of the taps that, joined, are the features.
-    head : mapping of str to ndarray
-        As `ecgfeat.heads.head_probabilities` takes them.
+    heads : tuple of FoldHead
     preprocessing : Preprocessing
     precision, decoder : str
         What the run's own features were computed in and decoded by.
-    decision : Decision
-        How the head's probabilities become answers.
     """
 
     run: Run
     classes: tuple[str, ...]
     network: NetworkSettings
     weights_digest: str
-    taps: tuple[str, ...]
-    head: Tensors
+    heads: tuple[FoldHead, ...]
     preprocessing: Preprocessing
     precision: str
     decoder: str
-    decision: Decision
+
+    @property
+    def decision(self) -> Decision:
+        """How the probabilities become answers; of several heads by the mean of their thresholds.
+
+        Of several heads the probabilities are already calibrated, each head's in its own way.
+        """
+        if len(self.heads) == 1:
+            return self.heads[0].decision
+        thresholds = [head.decision.threshold for head in self.heads]
+        found = [threshold for threshold in thresholds if threshold is not None]
+        return Decision(threshold=float(np.mean(found)) if found else None)
 
     def load_backbone(self, weights: str | None, compute: Compute) -> Backbone:
         """Load the backbone, from `weights` if they have moved.
@@ -84,19 +112,27 @@ class Model:
                 f"{self.weights_digest[:12]}), but {found.name} has the digest "
                 f"{found.digest[:12]}. Give the run's own weights with --weights PATH."
             )
-        backbone = Backbone(found, self.preprocessing, compute, taps=self.taps)
-        n_classes, width = len(self.classes), sum(backbone.taps[tap] for tap in self.taps)
-        if not head_fits(self.head, n_classes=n_classes, width=width):
-            raise damaged(
-                self.run.path / "model.safetensors",
-                f"it holds no head for {n_classes} classes and {width} features",
-            )
+        taps = tuple(dict.fromkeys(tap for head in self.heads for tap in head.taps))
+        backbone = Backbone(found, self.preprocessing, compute, taps=taps)
+        n_classes = len(self.classes)
+        for head in self.heads:
+            width = sum(backbone.taps[tap] for tap in head.taps)
+            if not head_fits(head.tensors, n_classes=n_classes, width=width):
+                raise damaged(
+                    self.run.path / self.run.model_file,
+                    f"it holds no head for {n_classes} classes and {width} features",
+                )
         return backbone
 
     def probabilities(self, features: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float64]:
-        """Calibrated probabilities by class, shape (b, n_classes), of a backbone's features."""
-        X = np.concatenate([features[tap] for tap in self.taps], axis=1)
-        return self.decision.probabilities(head_probabilities(self.head, X))
+        """Calibrated probabilities by class, shape (b, n_classes), of a backbone's features.
+
+        Of several heads their mean.
+        """
+        found: NDArray[np.float64] = np.mean(
+            [head.probabilities(features) for head in self.heads], axis=0
+        )
+        return found
 
 
 def read_model(run: Run) -> Model:
@@ -109,10 +145,18 @@ def read_model(run: Run) -> Model:
     StorageError
         When it can't be read.
     """
-    card, decision, tensors = run.checked_card, run.decision, run.model()
+    card = run.checked_card
     is_finetuned = run.kind == "finetune"
+    arrays = run.fold_models() if run.is_cross_validated else [run.model()]
+    decisions = run.decisions
     try:
-        decision.refuse_other(len(card.classes))
+        if is_finetuned:
+            taps: Sequence[tuple[str, ...]] = [("layer4",)]
+            arrays = [_last_layer(card.backbone.arch, arrays[0])]
+        else:
+            taps = card.fold_taps or [card.taps] * len(arrays)
+        for decision in decisions:
+            decision.refuse_other(len(card.classes))
         return Model(
             run=run,
             classes=card.classes,
@@ -121,24 +165,25 @@ def read_model(run: Run) -> Model:
                 weights=str(run.path) if is_finetuned else card.backbone.weights,
             ),
             weights_digest="" if is_finetuned else card.backbone.weights_digest,
-            taps=("layer4",) if is_finetuned else _taps(card),
-            head=_last_layer(card.backbone.arch, tensors) if is_finetuned else tensors,
+            heads=tuple(
+                FoldHead(taps=_names(of_fold), tensors=tensors, decision=decision)
+                for of_fold, tensors, decision in zip(taps, arrays, decisions, strict=True)
+            ),
             preprocessing=card.preprocessing,
             precision=card.precision,
             decoder=card.decoder,
-            decision=decision,
         )
     except (ValueError, ConfigError) as error:
         raise damaged(run.path / "model.json", f"a field is missing or wrong ({error})") from error
 
 
-def _taps(card: ModelCard) -> tuple[str, ...]:
-    if not card.taps:
+def _names(taps: Sequence[str]) -> tuple[str, ...]:
+    if not taps:
         raise ValueError("taps is empty")
-    return tuple(parse_tap(name).name for name in card.taps)
+    return tuple(parse_tap(name).name for name in taps)
 
 
-def _last_layer(arch: str, tensors: Tensors) -> Tensors:
+def _last_layer(arch: str, tensors: Tensors) -> dict[str, NDArray[Any]]:
     last = family_of(arch).classifier
     try:
         return {name: tensors[f"{last}.{name}"] for name in ("weight", "bias")}

@@ -73,6 +73,8 @@ class InferenceResult:
         The images that are not among `paths`.
     compute : Compute
         Where and how exactly it was computed.
+    n_models : int
+        Models whose probabilities' mean it is: of a cross-validated head as many as folds.
     columns : mapping of str to tuple of str
         What CSVs said of the images, those of `paths` first, then those of `failures`.
     """
@@ -83,6 +85,7 @@ class InferenceResult:
     decision: Decision
     failures: tuple[FailedImage, ...]
     compute: Compute
+    n_models: int = 1
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -139,6 +142,7 @@ class InferenceResult:
             "failures": [
                 {"path": str(failure.path), "reason": failure.reason} for failure in self.failures
             ],
+            "n_models": self.n_models,
             "device": self.compute.device,
             "precision": self.compute.precision,
         }
@@ -153,6 +157,8 @@ def predict(
     report: Report = silent,
 ) -> InferenceResult:
     """Apply a run's model to new images, prepared as the run's own were.
+
+    A cross-validated head answers by the mean of its folds' probabilities.
 
     Parameters
     ----------
@@ -176,7 +182,8 @@ def predict(
     Raises
     ------
     RunError
-        When the run is a cross-validation, which keeps no model, or its model is damaged.
+        When the run is a fine-tuning's cross-validation, which keeps no model, or its model is
+        damaged.
     DataError
         When there are no images, or a folder holds none.
     WeightsError
@@ -281,6 +288,7 @@ def _apply(
             FailedImage(path=paths[row], reason=reasons[row]) for row in sorted(reasons)
         ),
         compute=backbone.compute,
+        n_models=len(model.heads),
         columns={
             name: tuple(cells[row] for row in [*good, *sorted(reasons)])
             for name, cells in columns.items()

@@ -127,6 +127,24 @@ class Run:
         return read_file(self.path, "model.safetensors", _parse_tensors)
 
     @property
+    def is_cross_validated(self) -> bool:
+        """Whether it has as many models as folds, or none, and not one."""
+        return bool(self.metrics["split"] == "cv")
+
+    @property
+    def model_file(self) -> str:
+        """The name of the file that its model is in, or those of its folds."""
+        return "fold_models.safetensors" if self.is_cross_validated else "model.safetensors"
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """How each model's probabilities become answers: of each fold, or of the one model."""
+        if not self.is_cross_validated:
+            return [self.decision]
+        found = [decision_from(fields) for fields in self.metrics.get("decisions", ())]
+        return found or [Decision()] * len(self.fold_models())
+
+    @property
     def decision(self) -> Decision:
         """How the model's probabilities become answers, from ``model.json``."""
         self._refuse_without_model()
@@ -151,7 +169,7 @@ class Run:
         return found
 
     def _refuse_without_model(self) -> None:
-        if self.metrics["split"] == "cv":
+        if self.is_cross_validated:
             raise RunError(
                 f"{self.path} keeps no model: it is a cross-validation. Run its command "
                 "without --cv, and use that run."
