@@ -89,6 +89,12 @@ def predict(
         result.write_csv(out)
         output.say(f"predictions: {out}")
     output.result(result.as_json())
+    if result.unlike:
+        output.log(
+            f"warning: {len(result.unlike)} of {len(result.paths)} images are unlike the training "
+            f"images, farther from them than any of those, such as {result.unlike[0]}: look at "
+            "them; their answers may mean nothing"
+        )
     for failure in result.failures:
         output.log(f"{failure.path} is left out: {failure.reason}")
     if result.failures:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 
 from ecgfeat import backbones, runtime
@@ -304,6 +305,28 @@ def test_a_cross_validation_answers_by_the_mean_of_its_folds(study, pages):
         by_fold.append(predict(open_run(alone), pages, compute=AUTO).probabilities)
     np.testing.assert_allclose(found.probabilities, np.mean(by_fold, axis=0), atol=1e-12)
     assert not np.allclose(*by_fold)
+
+
+def test_images_unlike_the_training_images_are_named(run, pages, tmp_path):
+    found = predict(run, pages, compute=AUTO)
+    assert found.distances.shape == (len(pages),)
+    assert (found.distances > 0).all()
+    noise = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
+    strange = tmp_path / "strange.png"
+    Image.fromarray(noise).save(strange)
+    result = predict(run, [*pages, strange], compute=AUTO)
+    assert strange in result.unlike
+    assert result.distances[-1] > 2 * found.distances.max()
+    assert str(strange) in result.as_json()["unlike"]
+    # A run of an earlier version doesn't tell.
+    (run.path / "likeness.safetensors").rename(tmp_path / "aside")
+    try:
+        assert predict(run, [strange], compute=AUTO).unlike == ()
+        save_file({"mean": np.zeros(3, np.float32)}, run.path / "likeness.safetensors")
+        with pytest.raises(RunError, match=r"likeness\.safetensors is damaged: it holds other"):
+            predict(run, [strange], compute=AUTO)
+    finally:
+        (tmp_path / "aside").rename(run.path / "likeness.safetensors")
 
 
 def test_each_fold_reads_its_own_layers_and_decides_by_its_own_rule(study, pages):

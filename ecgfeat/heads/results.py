@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ecgfeat.calibration import Decision
 from ecgfeat.config import CropMode, PageSettings, as_json
+from ecgfeat.heads.head import Likeness
 from ecgfeat.heads.registry import HEADS
 from ecgfeat.heads.sweep import Candidate, Grid, Standing
 from ecgfeat.predictions import Predictions, join
@@ -155,6 +156,7 @@ def describe(job: HeadJob, outcome: Outcome, grid: Grid) -> Result:
         model={} if is_cv else tensors[0],
         fold_models=tensors if is_cv else (),
         model_card=_model_card(job, outcome),
+        likeness=_likeness(job, outcome),
         decisions=tuple(tested.decision for tested in reported if tested.decision),
         validation=join(validation) if validation else None,
         repeats=_repeats(outcome),
@@ -297,6 +299,14 @@ def _model_card(job: HeadJob, outcome: Outcome) -> dict[str, Any]:
         {"taps": by_fold[0]} if len(set(by_fold)) == 1 else {"fold_taps": by_fold}
     )
     return {**taps, **_describe_features(job.data.cache.header)}
+
+
+def _likeness(job: HeadJob, outcome: Outcome) -> Mapping[str, Any]:
+    """What new images are held against; empty where the folds chose different layers."""
+    taps = {fold.choice.candidate.head.taps for fold in outcome.folds}
+    if len(taps) > 1:
+        return {}
+    return vars(Likeness.of(job.data.features(*taps), job.plan[0].final.train))
 
 
 def _describe_features(header: Header) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ecgfeat.architectures import family_of
 from ecgfeat.calibration import Decision
 from ecgfeat.config import NetworkSettings, parse_tap
 from ecgfeat.errors import ConfigError, WeightsError
-from ecgfeat.heads import Tensors, head_fits, head_probabilities
+from ecgfeat.heads import Likeness, Tensors, head_fits, head_probabilities
 from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.runs import Run, damaged
 from ecgfeat.runtime import Compute
@@ -60,6 +60,8 @@ class Model:
     weights_digest : str
         Of the backbone's weights; empty where they are the run's own.
     heads : tuple of FoldHead
+    likeness : Likeness or None
+        Of a run's head by this version or later, whose folds read the same layers.
     preprocessing : Preprocessing
     precision, decoder : str
         What the run's own features were computed in and decoded by.
@@ -70,6 +72,7 @@ class Model:
     network: NetworkSettings
     weights_digest: str
     heads: tuple[FoldHead, ...]
+    likeness: Likeness | None
     preprocessing: Preprocessing
     precision: str
     decoder: str
@@ -122,7 +125,20 @@ class Model:
                     self.run.path / self.run.model_file,
                     f"it holds no head for {n_classes} classes and {width} features",
                 )
+        if self.likeness is not None and self.likeness.mean.shape != (width,):
+            raise damaged(self.run.path / "likeness.safetensors", f"it isn't of {width} features")
         return backbone
+
+    def distances(self, features: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        """How far each image lies from the training images, over how far those do, shape (b,).
+
+        NaN where the run doesn't say how far they do.
+        """
+        if self.likeness is None:
+            return np.full(len(next(iter(features.values()))), np.nan, np.float32)
+        X = np.concatenate([features[tap] for tap in self.heads[0].taps], axis=1)
+        found: NDArray[np.float32] = self.likeness.distances(X) / self.likeness.limit
+        return found
 
     def probabilities(self, features: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float64]:
         """Calibrated probabilities by class, shape (b, n_classes), of a backbone's features.
@@ -169,6 +185,7 @@ def read_model(run: Run) -> Model:
                 FoldHead(taps=_names(of_fold), tensors=tensors, decision=decision)
                 for of_fold, tensors, decision in zip(taps, arrays, decisions, strict=True)
             ),
+            likeness=None if card.fold_taps else _likeness(run),
             preprocessing=card.preprocessing,
             precision=card.precision,
             decoder=card.decoder,
@@ -181,6 +198,17 @@ def _names(taps: Sequence[str]) -> tuple[str, ...]:
     if not taps:
         raise ValueError("taps is empty")
     return tuple(parse_tap(name).name for name in taps)
+
+
+def _likeness(run: Run) -> Likeness | None:
+    tensors = run.likeness()
+    if not tensors:
+        return None
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    width = tensors.get("mean", np.empty(0)).shape
+    if shapes != {"mean": width, "scale": width, "limit": (1,)}:
+        raise damaged(run.path / "likeness.safetensors", "it holds other arrays")
+    return Likeness(**tensors)
 
 
 def _last_layer(arch: str, tensors: Tensors) -> dict[str, NDArray[Any]]:

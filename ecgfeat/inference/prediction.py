@@ -73,6 +73,9 @@ class InferenceResult:
         The images that are not among `paths`.
     compute : Compute
         Where and how exactly it was computed.
+    distances : ndarray of shape (n,), float32
+        How far each image's features lie from the training images', over the largest distance
+        among those: above 1 it is unlike them all. NaN where the run doesn't tell.
     n_models : int
         Models whose probabilities' mean it is: of a cross-validated head as many as folds.
     columns : mapping of str to tuple of str
@@ -85,6 +88,7 @@ class InferenceResult:
     decision: Decision
     failures: tuple[FailedImage, ...]
     compute: Compute
+    distances: NDArray[np.float32]
     n_models: int = 1
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -92,6 +96,11 @@ class InferenceResult:
     def positive(self) -> str | None:
         """The positive class of a binary task, else None."""
         return positive_class(self.classes)
+
+    @property
+    def unlike(self) -> tuple[Path, ...]:
+        """The images that are unlike all training images, so that their answers mean little."""
+        return tuple(self.paths[row] for row in np.flatnonzero(self.distances > 1))
 
     @property
     def predicted(self) -> tuple[str, ...]:
@@ -142,6 +151,7 @@ class InferenceResult:
             "failures": [
                 {"path": str(failure.path), "reason": failure.reason} for failure in self.failures
             ],
+            "unlike": [str(path) for path in self.unlike],
             "n_models": self.n_models,
             "device": self.compute.device,
             "precision": self.compute.precision,
@@ -264,6 +274,7 @@ def _apply(
     n_images = len(paths)
     batches = [range(i, min(i + BATCH_SIZE, n_images)) for i in range(0, n_images, BATCH_SIZE)]
     probabilities = np.full((n_images, len(model.classes)), np.nan)
+    distances = np.full(n_images, np.nan, np.float32)
     reasons: dict[int, str] = {}
     decoded = stream(paths, batches, model.preprocessing, threads=backbone.compute.threads)
     with contextlib.closing(decoded):
@@ -275,6 +286,7 @@ def _apply(
             # Filled up, so that an image's answer doesn't hang on how many others there are.
             features = backbone.features(filled(batch.pixels, BATCH_SIZE))
             probabilities[batch.rows] = model.probabilities(features)[: len(batch.rows)]
+            distances[batch.rows] = model.distances(features)[: len(batch.rows)]
     report(Progress(stage="predicting", done=n_images, total=n_images))
     for row in np.flatnonzero(~np.isfinite(probabilities).all(axis=1)).tolist():
         reasons.setdefault(row, "the network's answer is not finite")
@@ -288,6 +300,7 @@ def _apply(
             FailedImage(path=paths[row], reason=reasons[row]) for row in sorted(reasons)
         ),
         compute=backbone.compute,
+        distances=distances[good],
         n_models=len(model.heads),
         columns={
             name: tuple(cells[row] for row in [*good, *sorted(reasons)])

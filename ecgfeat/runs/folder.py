@@ -153,6 +153,12 @@ class Run:
         except ValueError as error:
             raise damaged(self.path / "model.json", f"decision: {error}") from error
 
+    def likeness(self) -> dict[str, NDArray[Any]]:
+        """``likeness.safetensors``, see `heads.Likeness`; empty where the run has none."""
+        if not (self.path / "likeness.safetensors").exists():
+            return {}
+        return read_file(self.path, "likeness.safetensors", _parse_tensors)
+
     def fold_models(self) -> list[dict[str, NDArray[Any]]]:
         """A cross-validated head's tensors by fold, each by name."""
         name = "fold_models.safetensors"

@@ -133,6 +133,8 @@ class Result:
         Empty for a cross-validation, which has no one model.
     model_card : dict
         Plain values for ``model.json``: what is needed to apply the model to a new image.
+    likeness : mapping of str to ndarray
+        How far new features may lie from the training rows' (see `heads.Likeness`); may be empty.
     decisions : sequence of Decision
         By fold: what made `predictions` of the models' own probabilities. Empty where nothing did.
     validation : Predictions, optional
@@ -165,6 +167,7 @@ class Result:
     cost: Cost
     model: Mapping[str, NDArray[Any]]
     model_card: dict[str, Any]
+    likeness: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     decisions: Sequence[Decision] = ()
     validation: Predictions | None = None
     repeats: Sequence[Predictions] = ()
