@@ -50,7 +50,7 @@ from ecgfeat.feature_cache import (
     part_paths,
 )
 from ecgfeat.files import write_csv
-from ecgfeat.images import DECODER, decode, prepare
+from ecgfeat.images import decode, decoder_of, prepare
 from ecgfeat.manifest import Manifest, read_manifest, write_missing
 from ecgfeat.preprocessing import EXACT_RESAMPLING, FAST_RESAMPLING, Preprocessing
 from ecgfeat.protocol import duplicates_in_words
@@ -425,7 +425,7 @@ def _header(plan: _Plan, recipe: str) -> Header:
         std=preprocessing.std,
         precision=compute.precision,
         device=compute.device,
-        decoder=DECODER,
+        decoder=decoder_of(plan.manifest.paths),
         taps=tap_widths(weights.arch, plan.taps),
         recipe=recipe,
     )

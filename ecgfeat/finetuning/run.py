@@ -70,7 +70,7 @@ from ecgfeat.finetuning.trainer import (
     consecutive_batches,
     shuffled_batches,
 )
-from ecgfeat.images import DECODER
+from ecgfeat.images import decoder_of
 from ecgfeat.manifest import Manifest, read_manifest, write_missing
 from ecgfeat.metrics import METRICS, score_values
 from ecgfeat.predictions import Predictions, join
@@ -811,7 +811,7 @@ def result_of(
             "backbone": config["backbone"],
             "preprocessing": config["preprocessing"],
             "precision": job.compute.precision,
-            "decoder": DECODER,
+            "decoder": decoder_of(job.manifest.paths),
         },
         decisions=decisions,
         validation=join(validated) if any(map(len, validated)) else None,

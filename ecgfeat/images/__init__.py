@@ -47,6 +47,7 @@ from ecgfeat.images.decoding import (
     MAX_BYTES,
     MAX_SIDE_PX,
     decode,
+    decoder_of,
     image_digest,
 )
 from ecgfeat.images.formats import MAX_PIXELS
@@ -62,6 +63,7 @@ __all__ = [
     "Batch",
     "Failure",
     "decode",
+    "decoder_of",
     "image_digest",
     "prepare",
     "stream",

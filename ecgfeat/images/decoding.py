@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ __all__ = [
     "MAX_SIDE_PX",
     "decode",
     "decode_picture",
+    "decoder_of",
     "digest",
     "image_digest",
     "read_file",
@@ -44,11 +46,17 @@ __all__ = [
 ]
 
 
-DECODER = (
-    f"rgb 3, pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}{document_versions()}"
-)
-"""What decides the pixels: the version of the rules in the package's docstring, and the decoders.
-Part of a feature cache's identity."""
+DECODER = f"rgb 3, pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
+"""What decides the pixels: the version of the rules in `images`, and the decoders."""
+
+
+def decoder_of(names: Iterable[str]) -> str:
+    """What decides the pixels of some files: `DECODER`, and what draws those that are documents.
+
+    Part of a feature cache's identity.
+    """
+    return DECODER + document_versions(names)
+
 
 MAX_SIDE_PX = 65_535
 """Longest side: what a JPEG can have."""

@@ -11,10 +11,12 @@ from __future__ import annotations
 import io
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,14 +61,13 @@ class Drawn:
         return page
 
 
-def document_versions() -> str:
-    """What draws PDF and DICOM here, to stand behind the decoders' versions; empty for neither."""
+def document_versions(names: Iterable[str]) -> str:
+    """What draws the PDF and DICOM files among some, to stand behind the decoders' versions."""
+    ends = {Path(name).suffix.lower() for name in names}
     found = ""
-    for package in ("pypdfium2", "pydicom"):
-        try:
+    for package, suffixes in (("pypdfium2", {".pdf"}), ("pydicom", {".dcm", ".dicom"})):
+        if ends & suffixes and find_spec(package):
             found += f", {package} {version(package)}"
-        except PackageNotFoundError:
-            continue
     return found
 
 

@@ -16,7 +16,7 @@ from ecgfeat.calibration import Decision
 from ecgfeat.config import ComputeSettings
 from ecgfeat.errors import DataError
 from ecgfeat.files import write_csv
-from ecgfeat.images import DECODER, stream
+from ecgfeat.images import decoder_of, stream
 from ecgfeat.inference.model import Model, read_model
 from ecgfeat.manifest import IMAGE_KINDS, images_below, list_images
 from ecgfeat.predictions import positive_class
@@ -209,8 +209,9 @@ def predict(
     model = read_model(run)
     paths, columns = _listed(images)
     backbone = model.load_backbone(weights, _resolve(compute, model.precision))
-    if model.decoder != DECODER:
-        message = f"the run's own images were decoded by {model.decoder}, these by {DECODER}"
+    decoder = decoder_of(map(str, paths))
+    if model.decoder != decoder:
+        message = f"the run's own images were decoded by {model.decoder}, these by {decoder}"
         report(Progress(stage="predicting", done=0, total=len(paths), message=message))
     return _apply(model, backbone, paths, columns, report)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -363,7 +364,12 @@ def test_simplejpeg_is_what_decodes_ordinary_jpegs(
 
 def test_the_decoder_names_both_libraries_and_its_own_rules() -> None:
     both = f"rgb 3, pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
-    assert images.DECODER.startswith(both)
+    assert images.decoder_of(["a.png", "b.JPG"]) == images.DECODER == both
+    pytest.importorskip("pypdfium2")
+    # An extra that none of the images needs is no part of what decided their pixels.
+    assert re.fullmatch(
+        rf"{re.escape(both)}, pypdfium2 [\d.]+", images.decoder_of(["a.PDF", "b.png"])
+    )
 
 
 def test_the_digest_is_of_the_bytes_and_needs_no_picture(tmp_path: Path) -> None:
