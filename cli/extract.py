@@ -104,7 +104,8 @@ def _page_of_run(network: NetworkSettings, output: Output) -> PageSettings | Non
     folder = Path(network.weights).expanduser()
     if not (folder / "config.json").exists():
         return None
-    from ecgfeat.runs import open_run, typed
+    from ecgfeat.files import typed
+    from ecgfeat.runs import open_run
 
     found = open_run(folder).config.get("page")
     if found is None:

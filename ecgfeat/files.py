@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and what files from outside must hold."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from ecgfeat.errors import ConfigError, StorageError, storage_error
 
@@ -19,6 +21,7 @@ __all__ = [
     "open_lock",
     "refuse_overwriting",
     "replacing",
+    "typed",
     "write_bytes",
     "write_csv",
     "write_json",
@@ -150,3 +153,34 @@ def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
     text = io.StringIO()
     csv.writer(text).writerows(rows)
     write_text(path, text.getvalue())
+
+
+T = TypeVar("T")
+
+
+def typed(found: object, kind: type[T], **options: Any) -> T:
+    """What a file from outside holds, as `kind` and its annotations declare it.
+
+    Parameters
+    ----------
+    found : plain values
+    kind : type
+        Usually a dataclass or a TypedDict; what it doesn't declare is passed over.
+    options
+        Of ``msgspec.convert``.
+
+    Raises
+    ------
+    ValueError
+        When a field is missing, of another type, or out of its range; the message names it.
+    """
+    try:
+        value: T = msgspec.convert(found, kind, **options)
+        return value
+    except msgspec.ValidationError as error:
+        what, _, place = str(error).replace("`", "").partition(" - at $")
+        where = f"{place.lstrip('.')}: " if place else ""
+        message = where + what[0].lower() + what[1:]
+        raise ValueError(f"a field is missing or wrong ({message})") from error
+    except ConfigError as error:  # of settings, which check themselves and name the option
+        raise ValueError(f"a field is missing or wrong ({error})") from error

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from ecgfeat.config import CropMode, PageSettings
 from ecgfeat.errors import ConfigError
+from ecgfeat.files import typed
 from ecgfeat.preprocessing import FAST_RESAMPLING, Geometry, Preprocessing
-from ecgfeat.runs import typed
 
 sides_px = st.integers(1, 5000)
 sizes_px = st.integers(32, 1200)

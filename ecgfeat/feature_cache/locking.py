@@ -20,9 +20,12 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from glob import escape
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
 
 from ecgfeat.errors import CacheLockedError, storage_error
-from ecgfeat.files import open_lock
+from ecgfeat.files import open_lock, typed
 
 __all__ = ["hold"]
 
@@ -51,7 +54,7 @@ class Holder:
         Whether the kernel holds the lock too.
     """
 
-    pid: int
+    pid: Annotated[int, Meta(ge=1, lt=2**31)]
     started: str
     namespace: str
     boot: str
@@ -233,8 +236,8 @@ def _is_named(fd: int, path: Path) -> bool:
 def _read(fd: int) -> Holder | None:
     """Who holds the lock; None where nobody has written it yet, or wrote it whole."""
     try:
-        return Holder(**json.loads(os.pread(fd, 4096, 0)))
-    except (ValueError, TypeError):
+        return typed(json.loads(os.pread(fd, 4096, 0)), Holder)
+    except (ValueError, RecursionError):
         return None
 
 

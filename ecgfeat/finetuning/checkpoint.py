@@ -19,10 +19,10 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from ecgfeat.errors import RunError, storage_error
-from ecgfeat.files import replacing
+from ecgfeat.files import replacing, typed
 from ecgfeat.finetuning.trainer import Snapshot, Step
 from ecgfeat.images import Failure
-from ecgfeat.runs import Count, EpochRecord, Number, typed
+from ecgfeat.runs import Count, EpochRecord, Number
 
 __all__ = [
     "CHECKPOINT",

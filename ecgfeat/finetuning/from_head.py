@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from ecgfeat.backbones import Weights
 from ecgfeat.config import EvaluationSettings, NetworkSettings, PageSettings, option_name
 from ecgfeat.errors import ConfigError, RunError, WeightsError
+from ecgfeat.files import typed
 from ecgfeat.manifest import Manifest
 from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.protocol import Partition
-from ecgfeat.runs import Run, damaged, open_run, typed
+from ecgfeat.runs import Run, damaged, open_run
 
 __all__ = ["FittedHead", "HeadOrigin", "as_last_layer", "read_head"]
 

@@ -26,6 +26,7 @@ from ecgfeat.config import (
     as_json,
 )
 from ecgfeat.errors import ConfigError, DataError, RunError
+from ecgfeat.files import typed
 from ecgfeat.finetuning.distributed import ALONE, Ranks
 from ecgfeat.finetuning.from_head import FittedHead, HeadOrigin, read_head
 from ecgfeat.finetuning.trainer import Images, Snapshot, Trainer, balanced_weights, ignore
@@ -41,7 +42,7 @@ from ecgfeat.protocol import (
     partitions,
     refuse_thin_validation,
 )
-from ecgfeat.runs import Count, count_rows, typed
+from ecgfeat.runs import Count, count_rows
 from ecgfeat.runtime import Compute, machine, versions
 
 __all__ = [

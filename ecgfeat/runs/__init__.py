@@ -16,7 +16,6 @@ from ecgfeat.runs.folder import (
     is_finished,
     open_run,
     read_config,
-    typed,
     write_history,
     write_sweep,
 )
@@ -48,7 +47,6 @@ __all__ = [
     "is_finished",
     "open_run",
     "read_config",
-    "typed",
     "write_config",
     "write_history",
     "write_run",

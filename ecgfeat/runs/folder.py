@@ -13,13 +13,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from ecgfeat.calibration import Decision
-from ecgfeat.errors import ConfigError, DataError, RunError, storage_error
-from ecgfeat.files import write_csv
+from ecgfeat.errors import DataError, RunError, storage_error
+from ecgfeat.files import typed, write_csv
 from ecgfeat.predictions import Predictions
 from ecgfeat.runs.records import (
     FORMAT_VERSION,
@@ -45,7 +44,6 @@ __all__ = [
     "read_file",
     "read_history",
     "read_predictions",
-    "typed",
     "write_history",
     "write_predictions",
     "write_records",
@@ -344,34 +342,6 @@ def parse_json(content: bytes) -> dict[str, Any]:
 def decision_from(found: object) -> Decision:
     """The decision that ``Decision.as_json`` described; ValueError where it is none."""
     return Decision(**typed(found, DecisionFields))  # type: ignore[arg-type]  # checks its method
-
-
-def typed(found: object, kind: type[T], **options: Any) -> T:
-    """What a file from outside holds, as `kind` and its annotations declare it.
-
-    Parameters
-    ----------
-    found : plain values
-    kind : type
-        Usually a dataclass or a TypedDict; what it doesn't declare is passed over.
-    options
-        Of ``msgspec.convert``.
-
-    Raises
-    ------
-    ValueError
-        When a field is missing, of another type, or out of its range; the message names it.
-    """
-    try:
-        value: T = msgspec.convert(found, kind, **options)
-        return value
-    except msgspec.ValidationError as error:
-        what, _, place = str(error).replace("`", "").partition(" - at $")
-        where = f"{place.lstrip('.')}: " if place else ""
-        message = where + what[0].lower() + what[1:]
-        raise ValueError(f"a field is missing or wrong ({message})") from error
-    except ConfigError as error:  # of settings, which check themselves and name the option
-        raise ValueError(f"a field is missing or wrong ({error})") from error
 
 
 def parse_csv(content: bytes) -> list[list[str]]:

@@ -324,6 +324,24 @@ def test_a_lock_that_is_a_link_is_refused_and_its_target_left_alone(path, name):
     assert precious.read_text() == "precious"
 
 
+@pytest.mark.parametrize("content", ["{", '{"pid": 1}', '{"pid": "x"}', "{" + "[" * 4000])
+def test_a_lock_that_holds_nonsense_is_free(path, content):
+    lock = path.with_name(f"{path.name}.lock")
+    lock.write_text(content)
+    with hold(path, None):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+    assert not lock.exists()
+
+
+@pytest.mark.parametrize("pid", ["x", -1, 2**70, None, 1.5])
+def test_nothing_that_a_lock_says_of_its_process_breaks_the_next_one(path, pid):
+    with hold(path, None):
+        told = json.loads(path.with_name(f"{path.name}.lock").read_text())
+    path.with_name(f"{path.name}.lock").write_text(json.dumps({**told, "pid": pid}))
+    with hold(path, None):
+        pass
+
+
 def test_a_file_that_is_no_lock_is_refused_and_left_alone(path):
     lock = path.with_name(f"{path.name}.lock")
     lock.write_text("precious")
