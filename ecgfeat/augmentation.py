@@ -20,7 +20,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from ecgfeat.images.resizing import paper_colour
+from ecgfeat.images.streaming import paper_colour
 
 __all__ = ["AMOUNTS", "Amounts", "augment", "augmenting"]
 

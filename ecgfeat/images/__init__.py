@@ -36,8 +36,8 @@ limits before the picture is decoded, and what it raises becomes a reason.
 PDF and DICOM need an extra each, see `documents`: of a PDF the first page at 150 dpi, of a DICOM
 file the first frame.
 
-`decoding` is the way from a file to a page, by way of its format (`formats`), and `resizing` from
-the page to the network's input. `streaming` does both ahead, in threads.
+`decoding` is the way from a file to a page, by way of its format (`formats`); `streaming` goes on
+to the network's input, ahead and in threads.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ from ecgfeat.images.decoding import (
     image_digest,
 )
 from ecgfeat.images.formats import MAX_PIXELS
-from ecgfeat.images.resizing import prepare
-from ecgfeat.images.streaming import Alter, Batch, Failure, stream
+from ecgfeat.images.streaming import Alter, Batch, Failure, prepare, stream
 
 __all__ = [
     "DECODER",

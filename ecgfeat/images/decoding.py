@@ -7,6 +7,8 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ecgfeat.errors import ImageError, storage_error
-from ecgfeat.images.documents import document_versions, read_dicom_file, read_pdf
+from ecgfeat.images.documents import read_dicom_file, read_pdf
 from ecgfeat.images.formats import (
     JPEG_MAGIC,
     MAX_PIXELS,
@@ -55,7 +57,12 @@ def decoder_of(names: Iterable[str]) -> str:
 
     Part of a feature cache's identity.
     """
-    return DECODER + document_versions(names)
+    ends = {Path(name).suffix.lower() for name in names}
+    found = DECODER
+    for package, suffixes in (("pypdfium2", {".pdf"}), ("pydicom", {".dcm", ".dicom"})):
+        if ends & suffixes and find_spec(package):
+            found += f", {package} {version(package)}"
+    return found
 
 
 MAX_SIDE_PX = 65_535

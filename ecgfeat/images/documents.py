@@ -11,12 +11,9 @@ from __future__ import annotations
 import io
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +21,7 @@ from numpy.typing import NDArray
 
 from ecgfeat.errors import ImageError
 
-__all__ = ["DPI", "SEVERAL_PAGES", "Drawn", "document_versions", "read_dicom_file", "read_pdf"]
+__all__ = ["DPI", "SEVERAL_PAGES", "Drawn", "read_dicom_file", "read_pdf"]
 
 DPI = 150
 """Dots per inch that a PDF's page is drawn at."""
@@ -59,16 +56,6 @@ class Drawn:
         if page.shape != (self.size_px[1], self.size_px[0], 3):
             raise ImageError("damaged: the page is not of the size that the file says")
         return page
-
-
-def document_versions(names: Iterable[str]) -> str:
-    """What draws the PDF and DICOM files among some, to stand behind the decoders' versions."""
-    ends = {Path(name).suffix.lower() for name in names}
-    found = ""
-    for package, suffixes in (("pypdfium2", {".pdf"}), ("pydicom", {".dcm", ".dicom"})):
-        if ends & suffixes and find_spec(package):
-            found += f", {package} {version(package)}"
-    return found
 
 
 # PDF

@@ -4,11 +4,20 @@ Every score is computed from row weights, so that the data (each weight 1) and t
 bootstrap resamples (how often each row was drawn) go through the same few array operations.
 
 `scores` says which scores there are and computes them, resamples rows or groups, and counts right
-and wrong answers by class; `intervals` sums the resamples up, `roc` does so for whole curves, and
-`significance` holds the tests of two models against each other.
+and wrong answers by class; `intervals` sums the resamples up and tests two models against each
+other, and `roc` draws whole curves.
 """
 
-from ecgfeat.metrics.intervals import Resampled, Score, evaluate, resample
+from ecgfeat.metrics.intervals import (
+    AreaTest,
+    Resampled,
+    Score,
+    compare_areas,
+    evaluate,
+    holm,
+    mcnemar_p_value,
+    resample,
+)
 from ecgfeat.metrics.roc import MACRO, Curve, Curves, Reliability, curves
 from ecgfeat.metrics.scores import (
     MAIN,
@@ -23,7 +32,6 @@ from ecgfeat.metrics.scores import (
     in_id_order,
     score_values,
 )
-from ecgfeat.metrics.significance import AreaTest, compare_areas, holm, mcnemar_p_value
 
 __all__ = [
     "MACRO",
