@@ -103,27 +103,23 @@ SUBSAMPLING = "420"
 """Half the colours' resolution in either direction, as JPEG files mostly have."""
 
 
-def augmenting(
-    strength: str, *, seed: int, fold: int, epoch: int
-) -> Callable[[int, Page], Page] | None:
-    """How the pages of an epoch are changed; None where they aren't.
+def augmenting(strength: str, *, seed: int, fold: int, epoch: int) -> Callable[[int, Page], Page]:
+    """How the pages of an epoch are changed.
 
     A page's changes follow from seed, fold, epoch and row alone, so neither the threads nor an
     interruption changes them.
 
     Parameters
     ----------
-    strength : {"none", "light", "strong"}
+    strength : {"light", "strong"}
     seed, fold, epoch : int
 
     Returns
     -------
-    callable or None
+    callable
         What `ecgfeat.images.stream` takes as `alter`.
     """
-    amounts = AMOUNTS.get(strength)
-    if amounts is None:
-        return None
+    amounts = AMOUNTS[strength]
     return lambda row, page: augment(page, amounts, np.random.default_rng((seed, fold, epoch, row)))
 
 

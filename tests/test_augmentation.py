@@ -122,10 +122,6 @@ def test_the_number_of_threads_changes_nothing(tmp_path):
     assert one == four
 
 
-def test_none_changes_nothing():
-    assert augmenting("none", seed=0, fold=0, epoch=1) is None
-
-
 @given(st.integers(0, 2**32), st.integers(32, 80), st.integers(32, 80))
 def test_a_page_keeps_its_size_and_type(seed, width, height):
     page = np.full((height, width, 3), seed % 256, np.uint8)

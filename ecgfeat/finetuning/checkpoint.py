@@ -127,7 +127,9 @@ def load_checkpoint(folder: Path) -> tuple[State, Snapshot] | None:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         text = metadata.get("state", "")
-        if metadata.get("digest") != _digest(text, tensors):
+        if "digest" not in metadata:
+            raise ValueError("it has no digest: an earlier version of ecgfeat may have written it")
+        if metadata["digest"] != _digest(text, tensors):
             raise ValueError("its digest is not that of what it holds")
         found = typed(
             json.loads(text), _Checkpoint, dec_hook=partial(_array, tensors), str_keys=True

@@ -131,6 +131,8 @@ class Job:
 
     def alter(self, fold: int, epoch: int) -> Alter | None:
         """What augments the training pages of an epoch, if anything does."""
+        if self.training.augment == "none":
+            return None
         return augmenting(self.training.augment, seed=self.evaluation.seed, fold=fold, epoch=epoch)
 
     def new_trainer(self, part: Partition, tell: Callable[[str], None] = ignore) -> Trainer:

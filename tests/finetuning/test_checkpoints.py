@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors
 import torch
+from safetensors.torch import save_file
 
 from ecgfeat.errors import RunError, StorageError
 from ecgfeat.finetuning.checkpoint import (
@@ -82,6 +83,12 @@ def test_a_checkpoint_cut_short_is_named(tmp_path, keep):
     path = tmp_path / CHECKPOINT
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(RunError, match=r"checkpoint\.safetensors is damaged"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_said_to_be_one(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / CHECKPOINT, metadata={"state": "{}"})
+    with pytest.raises(RunError, match="it has no digest: an earlier version of ecgfeat may have"):
         load_checkpoint(tmp_path)
 
 
