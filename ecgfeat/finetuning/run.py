@@ -534,10 +534,10 @@ def _refuse_other_state(state: State, job: Job, path: Path) -> None:
         "tested": state.fold <= n_folds and len(state.chosen) == state.fold,
         "epoch": state.epoch <= job.training.epochs,
         "step": state.step <= n_steps,
-        "rates": state.fold <= len(state.rates) <= n_folds,
+        "rates": state.fold + state.is_within_fold <= len(state.rates) <= state.fold + 1,
         "candidate": state.candidate is not None or not state.epoch,
-        "history": [record.epoch for record in state.history][len(state.history) - state.epoch :]
-        == list(range(1, state.epoch + 1)),
+        "history": [record.epoch for record in state.history[-1:]] == [state.epoch]
+        or not state.epoch,
         "rows": all(
             said.probabilities.shape == (len(said.rows), len(job.task.classes))
             and not np.any((said.rows < 0) | (said.rows >= len(job.manifest)))

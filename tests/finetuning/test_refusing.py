@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,9 +16,16 @@ import ecgfeat.finetuning.run as starting_module
 from ecgfeat.backbones import Weights
 from ecgfeat.errors import ConfigError, DataError, DeviceError, RunError
 from ecgfeat.finetuning import resume_finetune
-from ecgfeat.finetuning.checkpoint import CHECKPOINT
+from ecgfeat.finetuning.checkpoint import (
+    CHECKPOINT,
+    Candidate,
+    Said,
+    load_checkpoint,
+    save_checkpoint,
+)
 from ecgfeat.finetuning.distributed import Ranks
 from ecgfeat.finetuning.job import describe_rows
+from ecgfeat.images import Failure
 from ecgfeat.manifest import read_manifest
 
 from ..conftest import write_csv
@@ -134,6 +143,49 @@ def test_a_damaged_checkpoint_is_named(pages, runs):
     (folder / CHECKPOINT).write_bytes(content[: len(content) // 2])
     with pytest.raises(RunError, match=r"checkpoint\.safetensors is damaged .* Start a new one"):
         resume_finetune(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epoch", 10**9),
+        ("epoch", 2),
+        ("step", 10**6),
+        ("rates", []),
+        ("rates", [1e-4] * 9),
+        ("candidate", None),
+        ("history", []),
+        (
+            "chosen",
+            [
+                Candidate(
+                    epoch=1,
+                    score=None,
+                    validation=Said(rows=np.arange(1), probabilities=np.ones((1, 2))),
+                )
+            ],
+        ),
+        ("failures", {10**6: Failure(row=10**6, reason="", n_bytes=0)}),
+    ],
+)
+def test_a_checkpoint_that_another_run_would_have_is_refused(pages, runs, name, value):
+    folder = interrupted(pages, runs, after_epoch(1))
+    state, snapshot = load_checkpoint(folder)
+    setattr(state, name, value)
+    save_checkpoint(folder, state, snapshot)
+    with pytest.raises(RunError, match=r"checkpoint\.safetensors is damaged \(its \w+ can't be"):
+        resume_finetune(folder)
+
+
+def test_what_a_checkpoint_says_of_other_rows_is_refused(pages, runs):
+    folder = interrupted(pages, runs, after_epoch(1))
+    state, snapshot = load_checkpoint(folder)
+    for rows, n_classes in ((np.array([10**6]), 2), (np.array([-1]), 2), (np.array([0]), 3)):
+        said = Said(rows=rows, probabilities=np.ones((1, n_classes)))
+        state.candidate = replace(state.candidate, validation=said)
+        save_checkpoint(folder, state, snapshot)
+        with pytest.raises(RunError, match="its rows can't be those of this run"):
+            resume_finetune(folder)
 
 
 def lose_an_image(pages: Path) -> None:
