@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -451,6 +452,12 @@ def test_tensors_are_stored_right_whatever_their_strides(folder: Path) -> None:
     transposed = np.arange(6.0).reshape(2, 3).T
     run = write_run(folder, some_result(model={"coef": transposed}))
     np.testing.assert_array_equal(run.model()["coef"], transposed)
+
+
+def test_many_runs_begun_in_the_same_second_have_a_folder_each(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(10) as threads:
+        begun = threads.map(lambda _: create_run(tmp_path, "linear", "pages"), range(50))
+    assert len(set(begun)) == len(list(tmp_path.iterdir())) == 50
 
 
 def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path) -> None:

@@ -202,6 +202,16 @@ def test_a_job_outlives_the_reader_of_its_log(study, tmp_path):
     assert len(open_cache(cache)) == 8
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_job_outlives_a_full_disk_under_its_log(study, tmp_path):
+    command = [sys.executable, "-m", "ecgfeat.cli", "fit-head", str(study / "pages.h5")]
+    command += ["--head", "logreg", "--out", str(tmp_path)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, check=False)
+    assert done.returncode == 0
+    assert b"accuracy" in done.stdout
+
+
 def test_a_fine_tuned_network_brings_its_page(study, tmp_path):
     run = next(run for run in (study / "runs").iterdir() if "-finetune-" in run.name)
     data, cache = study / "pages/manifest.csv", ["--limit", 4, "--cache", tmp_path]
