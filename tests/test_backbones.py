@@ -565,10 +565,19 @@ def test_the_name_of_a_file_is_its_absolute_path(weights_path, monkeypatch):
 def run_folder(folder: Path, tensors: dict[str, torch.Tensor], kind: str, split: str) -> Path:
     """A finished run, as far as its weights are looked at."""
     folder.mkdir()
-    config = {"format_version": 1, "kind": kind}
+    config = {"format_version": 1, "kind": kind, "data": "pages"}
     (folder / "config.json").write_text(json.dumps(config))
-    cost = {field.name: 0.0 for field in fields(Cost)}
-    (folder / "metrics.json").write_text(json.dumps({"split": split, "cost": cost}))
+    texts = ("arch", "device", "precision")
+    cost = {field.name: "" if field.name in texts else 0 for field in fields(Cost)}
+    metrics = {
+        "split": split,
+        "cost": cost,
+        "test_rows": "all 2",
+        "classes": ["a", "b"],
+        "positive": "b",
+        "scores": {},
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics))
     safetensors.torch.save_file(tensors, folder / "model.safetensors")
     return folder
 

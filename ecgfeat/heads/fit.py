@@ -545,7 +545,8 @@ def learning_curve(
         fitted = _fit_head(data, candidate, part, seed, n_epochs, on_step=lambda _: None)
         head, taps = HEADS[candidate.kind], candidate.head.taps
         probabilities = data.probabilities(head, part.validation, fitted.tensors, taps)
-        return validation_scores(probabilities, data.task.targets[part.validation])
+        scores = validation_scores(probabilities[None], data.task.targets[part.validation])
+        return scores.ravel()
 
     rows = []
     for fraction in FRACTIONS:

@@ -169,9 +169,10 @@ Tensors = Mapping[str, NDArray[Any]]
 """A head's arrays by name."""
 Step = Callable[[EpochRecord | str], None]
 """Told each epoch, or how a head without epochs ended; what it raises ends the training."""
-Scored = Callable[[int, int, int, NDArray[np.float64]], None]
-"""Told the numbers of the head (from 0), the seed (from 0) and the epoch (from 1), and the
-probabilities of the validation rows; what it raises ends the training."""
+Scored = Callable[[Sequence[int], Sequence[int], int, NDArray[np.float64]], None]
+"""Told of some heads after an epoch (from 1) their numbers and their seeds' (from 0), and the
+probabilities of the validation rows, shape (heads, n, n_classes); what it raises ends the training.
+"""
 
 
 MOMENT_BYTES = 2**20

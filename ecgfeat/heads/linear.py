@@ -105,13 +105,12 @@ class LinearHead(Head):
         """Train many in one pass over the features; see `Head.try_many`."""
 
         def on_epoch(epoch: int, heads: list[HeadEpoch]) -> None:
-            for head in heads:
-                assert head.val_logits is not None
-                seed, number = divmod(head.spec_index, len(many))
-                # A head that diverged gives NaN, which stands for no score.
-                with np.errstate(invalid="ignore", over="ignore"):
-                    probabilities = softmax(head.val_logits.astype(np.float64))
-                on_scored(number, seed, epoch, probabilities)
+            logits = np.array([head.val_logits for head in heads], np.float64)
+            # A head that diverged gives NaN, which stands for no score.
+            with np.errstate(invalid="ignore", over="ignore"):
+                probabilities = softmax(logits.reshape(-1, n_classes)).reshape(logits.shape)
+            seeds_of, numbers = zip(*(divmod(head.spec_index, len(many)) for head in heads))
+            on_scored(numbers, seeds_of, epoch, probabilities)
 
         fit_linear_heads(
             X,

@@ -77,7 +77,7 @@ class LogisticHead(Head):
 
             def on_fit(number: int, fit: LogisticFit, path: list[int] = path) -> None:
                 probabilities = self.probabilities(fit.tensors, X[part.validation])
-                on_scored(path[number], 0, 1, probabilities)
+                on_scored([path[number]], [0], 1, probabilities[None])
 
             if path:
                 Cs = [many[i].C for i in path]

@@ -265,39 +265,43 @@ SCORES: tuple[ChoiceScore, ...] = get_args(ChoiceScore)
 def validation_scores(
     probabilities: NDArray[np.float64], targets: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """The values of `SCORES`, shape (len(SCORES),); all NaN where the head diverged.
+    """The values of `SCORES` for some heads, shape (h, len(SCORES)); NaN where one diverged.
 
     Parameters
     ----------
-    probabilities : ndarray of shape (n, n_classes), float64
+    probabilities : ndarray of shape (h, n, n_classes), float64
     targets : ndarray of shape (n,), int64
         Every class is among them.
     """
-    if not np.isfinite(probabilities).all():
-        return np.full(len(SCORES), np.nan)
-    of_truth = probabilities[np.arange(len(targets)), targets]
-    is_right = probabilities.argmax(axis=1) == targets
-    recalls = np.bincount(targets, weights=is_right) / np.bincount(targets)
-    values: dict[ChoiceScore, float] = {
+    of_truth = probabilities[:, np.arange(len(targets)), targets]
+    is_right = probabilities.argmax(axis=2) == targets
+    by_class = np.array([targets == k for k in range(probabilities.shape[2])])
+    recalls = is_right.astype(np.float64) @ by_class.T / by_class.sum(axis=1)
+    values: dict[ChoiceScore, Any] = {
         # A class that the head excludes outright has no logarithm; `metrics` clips it alike.
-        "log_loss": -float(np.log(np.maximum(of_truth, np.finfo(np.float64).eps)).mean()),
-        "accuracy": float(is_right.mean()),
-        "balanced_accuracy": float(recalls.mean()),
-        "auroc": _auroc(probabilities, targets),
+        "log_loss": -np.log(np.maximum(of_truth, np.finfo(np.float64).eps)).mean(axis=1),
+        "accuracy": is_right.mean(axis=1),
+        "balanced_accuracy": recalls.mean(axis=1),
+        "auroc": [_auroc(of_head, by_class) for of_head in probabilities],
     }
-    return np.array([values[name] for name in SCORES])
+    scores = np.stack([values[name] for name in SCORES], axis=1)
+    scores[~np.isfinite(probabilities).all(axis=(1, 2))] = np.nan
+    return scores
 
 
-def _auroc(probabilities: NDArray[np.float64], targets: NDArray[np.int64]) -> float:
+def _auroc(probabilities: NDArray[np.float64], by_class: NDArray[np.bool_]) -> float:
     """As `metrics.auroc`, which is ready for weights, and so too slow for hundreds of heads."""
-    classes = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
-    return float(np.mean([_area(probabilities[:, k], targets == k) for k in classes]))
+    if len(by_class) == 2:
+        return _area(probabilities[:, 1], by_class[1])
+    return float(np.mean([*map(_area, probabilities.T, by_class)]))
 
 
 def _area(scores: NDArray[np.float64], is_positive: NDArray[np.bool_]) -> float:
-    positives, negatives = np.sort(scores[is_positive]), np.sort(scores[~is_positive])
-    below = np.searchsorted(negatives, positives, side="left").sum()
-    upto = np.searchsorted(negatives, positives, side="right").sum()
+    positives, negatives = scores[is_positive], scores[~is_positive]
+    positives.sort()
+    negatives.sort()
+    below = negatives.searchsorted(positives, side="left").sum()
+    upto = negatives.searchsorted(positives, side="right").sum()
     return float(below + upto) / (2 * len(positives) * len(negatives))
 
 
@@ -446,11 +450,14 @@ def _try_group(
     targets = data.task.targets
 
     def on_scored(
-        candidate: int, seed: int, epoch: int, probabilities: NDArray[np.float64]
+        numbers: Sequence[int],
+        seeds: Sequence[int],
+        epoch: int,
+        probabilities: NDArray[np.float64],
     ) -> None:
         scores = validation_scores(probabilities, targets[part.validation])
-        values[candidate, seed, epoch - 1] = scores
-        meter.advance(1 / group[0].n_epochs)
+        values[list(numbers), list(seeds), epoch - 1] = scores
+        meter.advance(len(numbers) / group[0].n_epochs)
 
     HEADS[group[0].kind].try_many(
         data.features(group[0].head.taps),

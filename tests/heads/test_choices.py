@@ -70,7 +70,8 @@ def logistic_scores(cache: StandInCache, part: Partition, C: float) -> NDArray[n
     """What logistic regression is worth on a partition's validation rows."""
     X, y = cache.features(["layer4"]), define_task(cache.labels).targets
     tensors = fit_logistic(X, y, part.train, C=C).tensors
-    return validation_scores(head_probabilities(tensors, X[part.validation]), y[part.validation])
+    probabilities = head_probabilities(tensors, X[part.validation])
+    return validation_scores(probabilities[None], y[part.validation])[0]
 
 
 def flip_test_labels(cache: StandInCache) -> StandInCache:

@@ -17,7 +17,7 @@ def test_the_scores_are_scikit_learn_s(n_classes: int, n_levels: int, seed: int)
     # Few levels make ties, which count half.
     powers = random.integers(1, n_levels + 1, size=(40, n_classes)).astype(np.float64)
     probabilities = powers / powers.sum(axis=1, keepdims=True)
-    found = dict(zip(SCORES, validation_scores(probabilities, targets), strict=True))
+    found = dict(zip(SCORES, validation_scores(probabilities[None], targets)[0], strict=True))
     answers = probabilities.argmax(axis=1)
     areas = [
         roc_auc_score(targets == k, probabilities[:, k])
@@ -32,14 +32,16 @@ def test_the_scores_are_scikit_learn_s(n_classes: int, n_levels: int, seed: int)
 
 def test_certainty_in_the_wrong_class_costs_much_but_is_finite() -> None:
     probabilities = np.array([[1.0, 0.0], [1.0, 0.0]])
-    scores = dict(zip(SCORES, validation_scores(probabilities, np.array([0, 1])), strict=True))
+    scores = dict(
+        zip(SCORES, validation_scores(probabilities[None], np.array([0, 1]))[0], strict=True)
+    )
     assert scores["log_loss"] == pytest.approx(36.04365338911715 / 2)
     assert scores["auroc"] == 0.5
 
 
 def test_a_head_that_diverged_has_no_scores() -> None:
     probabilities = np.array([[0.5, 0.5], [np.nan, np.nan]])
-    assert np.isnan(validation_scores(probabilities, np.array([0, 1]))).all()
+    assert np.isnan(validation_scores(probabilities[None], np.array([0, 1]))).all()
 
 
 def test_a_score_that_is_none_is_written_as_none() -> None:
