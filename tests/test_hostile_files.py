@@ -33,7 +33,6 @@ from tests.finetuning.test_checkpoints import a_state
 
 OLD = Path(__file__).parent / "data" / "runs-v1"
 NONSENSE = (None, True, -1, 2**70, 0.5, float("nan"), float("inf"), "[/x]", "\x1b[2J", [], {})
-KINDS = ("linear", "logreg", "sweep", "cross-validated", "finetune")
 
 
 def places(found: Any, *above: str | int) -> Iterator[tuple[str | int, ...]]:
@@ -85,8 +84,14 @@ def run_of(tmp_path: Path) -> Callable[[str], Path]:
     return copy
 
 
-@pytest.mark.parametrize("name", ["config.json", "metrics.json", "model.json"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *(("linear", name) for name in ("config.json", "metrics.json", "model.json")),
+        *((kind, "metrics.json") for kind in ("logreg", "sweep", "cross-validated")),
+        *((kind, "model.json") for kind in ("cross-validated", "finetune")),
+    ],
+)
 def test_no_field_of_a_run_breaks_what_reads_it(
     run_of: Callable[[str], Path], kind: str, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
