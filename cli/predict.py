@@ -63,7 +63,7 @@ def predict(
 
     opened = open_run(run)
     if out is not None:
-        if out in images:
+        if out.resolve() in (image.resolve() for image in images):
             raise ConfigError(f"--out {out} is one of the images given: give another file")
         if not force:
             refuse_overwriting(out, b",predicted,", name="--out")

@@ -239,6 +239,14 @@ def test_a_csv_s_columns_stand_beside_the_answers(run, pages, tmp_path):
     assert rows[3]["reason"] == "no such file"
 
 
+def test_what_was_written_is_read_again_wherever_its_images_are(run, pages, tmp_path):
+    first = predict(run, pages[:2], compute=AUTO)
+    first.write_csv(tmp_path / "predictions.csv")
+    again = predict(run, [tmp_path / "predictions.csv"], compute=AUTO)
+    assert again.paths == first.paths
+    np.testing.assert_array_equal(again.probabilities, first.probabilities)
+
+
 def test_an_image_that_cannot_be_decoded_is_returned_with_its_reason(run, pages, tmp_path):
     (tmp_path / "page.png").write_text("no image")
     images = [tmp_path / "page.png", *pages[:2], tmp_path / "absent.png"]

@@ -8,7 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ecgfeat.config import DataSettings, comma_separated, option_name
@@ -84,7 +84,7 @@ def list_csv(source: Path, root: Path, settings: DataSettings = DataSettings()) 
 
 
 def list_images(source: Path) -> tuple[list[Path], dict[str, list[str]]]:
-    """The images that a CSV lists, wanted labels or not, and all of its columns.
+    """The images that a CSV lists, wherever they are, and all of its columns.
 
     Raises
     ------
@@ -93,9 +93,12 @@ def list_images(source: Path) -> tuple[list[Path], dict[str, list[str]]]:
     StorageError
     """
     table = _read(source)
-    root = source.resolve().parent
-    paths = _relative_paths(table, root, _column(table, "path", ""))
-    return [root / path for path in paths], {k: v for k, v in table.columns.items() if k}
+    column, beside = _column(table, "path", ""), source.resolve().parent
+    # No root holds them all but that of the file system.
+    cells = [cell and str(beside / cell) for cell in table.columns[column]]
+    anywhere = replace(table, columns={**table.columns, column: cells})
+    paths = _relative_paths(anywhere, Path("/"), column)
+    return [Path("/", path) for path in paths], {k: v for k, v in table.columns.items() if k}
 
 
 def _named(columns: Sequence[str]) -> str:

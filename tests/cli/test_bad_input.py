@@ -239,8 +239,8 @@ def test_predictions_are_not_written_over_a_list_of_images(ecgfeat, cache, tmp_p
     listing.write_text("image,label\n1.png,a\n")
     assert ecgfeat("fit-head", cache, "--out", "runs")[0] == 0
     (run,) = (tmp_path / "runs").iterdir()
-    for images in ("1.png", listing.name):
-        code, message = ecgfeat("predict", run, images, "--out", listing.name)
+    for images, more in (("1.png", ()), (listing.name, ()), (str(listing), ("--force",))):
+        code, message = ecgfeat("predict", run, images, "--out", listing.name, *more)
         assert code == 2
         assert "give another" in message
     assert listing.read_text() == "image,label\n1.png,a\n"
