@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from ecgfeat.errors import RunError, storage_error
 from ecgfeat.files import replacing, typed
+from ecgfeat.finetuning.job import Job
 from ecgfeat.finetuning.trainer import Snapshot, Step
 from ecgfeat.images import Failure
 from ecgfeat.runs import Count, EpochRecord, Number
@@ -31,6 +33,7 @@ __all__ = [
     "State",
     "Tally",
     "load_checkpoint",
+    "refuse_other_state",
     "remove_checkpoint",
     "save_checkpoint",
 ]
@@ -148,6 +151,42 @@ def _array(tensors: Mapping[str, torch.Tensor], kind: type, name: object) -> Any
     if not isinstance(name, str) or name not in tensors:
         raise ValueError(f"no array {name!r}")
     return tensors[name] if kind is torch.Tensor else tensors[name].numpy()
+
+
+def refuse_other_state(state: State, job: Job, folder: Path) -> None:
+    """Refuse to go on from where this job can't have come to.
+
+    Raises
+    ------
+    RunError
+    """
+    n_folds = len(job.plan)
+    saids = [*state.tested, *(found.validation for found in state.chosen)]
+    if state.candidate is not None:
+        saids.append(state.candidate.validation)
+    n_steps = 0
+    if state.fold < n_folds:
+        n_steps = math.ceil(len(job.plan[state.fold].train) / job.training.batch_size)
+    for name, is_sound in {
+        "tested": state.fold <= n_folds and len(state.chosen) == state.fold,
+        "epoch": state.epoch <= job.training.epochs,
+        "step": state.step <= n_steps,
+        "rates": state.fold + state.is_within_fold <= len(state.rates) <= state.fold + 1,
+        "candidate": state.candidate is not None or not state.epoch,
+        "history": [record.epoch for record in state.history[-1:]] == [state.epoch]
+        or not state.epoch,
+        "rows": all(
+            said.probabilities.shape == (len(said.rows), len(job.task.classes))
+            and not np.any((said.rows < 0) | (said.rows >= len(job.manifest)))
+            for said in saids
+        ),
+        "failures": all(row < len(job.manifest) for row in state.failures),
+    }.items():
+        if not is_sound:
+            raise RunError(
+                f"{folder / CHECKPOINT} is damaged (its {name} can't be those of this run), so "
+                "this run can't go on. Start a new one."
+            )
 
 
 def remove_checkpoint(folder: Path) -> None:

@@ -200,7 +200,7 @@ def _describe_source(manifest: Manifest) -> dict[str, Any]:
     return {"data": str(manifest.source), **settings}
 
 
-class Rows(TypedDict):
+class RowCounts(TypedDict):
     """How many images a training has, and a digest that any change changes."""
 
     train: Count
@@ -209,7 +209,7 @@ class Rows(TypedDict):
     digest: str
 
 
-def describe_rows(manifest: Manifest) -> Rows:
+def describe_rows(manifest: Manifest) -> RowCounts:
     """How many images there are to train and test on, and a digest that any change changes."""
     rows = [*zip(manifest.paths, manifest.labels, manifest.splits, manifest.groups)]
     return {
@@ -249,7 +249,7 @@ class Begun:
 
     data: Path
     source: DataSettings
-    rows: Rows
+    rows: RowCounts
     backbone: dict[str, str]
     from_head: HeadOrigin | None
     network: NetworkSettings
@@ -351,11 +351,11 @@ def _refuse_differing_rows(manifest: Manifest, ranks: Ranks) -> None:
             )
 
 
-def _in_words(rows: Rows) -> str:
+def _in_words(rows: RowCounts) -> str:
     return f"{rows['train']} training and {rows['test']} test images ({rows['missing']} missing)"
 
 
-def refuse_changed_rows(begun: Rows, manifest: Manifest, folder: Path) -> None:
+def refuse_changed_rows(begun: RowCounts, manifest: Manifest, folder: Path) -> None:
     """Refuse to go on with other rows than the run was begun with.
 
     Raises

@@ -41,11 +41,11 @@ from ecgfeat.errors import (
 )
 from ecgfeat.files import open_lock, write_csv
 from ecgfeat.finetuning.checkpoint import (
-    CHECKPOINT,
     Candidate,
     Said,
     State,
     load_checkpoint,
+    refuse_other_state,
     remove_checkpoint,
     save_checkpoint,
 )
@@ -515,41 +515,10 @@ def resume_finetune(
         job = begun.job(manifest, compute, ranks)
         refuse_changed_rows(begun.rows, manifest, folder)
         state, snapshot = load_checkpoint(folder) or (State(), Snapshot())
-        _refuse_other_state(state, job, folder / CHECKPOINT)
+        refuse_other_state(state, job, folder)
         if not state.is_within_fold or state.fold + 1 < len(job.plan):
             refuse_changed_beginning(begun, job)
         return Running(job, folder, config, state, report).run(snapshot)
-
-
-def _refuse_other_state(state: State, job: Job, path: Path) -> None:
-    """Refuse to go on from where this job can't have come to."""
-    n_folds = len(job.plan)
-    saids = [*state.tested, *(found.validation for found in state.chosen)]
-    if state.candidate is not None:
-        saids.append(state.candidate.validation)
-    n_steps = 0
-    if state.fold < n_folds:
-        n_steps = math.ceil(len(job.plan[state.fold].train) / job.training.batch_size)
-    for name, is_sound in {
-        "tested": state.fold <= n_folds and len(state.chosen) == state.fold,
-        "epoch": state.epoch <= job.training.epochs,
-        "step": state.step <= n_steps,
-        "rates": state.fold + state.is_within_fold <= len(state.rates) <= state.fold + 1,
-        "candidate": state.candidate is not None or not state.epoch,
-        "history": [record.epoch for record in state.history[-1:]] == [state.epoch]
-        or not state.epoch,
-        "rows": all(
-            said.probabilities.shape == (len(said.rows), len(job.task.classes))
-            and not np.any((said.rows < 0) | (said.rows >= len(job.manifest)))
-            for said in saids
-        ),
-        "failures": all(row < len(job.manifest) for row in state.failures),
-    }.items():
-        if not is_sound:
-            raise RunError(
-                f"{path} is damaged (its {name} can't be those of this run), so this run can't go "
-                "on. Start a new one."
-            )
 
 
 def _same_compute(settings: ComputeSettings, folder: Path) -> Compute:

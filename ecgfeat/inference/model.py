@@ -25,7 +25,7 @@ __all__ = ["Model", "read_model"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class FoldHead:
+class CalibratedHead:
     """A head, and what becomes of its probabilities.
 
     Attributes
@@ -59,7 +59,7 @@ class Model:
         The backbone; a fine-tuning's weights are in its own folder.
     weights_digest : str
         Of the backbone's weights; empty where they are the run's own.
-    heads : tuple of FoldHead
+    heads : tuple of CalibratedHead
     likeness : Likeness or None
         Of a run's head by this version or later, whose folds read the same layers.
     preprocessing : Preprocessing
@@ -71,7 +71,7 @@ class Model:
     classes: tuple[str, ...]
     network: NetworkSettings
     weights_digest: str
-    heads: tuple[FoldHead, ...]
+    heads: tuple[CalibratedHead, ...]
     likeness: Likeness | None
     preprocessing: Preprocessing
     precision: str
@@ -182,7 +182,7 @@ def read_model(run: Run) -> Model:
             ),
             weights_digest="" if is_finetuned else card.backbone.weights_digest,
             heads=tuple(
-                FoldHead(taps=_names(of_fold), tensors=tensors, decision=decision)
+                CalibratedHead(taps=_tap_names(of_fold), tensors=tensors, decision=decision)
                 for of_fold, tensors, decision in zip(taps, arrays, decisions, strict=True)
             ),
             likeness=None if card.fold_taps else _likeness(run),
@@ -194,7 +194,7 @@ def read_model(run: Run) -> Model:
         raise damaged(run.path / "model.json", f"a field is missing or wrong ({error})") from error
 
 
-def _names(taps: Sequence[str]) -> tuple[str, ...]:
+def _tap_names(taps: Sequence[str]) -> tuple[str, ...]:
     if not taps:
         raise ValueError("taps is empty")
     return tuple(parse_tap(name).name for name in taps)
@@ -206,7 +206,8 @@ def _likeness(run: Run) -> Likeness | None:
         return None
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     width = tensors.get("mean", np.empty(0)).shape
-    if shapes != {"mean": width, "scale": width, "limit": (1,)}:
+    is_sound = shapes == {"mean": width, "scale": width, "limit": (1,)}
+    if not is_sound or not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise damaged(run.path / "likeness.safetensors", "it holds other arrays")
     return Likeness(**tensors)
 
