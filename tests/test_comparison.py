@@ -12,9 +12,9 @@ import pytest
 from scipy import stats
 
 from ecgfeat.calibration import Decision
-from ecgfeat.comparison import compare, holm, mcnemar_p_value
+from ecgfeat.comparison import compare
 from ecgfeat.errors import RunError
-from ecgfeat.metrics import evaluate
+from ecgfeat.metrics import evaluate, holm, mcnemar_p_value
 from ecgfeat.predictions import Predictions
 from ecgfeat.runs import Cost, Result, Run, write_run
 

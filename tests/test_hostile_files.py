@@ -28,7 +28,7 @@ from ecgfeat.finetuning import checkpoint
 from ecgfeat.finetuning.from_head import read_head
 from ecgfeat.finetuning.job import Begun
 from ecgfeat.heads.sweep import read_grid
-from ecgfeat.inference.model import read_model
+from ecgfeat.inference import read_model
 from tests.finetuning.test_checkpoints import a_state
 
 OLD = Path(__file__).parent / "data" / "runs-v1"

@@ -31,6 +31,7 @@ __all__ = [
     "AreaTest",
     "Resampled",
     "Score",
+    "area_with_error",
     "at_prevalence",
     "compare_areas",
     "evaluate",
@@ -411,6 +412,12 @@ def compare_areas(
         variance = float(covariance[i, i] + covariance[j, j] - 2 * covariance[i, j])
         tests[i, j] = _normal_test(gain, variance)
     return tests
+
+
+def area_with_error(is_positive: NDArray[np.bool_], scores: Floats) -> tuple[float, float]:
+    """AUROC of some scores and its standard error (DeLong's), every row a unit of its own."""
+    areas, covariance = _covariance(is_positive, [scores], np.arange(len(scores)))
+    return float(areas[0]), math.sqrt(max(0.0, float(covariance[0, 0])))
 
 
 def _normal_test(gain: float, variance: float) -> AreaTest | None:

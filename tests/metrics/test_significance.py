@@ -9,8 +9,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from ecgfeat.comparison import compare_areas, holm
-from ecgfeat.metrics import auroc
+from ecgfeat.metrics import auroc, compare_areas, holm
 
 
 def direct_variance(is_positive: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:

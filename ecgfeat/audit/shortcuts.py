@@ -1,0 +1,304 @@
+"""What else tells the class: how a page looks without its traces, and the data's other columns.
+
+`traits` measures a page's paper, grid, pen and edges. `telling` asks how well some numbers tell
+classes apart, against what they tell of shuffled ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfeat.metrics import area_with_error
+
+__all__ = ["TRAITS", "Telling", "columns_of", "telling", "traits"]
+
+Floats = NDArray[np.float32]
+
+N_COLOURS = 3
+_STRIP = (48, 4)
+_EDGE = 12
+_THUMB = 16
+_MARKS = (12, 8)
+TRAITS: Mapping[str, int] = {
+    "page size and shape": 3,
+    "file size": 1,
+    "amount of drawing": 2,
+    "paper colour": N_COLOURS,
+    "grid colour": N_COLOURS + 1,
+    "trace colour": N_COLOURS,
+    "noise and sharpness": 3,
+    "border": 4 * _EDGE + 4 * N_COLOURS,
+    "header": _STRIP[0] * _STRIP[1],
+    "footer": _STRIP[0] * _STRIP[1],
+    "coloured marks": 2 * _MARKS[0] * _MARKS[1],
+    "16x16 thumbnail": _THUMB * _THUMB,
+}
+"""What is measured of a page, and how many numbers each is."""
+
+STRIP_PX = 24
+"""Rows at the top and at the foot, where a page has text and seldom traces."""
+BORDER_PX = 12
+SEEN_PX = (480, 320)
+"""Pixels of the page that are looked at, evenly spaced: every grid of cells divides them."""
+
+
+def traits(page: NDArray[np.uint8], n_bytes: int) -> Floats:
+    """Everything in `TRAITS` of a page, side by side, shape (sum of its numbers,), float32.
+
+    Traces are kept out as far as can be: a taller R wave is no shortcut. Paper is the median of
+    the page; the grid what is neither paper nor trace; the thumbnail has the medians of its cells.
+
+    Parameters
+    ----------
+    page : ndarray of shape (height, width, 3), uint8
+    n_bytes : int
+        Size of its file.
+    """
+    height, width = page.shape[:2]
+    rows = np.linspace(0, height - 1, SEEN_PX[1]).astype(int)
+    columns = np.linspace(0, width - 1, SEEN_PX[0]).astype(int)
+    seen = page[rows][:, columns].astype(np.float32)
+    grey = seen.mean(axis=2)
+    paper = np.median(seen.reshape(-1, 3), axis=0)
+    dark = paper.mean() - grey
+    # Half-way between paper and the darkest hundredth: grids are lighter, traces darker.
+    ink = dark > 0.55 * max(float(np.percentile(dark, 99.5)), 30.0)
+    found = {
+        "page size and shape": [math.log(width), math.log(height), math.log(width / height)],
+        "file size": [math.log(max(1, n_bytes) / (width * height))],
+        "amount of drawing": [
+            math.log(1 + float(np.abs(np.diff(grey, axis=a)).mean())) for a in (0, 1)
+        ],
+        "paper colour": paper,
+        "grid colour": _grid(seen, dark, ink),
+        "trace colour": _mean(seen, dark >= np.percentile(dark, 99.5)) - paper,
+        "noise and sharpness": _noise(page, ink),
+        "border": _border(seen),
+        "header": _strip(grey[:STRIP_PX]),
+        "footer": _strip(grey[-STRIP_PX:]),
+        "coloured marks": _marks(seen),
+        "16x16 thumbnail": np.median(_cells(grey, _THUMB, _THUMB), axis=-1),
+    }
+    return np.concatenate([np.ravel(found[name]) for name in TRAITS]).astype(np.float32)
+
+
+def values_of(trait: str, measured: Floats) -> Floats:
+    """One trait of many pages, shape (n, its numbers).
+
+    File size is what the amount of drawing doesn't explain: more beats are more bytes.
+    """
+    values = measured[:, columns_of(trait)]
+    if trait != "file size":
+        return values
+    drawing = measured[:, columns_of("amount of drawing")]
+    known = np.column_stack([np.ones(len(drawing)), drawing, drawing**2])
+    explained, *_ = np.linalg.lstsq(known, values, rcond=None)
+    rest: Floats = (values - known @ explained).astype(np.float32)
+    return rest
+
+
+def columns_of(name: str) -> slice:
+    """Where a trait's numbers are among those of `traits`."""
+    names = list(TRAITS)
+    start = sum(TRAITS[before] for before in names[: names.index(name)])
+    return slice(start, start + TRAITS[name])
+
+
+def _grid(seen: Floats, dark: Floats, ink: NDArray[np.bool_]) -> Floats:
+    """Colour of what is darker than paper but no trace, and how much of the page it is."""
+    lines = ~ink & (dark > 6)
+    return np.append(_mean(seen, lines), lines.mean()).astype(np.float32)
+
+
+def _mean(seen: Floats, where: NDArray[np.bool_]) -> Floats:
+    if not where.any():
+        return np.zeros(N_COLOURS, np.float32)
+    colour: Floats = np.median(seen[where], axis=0)
+    return colour
+
+
+def _noise(page: NDArray[np.uint8], ink: NDArray[np.bool_]) -> list[float]:
+    """Spread of neighbouring pixels of paper at full size, and how steep the traces' edges are."""
+    grey = page[: min(len(page), 1024)].mean(axis=2, dtype=np.float32)
+    steps = np.abs(np.diff(grey, axis=1))
+    steep = np.percentile(steps, 99.5)
+    return [float(np.median(steps)), float(np.percentile(steps, 75)), float(steep)]
+
+
+def _border(seen: Floats) -> Floats:
+    """Along the four edges of the page its grey in a dozen pieces each; the corners' colours."""
+    grey = seen.mean(axis=2)
+    edges = (grey[:BORDER_PX], grey[-BORDER_PX:], grey[:, :BORDER_PX].T, grey[:, -BORDER_PX:].T)
+    pieces = [
+        edge[:, : edge.shape[1] // _EDGE * _EDGE].reshape(len(edge), _EDGE, -1).mean(axis=(0, 2))
+        for edge in edges
+    ]
+    for rows in (slice(BORDER_PX), slice(-BORDER_PX, None)):
+        for columns in (slice(BORDER_PX), slice(-BORDER_PX, None)):
+            pieces.append(seen[rows, columns].reshape(-1, 3).mean(axis=0))
+    return np.concatenate(pieces)
+
+
+def _strip(grey: Floats) -> Floats:
+    """Where a strip is darker than its paper."""
+    text = np.maximum(np.median(grey) - grey - 30, 0)
+    strip: Floats = _cells(text, _STRIP[1], _STRIP[0]).mean(axis=-1)
+    return strip
+
+
+def _marks(seen: Floats) -> Floats:
+    """How far each cell's colour is from the page's: stamps, pens, labels."""
+    chroma = seen[:, :, [0, 2]] - seen[:, :, [1]]
+    cells = [_cells(part, _MARKS[1], _MARKS[0]).mean(axis=-1) for part in chroma.transpose(2, 0, 1)]
+    return np.concatenate([np.ravel(cell - np.median(cell)) for cell in cells])
+
+
+def _cells(values: Floats, n_rows: int, n_columns: int) -> Floats:
+    """The values of each cell of a grid that divides them, shape (n_rows, n_columns, of a cell)."""
+    height, width = values.shape[0] // n_rows, values.shape[1] // n_columns
+    tiles = values.reshape(n_rows, height, n_columns, width).transpose(0, 2, 1, 3)
+    return tiles.reshape(n_rows, n_columns, height * width)
+
+
+# How well some numbers tell classes apart
+
+N_FOLDS = 5
+N_SHUFFLES = 200
+CHANCE_PERCENTILE = 99.5
+N_BINS = 8
+FEW = 12
+"""Up to so many numbers each is also cut into bins: a class may lie between two others."""
+LEAST_AREA = 0.6
+"""An AUROC whose interval begins below this is said, but no warning."""
+
+
+@dataclass(frozen=True)
+class Telling:
+    """How well something tells a class from the others.
+
+    Attributes
+    ----------
+    what : str
+    label : str
+        The class told best.
+    auroc, low, high : float
+        Out of fold, with its 95 % interval (DeLong).
+    chance : float
+        What shuffled classes hardly ever reach, the best of them again.
+    n_rows : int
+    """
+
+    what: str
+    label: str
+    auroc: float
+    low: float
+    high: float
+    chance: float
+    n_rows: int
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether it is clearly more than chance, and enough to matter."""
+        return self.low > max(self.chance, LEAST_AREA)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what}: AUROC {self.auroc:.3f} [{self.low:.3f}, {self.high:.3f}] for "
+            f"{self.label} (shuffled classes: up to {self.chance:.3f}; {self.n_rows} images)"
+        )
+
+
+def telling(what: str, values: Floats, labels: Sequence[str], *, seed: int = 0) -> Telling | None:
+    """How well `values` tell the best told class from the others, on rows not learnt from.
+
+    Ridge regression on the classes, whose folds are factored once and then solved for the true
+    classes and `N_SHUFFLES` shuffled ones together.
+
+    Parameters
+    ----------
+    what : str
+        What the values are.
+    values : ndarray of shape (n, d), float32
+        One row per unit: a patient, or an image that is its own.
+    labels : sequence of str, length n
+    seed : int
+
+    Returns
+    -------
+    Telling or None
+        None where too few rows of two classes are left, or all values are the same.
+    """
+    X = _expanded(values)
+    names, targets = np.unique(np.array(labels), return_inverse=True)
+    n_rows = np.bincount(targets)
+    usable = np.flatnonzero(n_rows >= 2 * N_FOLDS)
+    if len(names) < 2 or not len(usable) or not X.shape[1]:
+        return None
+    rng = np.random.default_rng(seed)
+    shuffled = np.stack([targets, *(rng.permutation(targets) for _ in range(N_SHUFFLES))])
+    wanted = shuffled[:, :, np.newaxis] == usable  # (1 + shuffles, n, classes)
+    columns = wanted.transpose(1, 0, 2).reshape(len(targets), -1).astype(np.float32)
+    scores = np.empty_like(columns)
+    for rows in _dealt(targets, rng):
+        rest = np.ones(len(targets), dtype=bool)
+        rest[rows] = False
+        scores[rows] = _ridge(X[rest], columns[rest], X[rows])
+    areas = _areas(columns, scores).reshape(1 + N_SHUFFLES, len(usable))
+    best = int(areas[0].argmax())
+    chance = float(np.percentile(areas[1:].max(axis=1), CHANCE_PERCENTILE))
+    area, error = area_with_error(wanted[0, :, best], scores[:, best].astype(np.float64))
+    # Where all are told apart the error is nothing: what so few rows may have missed is allowed.
+    error = max(error, 0.5 / min(n_rows[usable[best]], len(targets) - n_rows[usable[best]]))
+    low, high = max(0.0, area - 1.96 * error), min(1.0, area + 1.96 * error)
+    return Telling(what, str(names[usable[best]]), area, low, high, chance, len(targets))
+
+
+def _expanded(values: Floats) -> Floats:
+    """Standardised columns; few ones also as steps at their quantiles."""
+    values = values[:, values.std(axis=0) > 1e-6 * (1 + np.abs(values).mean(axis=0))]
+    parts = [values]
+    if values.shape[1] <= FEW:
+        for column in values.T:
+            edges = np.unique(np.quantile(column, np.linspace(0, 1, N_BINS + 1)[1:-1]))
+            parts.append((column[:, np.newaxis] > edges).astype(np.float32))
+            parts.append((column[:, np.newaxis] == edges).astype(np.float32))
+    X = np.hstack(parts)
+    X = X[:, X.std(axis=0) > 0]
+    standard: Floats = (X - X.mean(axis=0)) / np.maximum(X.std(axis=0), 1e-6)
+    return np.clip(standard, -8, 8).astype(np.float32)
+
+
+def _dealt(targets: NDArray[np.int64], rng: np.random.Generator) -> list[NDArray[np.int64]]:
+    """Rows of each fold, every class dealt out evenly."""
+    order = rng.permutation(len(targets))
+    order = order[np.argsort(targets[order], kind="stable")]
+    return [np.sort(order[fold::N_FOLDS]) for fold in range(N_FOLDS)]
+
+
+def _ridge(X: Floats, Y: Floats, held_out: Floats) -> Floats:
+    """What ridge regression on (X, Y) says of the rows held out."""
+    mean = Y.mean(axis=0)
+    penalty = 0.05 * len(X)
+    if X.shape[1] <= len(X):
+        weights = np.linalg.solve(X.T @ X + penalty * np.eye(X.shape[1]), X.T @ (Y - mean))
+    else:
+        weights = X.T @ np.linalg.solve(X @ X.T + penalty * np.eye(len(X)), Y - mean)
+    said: Floats = (held_out @ weights + mean).astype(np.float32)
+    return said
+
+
+def _areas(columns: Floats, scores: Floats) -> NDArray[np.float64]:
+    """AUROC of each column of scores: the share of pairs in the right order (Mann-Whitney)."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(scores, axis=0)
+    n_positive = columns.sum(axis=0, dtype=np.float64)
+    n_negative = len(columns) - n_positive
+    above = (ranks * columns).sum(axis=0) - n_positive * (n_positive + 1) / 2
+    areas: NDArray[np.float64] = above / (n_positive * n_negative)
+    return areas
