@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ecgfeat.comparison import compare
     from ecgfeat.config import RECIPES, Recipe
     from ecgfeat.contact_sheet import preview
+    from ecgfeat.data_audit import audit
     from ecgfeat.errors import EcgfeatError
     from ecgfeat.extraction import extract
     from ecgfeat.feature_cache import open_cache
@@ -29,6 +30,7 @@ __all__ = [
     "EcgfeatError",
     "Recipe",
     "__version__",
+    "audit",
     "compare",
     "extract",
     "finetune",
@@ -46,6 +48,7 @@ _HOMES = {
     "RECIPES": "config",
     "EcgfeatError": "errors",
     "Recipe": "config",
+    "audit": "data_audit",
     "compare": "comparison",
     "extract": "extraction",
     "finetune": "finetuning",

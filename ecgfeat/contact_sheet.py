@@ -23,7 +23,7 @@ from ecgfeat.preprocessing import Geometry, Preprocessing
 from ecgfeat.protocol import hash_place
 from ecgfeat.runtime import Progress, Report, silent
 
-__all__ = ["Preview", "Seen", "preview"]
+__all__ = ["Preview", "Seen", "Shown", "picture_sheet", "preview"]
 
 PAPER, INK, GREY, RULE, OUTLINE = "#ffffff", "#222222", "#666666", "#cccccc", "#0072B2"
 MARGIN_PX, GAP_PX, LINE_PX, FONT_PX, LETTER_PX = 24, 8, 18, 13, 8
@@ -318,14 +318,80 @@ class _Sheet:
     def _write(
         self, at: tuple[int, int], text: str, room_px: int, *, bold: bool = False, colour: str = INK
     ) -> None:
-        """Write one line; where there is no room for all of it, its end: a path's tells most."""
         font = self._bold if bold else self._regular
-        line = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
-        shown = line
-        while line and font.getlength(shown) > room_px:
-            line = line[1:]
-            shown = f"…{line}"
-        self._draw.text(at, shown, fill=colour, font=font)
+        write_line(self._draw, at, text, room_px, font, colour)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture of a sheet: its file, and the lines above it."""
+
+    path: Path
+    caption: Sequence[str]
+
+
+CELL_PX = (380, 270)
+MAX_CELLS = 400
+
+
+def picture_sheet(path: Path, title: str, rows: Sequence[Sequence[Shown]]) -> None:
+    """Draw rows of pictures, each as large as fits into its cell, into a PNG.
+
+    Parameters
+    ----------
+    path : Path
+    title : str
+    rows : sequence of sequences of Shown
+        `MAX_CELLS` pictures at most.
+
+    Raises
+    ------
+    StorageError
+        When the disk refuses.
+    """
+    n_lines = max(len(shown.caption) for row in rows for shown in row)
+    n_columns = max(map(len, rows))
+    row_px = n_lines * LINE_PX + CELL_PX[1] + MARGIN_PX
+    width = max(MIN_WIDTH_PX, MARGIN_PX + n_columns * (CELL_PX[0] + MARGIN_PX))
+    sheet = Image.new("RGB", (width, 2 * MARGIN_PX + LINE_PX + len(rows) * row_px), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    regular, bold = _font("DejaVuSans.ttf"), _font("DejaVuSans-Bold.ttf")
+    write_line(draw, (MARGIN_PX, MARGIN_PX), title, width - 2 * MARGIN_PX, bold)
+    for number, row in enumerate(rows):
+        top = 2 * MARGIN_PX + LINE_PX + number * row_px
+        for column, shown in enumerate(row):
+            left = MARGIN_PX + column * (CELL_PX[0] + MARGIN_PX)
+            for line, text in enumerate(shown.caption):
+                write_line(draw, (left, top + line * LINE_PX), text, CELL_PX[0], regular, GREY)
+            below = top + n_lines * LINE_PX
+            try:
+                picture = Image.fromarray(decode(shown.path))
+            except ImageError as error:
+                write_line(draw, (left, below), str(error), CELL_PX[0], regular)
+                continue
+            picture.thumbnail(CELL_PX, reducing_gap=3.0)
+            around = (left - 1, below - 1, left + picture.width, below + picture.height)
+            draw.rectangle(around, outline=RULE)
+            sheet.paste(picture, (left, below))
+    with replacing(path) as aside:
+        sheet.save(aside, format="PNG", pnginfo=_made_here())
+
+
+def write_line(
+    draw: ImageDraw.ImageDraw,
+    at: tuple[int, int],
+    text: str,
+    room_px: int,
+    font: ImageFont.FreeTypeFont,
+    colour: str = INK,
+) -> None:
+    """Write one line; where there is no room for all of it, its end: a path's tells most."""
+    line = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+    shown = line
+    while line and font.getlength(shown) > room_px:
+        line = line[1:]
+        shown = f"…{line}"
+    draw.text(at, shown, fill=colour, font=font)
 
 
 def _made_here() -> PngInfo:

@@ -17,6 +17,7 @@ __all__ = [
     "LAYERS",
     "RUN_KINDS",
     "TAPS",
+    "AuditSettings",
     "BatchNorm",
     "ChoiceScore",
     "ClassWeights",
@@ -176,6 +177,28 @@ class DataSettings(Settings):
                 raise ConfigError(
                     f"--test-folds must be numbers such as 9,10; found {self.test_folds!r}"
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditSettings(Settings):
+    """What is looked at."""
+
+    root: Path | None = setting(
+        None, "Folder where the images are, if they were moved (default: where extract read them)."
+    )
+    by: str = setting(
+        "",
+        "Columns of the data by whose values images are counted and, with --run, results are "
+        "given (default: every column of up to 12 values, and ages and the like in quarters).",
+        metavar="NAME[,…]",
+    )
+    pages: int = setting(
+        2000,
+        "Pages to measure for shortcuts, one a group, spread over the classes; 0 opens no image, "
+        "and finds no near copies either.",
+        minimum=0,
+    )
+    seed: int = setting(0, "Seed of folds and of shuffled classes.", minimum=0, maximum=2**31 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)

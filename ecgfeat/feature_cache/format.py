@@ -5,6 +5,7 @@ docs/cache-format.md says the same in words.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -264,7 +265,15 @@ def attributes(header: Header, manifest: Manifest) -> Attributes:
         **header.attributes(),
         "data_name": manifest.name,
         "data_digest": manifest.digest,
+        **_origin(manifest),
     }
+
+
+def _origin(manifest: Manifest) -> dict[str, str]:
+    """Where the images lie and what lay beside them, for an audit; without what is too long."""
+    facts = {"data_root": str(manifest.root), "ignored": json.dumps(dict(manifest.ignored_of))}
+    texts = {name: text.encode("utf-8", "surrogateescape") for name, text in facts.items()}
+    return {n: facts[n] for n, text in texts.items() if len(text) <= MAX_TEXT_BYTES}
 
 
 def columns(

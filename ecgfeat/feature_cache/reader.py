@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import h5py
+import msgspec
 import numpy as np
 from h5py import h5a, h5d, h5l, h5s, h5t
 from numpy.typing import NDArray
@@ -158,6 +159,10 @@ class FeatureCache:
         Seconds that computing the features took, over all processes and interruptions.
     versions : mapping of str to str
         Of the libraries at the time, by name.
+    root : Path or None
+        Folder that `paths` were relative to; None in caches of earlier versions.
+    ignored : mapping of str to int
+        How many files of each class's folder weren't taken for images.
     """
 
     def __init__(self, path: Path, digest: str, layout: Layout) -> None:
@@ -173,6 +178,9 @@ class FeatureCache:
                 f"{path} is refused: its attribute {str(error)!r} is missing or of another type. "
                 "Use a cache made by `ecgfeat extract`, or see docs/cache-format.md."
             ) from None
+        root = attributes.get("data_root")
+        self.root = Path(root) if isinstance(root, str) and root else None
+        self.ignored = _counts(attributes.get("ignored"))
         self.path = path
         self.digest = digest
         self.versions = {name: str(value) for name, value in layout.versions.items()}
@@ -383,6 +391,14 @@ def _reopen(path: Path, digest: str) -> FeatureCache:
 def _widths(layout: Layout) -> dict[str, int]:
     features = ((n, item) for n, item in layout.data_sets.items() if n.startswith("features/"))
     return {name.partition("/")[2]: item.shape[1] for name, item in features}
+
+
+def _counts(text: object) -> dict[str, int]:
+    """Counts by class from a cache's attribute; none where it holds something else."""
+    kind = dict[str, Annotated[int, msgspec.Meta(ge=0)]]
+    with contextlib.suppress(msgspec.MsgspecError, RecursionError):
+        return msgspec.json.decode(str(text), type=kind)
+    return {}
 
 
 def _of_type(attributes: Attributes, name: str, kind: type[T]) -> T:

@@ -47,6 +47,7 @@ from ecgfeat.images.decoding import (
     MAX_BYTES,
     MAX_SIDE_PX,
     decode,
+    decode_with_digest,
     decoder_of,
     image_digest,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "Batch",
     "Failure",
     "decode",
+    "decode_with_digest",
     "decoder_of",
     "image_digest",
     "prepare",

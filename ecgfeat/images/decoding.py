@@ -39,6 +39,7 @@ __all__ = [
     "MAX_SIDE_PX",
     "decode",
     "decode_picture",
+    "decode_with_digest",
     "decoder_of",
     "digest",
     "image_digest",
@@ -82,7 +83,14 @@ def decode(source: str | Path) -> NDArray[np.uint8]:
     ImageError
         When the file can't be read or decoded; the message is the reason.
     """
-    return as_array(decode_picture(read_header(read_file(Path(source)))))
+    page, _, _ = decode_with_digest(source)
+    return page
+
+
+def decode_with_digest(source: str | Path) -> tuple[NDArray[np.uint8], bytes, int]:
+    """`decode`, beside `image_digest` and the size of the very bytes that were decoded."""
+    data = read_file(Path(source))
+    return as_array(decode_picture(read_header(data))), digest(data), len(data)
 
 
 def read_header(data: bytes) -> Picture:

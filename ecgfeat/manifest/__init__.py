@@ -11,6 +11,7 @@ from ecgfeat.manifest.listing import read_manifest
 from ecgfeat.manifest.manifest import SPLITS, Manifest, MissingImage, write_missing
 from ecgfeat.manifest.table import list_images
 from ecgfeat.manifest.tree import IMAGE_KINDS, IMAGE_SUFFIXES, images_below
+from ecgfeat.manifest.vocabulary import looks_like_patient, plain
 
 __all__ = [
     "IMAGE_KINDS",
@@ -20,6 +21,8 @@ __all__ = [
     "MissingImage",
     "images_below",
     "list_images",
+    "looks_like_patient",
+    "plain",
     "read_manifest",
     "write_missing",
 ]

@@ -237,6 +237,7 @@ def _look(
         label_source=listing.origins.get("label") or "",
         group_source=listing.origins.get("group") or "",
         ignored=listing.ignored,
+        ignored_of=listing.ignored_of,
         warnings=tuple(listing.warnings),
     )
 

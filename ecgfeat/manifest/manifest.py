@@ -26,7 +26,8 @@ SPLITS = ("train", "val", "test")
 class ListedRows:
     """The rows as a tree or a CSV lists them; `splits` is None where it names no split.
 
-    `ignored` counts what was left out by reason, `origins` has in words where split, label and
+    `ignored` counts what was left out by reason, `ignored_of` by the class whose folder it lay in;
+    `origins` has in words where split, label and
     group come from, and `warnings` what may be wrong.
     """
 
@@ -39,6 +40,7 @@ class ListedRows:
     metadata: dict[str, list[str]] = field(default_factory=dict)
     row_numbers: list[int] = field(default_factory=list)  # in the CSV, whose header is row 1
     ignored: dict[str, int] = field(default_factory=dict)
+    ignored_of: dict[str, int] = field(default_factory=dict)
     origins: dict[str, str | None] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -88,6 +90,8 @@ class Manifest:
         Likewise; the latter is empty where rows have no groups.
     ignored : mapping of str to int
         What was left out, by reason: a tree's other files by suffix, a CSV's rows without a label.
+    ignored_of : mapping of str to int
+        What of it lay in a class's folder, by class.
     warnings : tuple of str
         What may be wrong, each with the mend.
     """
@@ -108,6 +112,7 @@ class Manifest:
     label_source: str = ""
     group_source: str = ""
     ignored: Mapping[str, int] = field(default_factory=dict)
+    ignored_of: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:

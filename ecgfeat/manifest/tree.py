@@ -63,6 +63,7 @@ def list_folder(root: Path, settings: DataSettings = DataSettings()) -> ListedRo
         splits=None if layout.splits is None else [layout.split_of(names) for names in folders],
         groups=[grouping_folder(names[layout.n_folders :], settings.group_by) for names in folders],
         ignored=_ignored(files, inside),
+        ignored_of=_ignored_of(files, inside, layout),
         origins={"split": layout.splits, "label": "folders"},
     )
     _tell_of_folders_below(listing, folders, layout, settings)
@@ -156,6 +157,13 @@ def _ignored(files: _Files, inside: list[str]) -> dict[str, int]:
         for suffix in counts.keys() & set(suffixes) - set(IMAGE_SUFFIXES):
             counts[f"{suffix} (pip install 'ecgfeat[{extra}]' to read them)"] = counts.pop(suffix)
     return {reason: n for reason, n in sorted(counts.items()) if n}
+
+
+def _ignored_of(files: _Files, inside: list[str], layout: _Layout) -> dict[str, int]:
+    """How many files that lie in a class's folder were passed over, by class."""
+    others = (path.split("/") for path in set(files.paths) - set(inside))
+    counts = Counter(p[layout.class_level] for p in others if len(p) > layout.n_folders)
+    return dict(sorted(counts.items()))
 
 
 # What its folders mean

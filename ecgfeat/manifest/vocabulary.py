@@ -12,6 +12,7 @@ __all__ = [
     "is_junk",
     "is_no_label",
     "looks_like",
+    "looks_like_patient",
     "number_in",
     "plain",
     "some_of",
@@ -63,6 +64,11 @@ _NO_LABEL = {"", "nan", "null", "<na>"}
 def plain(name: str) -> str:
     """A name in small letters, its words joined by ``_``: ``"Patient ID"`` is ``patient_id``."""
     return re.sub(r"[\s_.-]+", "_", name.strip().casefold()).strip("_")
+
+
+def looks_like_patient(name: str) -> bool:
+    """Whether a column of that name may tell whose image it is."""
+    return plain(name) in COLUMNS["group"]
 
 
 def split_called(name: str) -> str | None:

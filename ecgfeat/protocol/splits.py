@@ -424,6 +424,33 @@ def group_numbers(ids: Sequence[str], groups: Sequence[str]) -> NDArray[np.int64
     return np.fromiter((number[name] for name in names), np.int64, len(names))
 
 
+def joined(
+    ids: Sequence[str], groups: Sequence[str], together: Iterable[Sequence[int] | Rows]
+) -> Rows:
+    """`group_numbers` where more is known: rows that belong together join their groups.
+
+    Parameters
+    ----------
+    ids, groups : sequences of str, length n
+    together : iterable of sequences of int
+        Rows of the same picture, or of the same patient by other names.
+
+    Returns
+    -------
+    ndarray of shape (n,), int64
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    units = group_numbers(ids, groups)
+    links = [(units[rows[0]], units[row]) for rows in together for row in rows[1:]]
+    ends = np.array(links, dtype=np.int64).reshape(-1, 2).T
+    n_units = int(units.max(initial=-1)) + 1
+    graph = coo_array((np.ones(ends.shape[1]), (ends[0], ends[1])), shape=(n_units, n_units))
+    numbers: Rows = connected_components(graph, directed=False)[1][units].astype(np.int64)
+    return numbers
+
+
 def drawn_units(
     rows: Rows,
     targets: NDArray[np.int64],

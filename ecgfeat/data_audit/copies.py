@@ -14,21 +14,35 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MAX_PAIRS", "Pair", "likeness", "near_pairs", "same_files", "trace_maps"]
+__all__ = [
+    "FINE_PX",
+    "LEAST_LIKENESS",
+    "MAX_PAIRS",
+    "Maps",
+    "Pair",
+    "laid_over",
+    "likeness",
+    "near_pairs",
+    "same_files",
+    "trace_map",
+    "trace_maps",
+]
 
 Floats = NDArray[np.float32]
 Maps = tuple[Floats, ...]
+Projection = NDArray[np.float64]
+"""By how much a plane's projection differs from none, shape (8,)."""
 
-N_NEIGHBOURS = 10
+N_NEIGHBOURS = 6
 """Of each page, those that may be a copy of it. Of 175 copies of two sets (saved again, resized,
-rotated by up to two degrees, rescanned askew) all had their original among these."""
+rotated by up to two degrees, rescanned askew) all had their original among the first five."""
+N_AROUND = 20
+"""Neighbours whose farther half says how far apart pages are thereabouts."""
 MAX_PAIRS = 6000
 """Pairs laid over one another at most, the nearest first: about four minutes on two cores."""
-LEAST_LIKENESS = 0.86
-"""Copies of those two sets had 0.88 to 1, and 800 pairs of other pages at most 0.83."""
-SCREEN, SCREEN_UPSTROKES, SURELY_LAID = 0.6, 0.8, 0.9
-"""Correlation of the small maps, and of the upstrokes of the middle ones, below which a pair isn't
-looked at any more, and from which no other start is tried. Copies had 0.89 and 0.9 or more."""
+LEAST_LIKENESS = 0.85
+"""Of 135 such copies 134 had 0.89 to 1 and one 0.8; of the 5,000 nearest pairs of other pages of
+those sets none had more than 0.83, but for a few of the same subject."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,7 @@ def near_pairs(embedding: Floats) -> tuple[NDArray[np.int64], Floats]:
     """
     from sklearn.neighbors import NearestNeighbors
 
-    n_asked = min(2 * N_NEIGHBOURS + 1, len(embedding))
+    n_asked = min(N_AROUND + 1, len(embedding))
     search = NearestNeighbors(n_neighbors=n_asked, algorithm="brute").fit(embedding)
     distances, neighbours = search.kneighbors(embedding)
     around = distances[:, n_asked // 2 :].mean(axis=1)
@@ -94,7 +108,13 @@ def near_pairs(embedding: Floats) -> tuple[NDArray[np.int64], Floats]:
 # Whether two pages are the same
 
 SIZES_PX = ((128, 96), (256, 192), (384, 288))
-"""Of the maps of a page, from the one that is laid down roughly to the one that decides."""
+"""Of the maps on which one page is laid over the other, roughly first."""
+FINE_PX = (768, 576)
+"""Of the map that decides: recordings of one heart rate differ in little but the exact places."""
+LEAST_AT = (0.5, 0.8, 0.84)
+"""Likeness below which a pair isn't looked at any more: rotated and shifted, laid down roughly,
+and well. Copies had 0.6, 0.9 and 0.88 or more; nine of ten other pairs end at the first."""
+SURELY_LAID = 0.9
 MAX_SHIFT_PX = 9
 """On the smallest map: 7 % of the page's width."""
 ANGLES_DEG = np.arange(-4.0, 4.1)
@@ -104,8 +124,8 @@ SLACK_PX = 3
 """What the upstrokes of a cell may still be off: paper bends, and no plane does."""
 
 
-def trace_maps(page: NDArray[np.uint8]) -> Maps:
-    """How dark the traces are where, at each of `SIZES_PX`, (height, width) float32 from 0 to 1.
+def trace_map(page: NDArray[np.uint8], size_px: tuple[int, int]) -> Floats:
+    """How dark the traces are where, (height, width) float32 from 0 to 1.
 
     The paper and its grid are taken away: what is left is darker than its surroundings, and
     darker than four fifths of the page.
@@ -114,39 +134,60 @@ def trace_maps(page: NDArray[np.uint8]) -> Maps:
     from scipy.ndimage import uniform_filter
 
     grey = Image.fromarray(page).convert("L")
-    maps = []
-    for width, height in SIZES_PX:
-        small = grey.resize((width, height), Image.Resampling.BOX, reducing_gap=3.0)
-        dark = 255 - np.asarray(small, np.float32)
-        dark = np.maximum(dark - uniform_filter(dark, round(width / 17)), 0)
-        least, most = np.percentile(dark, [80, 99.5])
-        maps.append(np.clip((dark - least) / max(most - least, 1.0), 0, 1).astype(np.float32))
-    return tuple(maps)
+    dark = 255 - np.asarray(grey.resize(size_px, Image.Resampling.BOX), np.float32)
+    dark = np.maximum(dark - uniform_filter(dark, round(size_px[0] / 17)), 0)
+    least, most = np.percentile(dark, [80, 99.5])
+    clipped: Floats = np.clip((dark - least) / max(most - least, 1.0), 0, 1).astype(np.float32)
+    return clipped
 
 
-def likeness(one: Maps, other: Maps) -> float:
-    """How alike two pages are once the other is laid over the one; 1 for the same picture.
+def trace_maps(page: NDArray[np.uint8]) -> Maps:
+    """`trace_map` at each of `SIZES_PX`."""
+    return tuple(trace_map(page, size_px) for size_px in SIZES_PX)
+
+
+def laid_over(one: Maps, other: Maps) -> tuple[float, Projection | None]:
+    """Lay one page over another, and say how alike they are.
 
     Turned, shifted, resized and askew pages are laid back by a plane's projection, found by
-    rotation and phase correlation on the small maps and refined by Gauss-Newton steps (Baker & Matthews 2004, "Lucas-Kanade 20 years on"). Then the maps' derivative
-    along the page is correlated in 4×4 cells: it shows upstrokes, whose places tell a recording,
-    and neither baselines nor grid.
+    rotation and phase correlation on the small maps and refined by Gauss-Newton steps (Baker &
+    Matthews 2004, "Lucas-Kanade 20 years on").
+
+    Returns
+    -------
+    alike : float
+        See `likeness`, on smaller maps.
+    projection : ndarray of shape (8,), float64, or None
+        None where the pages are too unlike to go on.
     """
-    best, projection = 0.0, np.zeros(8)
-    for start in _starts(one[0], other[0]):
-        rough, laid = _refined(one[0], other[0], start, (1.5, 0.7))
-        alike = _upstrokes_alike(one[1], other[1], laid) if rough > SCREEN else 0.0
-        if alike > best:
-            best, projection = alike, laid
-        if best > SURELY_LAID:
-            break
-    if best < SCREEN_UPSTROKES:
-        return best
-    _, projection = _refined(one[1], other[1], projection, (1.5, 0.8))
-    return _upstrokes_alike(one[2], other[2], projection)
+    starts = _starts(one[0], other[0])
+    alike = _upstrokes_alike(one[1], other[1], starts[0])
+    if alike < LEAST_AT[0]:
+        return alike, None
+    best, projection = 0.0, starts[0]
+    for start in starts:
+        if best < SURELY_LAID:
+            laid = _refined(one[0], other[0], start, (1.5, 0.7))
+            alike = _upstrokes_alike(one[1], other[1], laid)
+            best, projection = max((best, projection), (alike, laid), key=lambda pair: pair[0])
+    if best < LEAST_AT[1]:
+        return best, None
+    projection = _refined(one[1], other[1], projection, (1.5, 0.8))
+    projection = _refined(one[2], other[2], projection, (1.0,))
+    alike = _upstrokes_alike(one[2], other[2], projection)
+    return alike, (projection if alike >= LEAST_AT[2] else None)
 
 
-def _starts(one: Floats, other: Floats) -> list[NDArray[np.float64]]:
+def likeness(one: Floats, other: Floats, projection: Projection) -> float:
+    """How alike the traces of two pages are, one laid over the other; 1 for the same picture.
+
+    The maps' derivative along the page is correlated in 4x4 cells: it shows upstrokes, whose
+    places tell a recording, and neither baselines nor grid.
+    """
+    return _upstrokes_alike(one, other, projection)
+
+
+def _starts(one: Floats, other: Floats) -> list[Projection]:
     """The likeliest rotations, each with its likeliest shift, as projections."""
     height, width = one.shape
     spectrum = np.conj(np.fft.rfft2(_unit(_blurred(one, 0.7))))
@@ -167,9 +208,9 @@ def _starts(one: Floats, other: Floats) -> list[NDArray[np.float64]]:
 
 
 def _refined(
-    one: Floats, other: Floats, projection: NDArray[np.float64], blurs: Sequence[float]
-) -> tuple[float, NDArray[np.float64]]:
-    """A better projection, and the correlation of the maps under it."""
+    one: Floats, other: Floats, projection: Projection, blurs: Sequence[float]
+) -> Projection:
+    """A projection under which the maps are more alike."""
     x, y = _coordinates(*one.shape)
     for blur in blurs:
         wanted, moving = _unit(_blurred(one, blur)), _blurred(other, blur)
@@ -189,11 +230,10 @@ def _refined(
             projection = projection + step
             if np.abs(step).max() < 2e-4:
                 break
-    alike = _unit(_blurred(one, 1)) * _unit(_blurred(_projected(other, projection), 1))
-    return float(alike.sum()), projection
+    return projection
 
 
-def _upstrokes_alike(one: Floats, other: Floats, projection: NDArray[np.float64]) -> float:
+def _upstrokes_alike(one: Floats, other: Floats, projection: Projection) -> float:
     """Correlation of the maps' derivatives along the page, of each cell at its best shift."""
     from scipy.ndimage import gaussian_filter
 
@@ -223,7 +263,7 @@ def _coordinates(height: int, width: int) -> tuple[Floats, Floats]:
     return (x - width / 2) / (width / 2), (y - height / 2) / (width / 2)
 
 
-def _projected(values: Floats, projection: NDArray[np.float64]) -> Floats:
+def _projected(values: Floats, projection: Projection) -> Floats:
     """What lies at each place of a map under a plane's projection: its deviation from none."""
     from scipy.ndimage import map_coordinates
 

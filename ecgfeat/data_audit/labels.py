@@ -162,9 +162,7 @@ def _out_of_fold(
     return clipped
 
 
-def _deep(
-    margins: NDArray[np.float64], targets: NDArray[np.int64]
-) -> tuple[int, float, float]:
+def _deep(margins: NDArray[np.float64], targets: NDArray[np.int64]) -> tuple[int, float, float]:
     """How many rows lie deep among another class, how many are expected, and the p-value."""
     from scipy.stats import binom, norm
 
@@ -195,4 +193,5 @@ def outliers(distances: Sequence[float]) -> NDArray[np.int64]:
         return np.empty(0, dtype=np.int64)
     far = (logs - np.median(logs)) / spread
     order = np.argsort(-far, kind="stable")
-    return order[far[order] > FAR]
+    found: NDArray[np.int64] = order[far[order] > FAR]
+    return found

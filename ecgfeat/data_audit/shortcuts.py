@@ -138,10 +138,9 @@ def _border(seen: Floats) -> Floats:
         edge[:, : edge.shape[1] // _EDGE * _EDGE].reshape(len(edge), _EDGE, -1).mean(axis=(0, 2))
         for edge in edges
     ]
-    for rows in (slice(BORDER_PX), slice(-BORDER_PX, None)):
-        for columns in (slice(BORDER_PX), slice(-BORDER_PX, None)):
-            pieces.append(seen[rows, columns].reshape(-1, 3).mean(axis=0))
-    return np.concatenate(pieces)
+    ends = (slice(BORDER_PX), slice(-BORDER_PX, None))
+    corners = [seen[rows, columns].reshape(-1, 3).mean(axis=0) for rows in ends for columns in ends]
+    return np.concatenate([*pieces, *corners])
 
 
 def _strip(grey: Floats) -> Floats:
@@ -280,14 +279,14 @@ def _dealt(targets: NDArray[np.int64], rng: np.random.Generator) -> list[NDArray
     return [np.sort(order[fold::N_FOLDS]) for fold in range(N_FOLDS)]
 
 
-def _ridge(X: Floats, Y: Floats, held_out: Floats) -> Floats:
-    """What ridge regression on (X, Y) says of the rows held out."""
-    mean = Y.mean(axis=0)
+def _ridge(X: Floats, wanted: Floats, held_out: Floats) -> Floats:
+    """What ridge regression from `X` to `wanted` says of the rows held out."""
+    mean = wanted.mean(axis=0)
     penalty = 0.05 * len(X)
     if X.shape[1] <= len(X):
-        weights = np.linalg.solve(X.T @ X + penalty * np.eye(X.shape[1]), X.T @ (Y - mean))
+        weights = np.linalg.solve(X.T @ X + penalty * np.eye(X.shape[1]), X.T @ (wanted - mean))
     else:
-        weights = X.T @ np.linalg.solve(X @ X.T + penalty * np.eye(len(X)), Y - mean)
+        weights = X.T @ np.linalg.solve(X @ X.T + penalty * np.eye(len(X)), wanted - mean)
     said: Floats = (held_out @ weights + mean).astype(np.float32)
     return said
 

@@ -1,0 +1,9 @@
+"""What is wrong with the data: leaks, copies, shortcuts, doubtful labels.
+
+`audit` takes every check in turn. `copies` finds the same page twice, `shortcuts` what else tells
+the class, `labels` what the labels are worth; `pages` reads pixels where one of them needs them.
+"""
+
+from ecgfeat.data_audit.audit import Audit, Finding, Level, audit
+
+__all__ = ["Audit", "Finding", "Level", "audit"]

@@ -1,0 +1,940 @@
+"""What is wrong with the data, before anyone trains on it: every check in turn."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfeat.config import AuditSettings, comma_separated
+from ecgfeat.contact_sheet import Shown, picture_sheet
+from ecgfeat.data_audit.copies import near_pairs, same_files
+from ecgfeat.data_audit.labels import Doubts, doubtful_labels, outliers
+from ecgfeat.data_audit.pages import Pages
+from ecgfeat.data_audit.shortcuts import TRAITS, Telling, telling, values_of
+from ecgfeat.errors import ConfigError, DataError
+from ecgfeat.feature_cache import FeatureCache, open_cache
+from ecgfeat.files import write_csv, write_json
+from ecgfeat.manifest import looks_like_patient, plain
+from ecgfeat.metrics import METRICS, evaluate
+from ecgfeat.protocol import define_task, hash_place, joined
+from ecgfeat.runs import Run, open_run
+from ecgfeat.runtime import Progress, Report, silent
+
+__all__ = ["Audit", "Finding", "Level", "audit"]
+
+Level = Literal["error", "warning", "note", "fine", "unknown"]
+Rows = NDArray[np.int64]
+
+MAX_P_VALUE = 0.001
+"""Of a difference between classes in lost files, over all that are tested."""
+N_SHOWN = 24
+"""Pairs or pages on a contact sheet."""
+MAX_VALUES = 12
+"""Of a column whose values are strata."""
+COLUMN_AREA = 0.75
+"""AUROC from which a column of the data is a warning: age and sex go with most diagnoses."""
+_DIAGNOSES = {
+    *("condition", "severity", "finding", "findings", "report", "scp_codes", "superclass"),
+    *("subclass", "disease", "pathology", "territory", "diagnoses", "site"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one check found.
+
+    Attributes
+    ----------
+    check : str
+    level : {"error", "warning", "note", "fine", "unknown"}
+        An error makes every score on these data wrong; a warning may; a note is worth a look;
+        ``"unknown"`` could not be looked at.
+    number : str
+        What was found, in numbers.
+    meaning : str
+        What that means, in a sentence.
+    remedy : str
+        The command that mends it, or what to do; empty where nothing is to be done.
+    details : mapping
+        Plain values for ``audit.json``.
+    """
+
+    check: str
+    level: Level
+    number: str
+    meaning: str = ""
+    remedy: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """Every finding about a cache's data, and where the rest of them is.
+
+    Attributes
+    ----------
+    data_name : str
+    cache, folder : Path
+    n_images : int
+    findings : tuple of Finding
+    files : mapping of str to Path
+        Lists and contact sheets, by what they are.
+    """
+
+    data_name: str
+    cache: Path
+    folder: Path
+    n_images: int
+    findings: tuple[Finding, ...]
+    files: Mapping[str, Path]
+
+    def of(self, level: Level) -> list[Finding]:
+        """The findings of one level."""
+        return [finding for finding in self.findings if finding.level == level]
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether there is neither an error nor a warning."""
+        return not self.of("error") and not self.of("warning")
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for ``json.dumps``; what ``audit.json`` holds."""
+        return {
+            "data_name": self.data_name,
+            "cache": str(self.cache),
+            "n_images": self.n_images,
+            "is_clean": self.is_clean,
+            "findings": [{**vars(finding)} for finding in self.findings],
+            "files": {name: path.name for name, path in self.files.items()},
+        }
+
+
+def audit(
+    cache: FeatureCache | str | Path,
+    *,
+    run: Run | str | Path | None = None,
+    out_dir: str | Path = "audits",
+    settings: AuditSettings = AuditSettings(),
+    report: Report = silent,
+) -> Audit:
+    """Look for leaks, copies, shortcuts and doubtful labels in a cache's data.
+
+    Parameters
+    ----------
+    cache : FeatureCache, str or Path
+    run : Run, str or Path, optional
+        A run on these data, whose results are given by stratum.
+    out_dir : str or Path
+        Where the audit's folder is made; an earlier audit of the same cache is replaced.
+    settings : AuditSettings
+    report : callable
+        Told the progress; may raise `Interrupted`, upon which measured pages are kept.
+
+    Returns
+    -------
+    Audit
+
+    Raises
+    ------
+    ConfigError, DataError
+        When a column isn't there, or the run is of other data.
+    CacheError, RunError, StorageError, Interrupted
+
+    Examples
+    --------
+    >>> found = audit("cache/pages-resnet18-1b4e8c2a.h5")  # doctest: +SKIP
+    >>> [finding.check for finding in found.of("error")]  # doctest: +SKIP
+    ['the same image twice']
+    """
+    if not isinstance(cache, FeatureCache):
+        cache = open_cache(cache)
+    if run is not None and not isinstance(run, Run):
+        run = open_run(run)
+    columns = _strata_columns(cache, settings)
+    work = _Work(cache, settings, Path(out_dir) / cache.path.stem, report)
+    checks = (
+        *(_lost_files, _same_images, _near_copies, _patients, _page_shortcuts),
+        *(_column_shortcuts, _worlds, _labels, _classes, _outliers),
+    )
+    findings: list[Finding] = []
+    for check in checks:
+        report(Progress(stage="auditing", done=len(findings), total=len(checks), unit="checks"))
+        findings.append(check(work))
+    findings += _strata(work, columns, run)
+    done = Audit(
+        data_name=cache.data_name,
+        cache=cache.path,
+        folder=work.folder,
+        n_images=len(cache),
+        findings=tuple(findings),
+        files=work.files,
+    )
+    write_json(work.folder / "audit.json", done.as_json())
+    return done
+
+
+class _Work:
+    """What several checks need, each thing made when it is first asked for."""
+
+    def __init__(
+        self, cache: FeatureCache, settings: AuditSettings, folder: Path, report: Report
+    ) -> None:
+        self.cache = cache
+        self.settings = settings
+        self.folder = folder
+        self.report = report
+        self.files: dict[str, Path] = {}
+        self.pages = Pages(cache, settings.root or cache.root, report)
+        self.labels = np.array(cache.labels)
+        self.is_test = np.array(cache.splits) == "test"
+
+    @cached_property
+    def same(self) -> list[Rows]:
+        """The rows of every picture that there is more than once."""
+        return same_files(self.cache.pictures)
+
+    @cached_property
+    def units(self) -> Rows:
+        """Number of each row's group, joined where groups share a picture."""
+        return joined(self.cache.paths, self.cache.groups, self.same)
+
+    @cached_property
+    def pictures(self) -> Rows:
+        """The first row of every picture."""
+        again = [row for rows in self.same for row in rows[1:].tolist()]
+        return np.setdiff1d(np.arange(len(self.cache)), again)
+
+    @cached_property
+    def sample(self) -> Rows:
+        """One row of each unit, as many as are measured, spread over the classes."""
+        return self.one_of_each(self.settings.pages)
+
+    def one_of_each(self, n_rows: int) -> Rows:
+        """One row of each unit, in turn of every class, in the order of a hash of their paths."""
+        order = sorted(range(len(self.cache)), key=lambda row: hash_place(self.cache.paths[row]))
+        seen: set[int] = set()
+        queues: dict[str, list[int]] = defaultdict(list)
+        for row in order:
+            if (unit := int(self.units[row])) not in seen:
+                seen.add(unit)
+                queues[self.cache.labels[row]].append(row)
+        turns = [(turn, row) for queue in queues.values() for turn, row in enumerate(queue)]
+        return np.array(sorted(row for _, row in sorted(turns)[:n_rows]), dtype=np.int64)
+
+    @cached_property
+    def embedding(self) -> NDArray[np.float32]:
+        """Principal components of the standardised features, the strongest first, (n, d)."""
+        return _principal_components(self.cache, self.settings.seed)
+
+    @cached_property
+    def whitened(self) -> NDArray[np.float32]:
+        """The first components at equal strength, each row of unit length.
+
+        Equal strength finds copies: what scanning changes lies in the strongest components, and
+        whose recording it is in the weaker ones.
+        """
+        parts = self.embedding[:, : min(N_WHITENED, max(1, len(self.embedding) // 2))]
+        white = parts / np.maximum(parts.std(axis=0), 1e-6)
+        unit: NDArray[np.float32] = white / np.linalg.norm(white, axis=1, keepdims=True)
+        return unit
+
+    @cached_property
+    def doubts(self) -> Doubts | None:
+        """What out-of-fold probabilities say of the labels."""
+        task = define_task(self.cache.labels)
+        return doubtful_labels(self.embedding, task, self.units, seed=self.settings.seed)
+
+    def file(self, what: str, name: str) -> Path:
+        """Where a list or sheet goes, noted as one of the audit's."""
+        self.files[what] = self.folder / name
+        return self.files[what]
+
+    def shown(self, row: int, *more: str) -> Shown:
+        """A row's page on a sheet."""
+        cache = self.cache
+        about = f"{cache.labels[row]}, {cache.splits[row]}"
+        return Shown(self.pages.path(row), (cache.paths[row], about, *more))
+
+    def list_rows(
+        self, what: str, name: str, rows: Sequence[Sequence[object]], heads: Sequence[str]
+    ) -> None:
+        """Write a list of rows as a CSV, whose first column is a row's number."""
+        cache = self.cache
+        lines = [
+            (cache.paths[row], cache.labels[row], cache.splits[row], *more)
+            for row, *more in rows
+            if isinstance(row, int)
+        ]
+        write_csv(self.file(what, name), [("path", "label", "split", *heads), *lines])
+
+    @property
+    def split_command(self) -> str:
+        """The command that writes a clean manifest."""
+        return f"ecgfeat split {shlex.quote(str(self.cache.path))}"
+
+
+N_COMPONENTS, N_WHITENED = 256, 128
+N_FITTED = 10_000
+"""Rows that the components are found on: more change them hardly."""
+BLOCK_ROWS = 4096
+
+
+def _principal_components(cache: FeatureCache, seed: int) -> NDArray[np.float32]:
+    from sklearn.decomposition import PCA
+
+    taps = list(cache.header.taps)
+    n = len(cache)
+    order = np.array(sorted(range(n), key=lambda row: hash_place(cache.paths[row])))
+    fitted = cache.features(taps, np.sort(order[:N_FITTED]))
+    mean, scale = fitted.mean(axis=0), fitted.std(axis=0)
+    scale[scale < 1e-6] = 1.0
+    n_components = max(1, min(N_COMPONENTS, len(fitted) // 2, fitted.shape[1]))
+    fitted -= mean
+    fitted /= scale
+    components = PCA(n_components, svd_solver="randomized", random_state=seed).fit(fitted)
+    del fitted
+    found = np.empty((n, n_components), np.float32)
+    for first in range(0, n, BLOCK_ROWS):
+        rows = np.arange(first, min(first + BLOCK_ROWS, n))
+        found[rows] = components.transform((cache.features(taps, rows) - mean) / scale)
+    return found
+
+
+# Files that are not there
+
+
+def _lost_files(work: _Work) -> Finding:
+    cache = work.cache
+    there = Counter(cache.labels)
+    kinds = {
+        "missing": _by_class(cache.missing),
+        "undecodable": Counter(item.label for item in cache.quarantined),
+        "ignored": Counter(cache.ignored),
+    }
+    lost = {kind: counts for kind, counts in kinds.items() if counts}
+    if not lost:
+        return Finding(check="missing, undecodable and ignored files", level="fine", number="none")
+    tests = [
+        (_p_value(counts, there, label), kind, label)
+        for kind, counts in lost.items()
+        for label in cache.classes
+    ]
+    p_value, kind, label = min(tests)
+    p_value = min(1.0, p_value * len(tests))
+    shares = "; ".join(
+        f"{kind} {sum(counts.values())} ("
+        + ", ".join(f"{name} {_share(counts[name], there[name])}" for name in cache.classes)
+        + ")"
+        for kind, counts in lost.items()
+    )
+    differs = p_value < MAX_P_VALUE
+    return Finding(
+        check="missing, undecodable and ignored files",
+        level="warning" if differs else "note",
+        number=shares,
+        meaning=f"{kind} files are not spread evenly over the classes ({label}: p = {p_value:.1g}, "
+        "Fisher): what is left may no longer be a fair sample of it."
+        if differs
+        else "No class has lost clearly more than the others.",
+        remedy="Find the files: the lists beside the cache name them (-missing.csv, "
+        "-quarantine.csv), and `ecgfeat extract` says what it ignored."
+        if differs
+        else "",
+        details={
+            "lost": {kind: dict(counts) for kind, counts in lost.items()},
+            "missing_by_split": {f"{s}/{name}": n for (name, s), n in cache.missing.items()},
+            "p_value": p_value,
+        },
+    )
+
+
+def _by_class(counts: Mapping[tuple[str, str], int]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for (label, _), n in counts.items():
+        found[label] += n
+    return found
+
+
+def _p_value(lost: Mapping[str, int], there: Mapping[str, int], label: str) -> float:
+    """Of as uneven a loss between a class and the others by chance."""
+    from scipy.stats import fisher_exact
+
+    rest_lost = sum(lost.values()) - lost.get(label, 0)
+    rest_there = sum(there.values()) - there.get(label, 0)
+    table = [[lost.get(label, 0), there.get(label, 0)], [rest_lost, rest_there]]
+    return float(fisher_exact(table).pvalue)
+
+
+def _share(n_lost: int, n_there: int) -> str:
+    return f"{n_lost / max(1, n_lost + n_there):.1%}"
+
+
+# Copies
+
+
+def _same_images(work: _Work) -> Finding:
+    cache, groups = work.cache, work.same
+    across = [rows for rows in groups if len({cache.splits[row] for row in rows.tolist()}) > 1]
+    two_labels = [rows for rows in groups if len({cache.labels[row] for row in rows.tolist()}) > 1]
+    check = "the same image twice"
+    if not groups:
+        return Finding(check=check, level="fine", number="none, byte for byte")
+    work.list_rows(
+        "the same image twice",
+        "same-images.csv",
+        [(row, n) for n, rows in enumerate(groups) for row in rows.tolist()],
+        ["picture"],
+    )
+    n_tested = sum(bool(work.is_test[row]) for rows in across for row in rows.tolist())
+    number = (
+        f"{_counted(len(groups), 'picture')} more than once ({sum(map(len, groups))} images): "
+        f"{len(across)} across splits ({n_tested} test images), {len(two_labels)} under two labels"
+    )
+    is_wrong = bool(across or two_labels)
+    return Finding(
+        check=check,
+        level="error" if is_wrong else "note",
+        number=number,
+        meaning="A test on images that were trained on, or whose label depends on the copy, "
+        "measures memory and not medicine."
+        if is_wrong
+        else "They count double, but on one side of the split.",
+        remedy=f"{work.split_command} --copies drop",
+        details={
+            "pictures": len(groups),
+            "images": sum(map(len, groups)),
+            "across_splits": len(across),
+            "test_images": n_tested,
+            "under_two_labels": len(two_labels),
+        },
+    )
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def _near_copies(work: _Work) -> Finding:
+    check = "nearly the same image"
+    rows = work.pictures
+    if not work.settings.pages:
+        return _not_looked(check)
+    asked, _ = near_pairs(work.whitened[rows])
+    pairs, n_compared = work.pages.near_copies(rows[asked])
+    if not n_compared:
+        return _unreadable(work, check)
+    unlisted = len(asked) - n_compared
+    looked = f"{n_compared:,} nearest pairs compared" + (f" of {len(asked):,}" if unlisted else "")
+    if not pairs:
+        return Finding(check=check, level="fine", number=f"none ({looked})")
+    cache = work.cache
+    pairs.sort(key=lambda pair: -pair.likeness)
+    across = [p for p in pairs if cache.splits[p.first] != cache.splits[p.second]]
+    labels = [p for p in pairs if cache.labels[p.first] != cache.labels[p.second]]
+    write_csv(
+        work.file("nearly the same image", "near-copies.csv"),
+        [
+            ("path", "label", "split", "other_path", "other_label", "other_split", "likeness"),
+            *(
+                (
+                    *(cache.paths[p.first], cache.labels[p.first], cache.splits[p.first]),
+                    *(cache.paths[p.second], cache.labels[p.second], cache.splits[p.second]),
+                    f"{p.likeness:.3f}",
+                )
+                for p in pairs
+            ),
+        ],
+    )
+    shown = sorted(pairs, key=lambda p: (p not in across and p not in labels, -p.likeness))
+    picture_sheet(
+        work.file("nearly the same image, sheet", "near-copies.png"),
+        f"{cache.data_name}: nearly the same image ({min(N_SHOWN, len(pairs))} of {len(pairs)})",
+        [
+            (work.shown(p.first), work.shown(p.second, f"likeness {p.likeness:.2f}"))
+            for p in shown[:N_SHOWN]
+        ],
+    )
+    is_wrong = bool(across or labels)
+    return Finding(
+        check=check,
+        level="warning" if is_wrong else "note",
+        number=f"{_counted(len(pairs), 'pair')}: {len(across)} across splits, {len(labels)} under "
+        f"two labels ({looked})",
+        meaning="The same recording, scanned or saved again, is on both sides of a split or has "
+        "two labels."
+        if is_wrong
+        else "The same recording was scanned or saved again, on one side of the split.",
+        remedy=f"{work.split_command} --audit {shlex.quote(str(work.folder))}",
+        details={
+            "pairs": len(pairs),
+            "across_splits": len(across),
+            "under_two_labels": len(labels),
+            "compared": n_compared,
+            "candidates": len(asked),
+        },
+    )
+
+
+def _not_looked(check: str) -> Finding:
+    return Finding(check=check, level="unknown", number="not looked at (--pages 0)")
+
+
+def _unreadable(work: _Work, check: str) -> Finding:
+    reason = next(iter(work.pages.lost.values()), "there are no pages")
+    return Finding(
+        check=check,
+        level="unknown",
+        number=f"the pages can't be read: {reason}",
+        meaning="What needs pixels could not be looked at.",
+        remedy="Give --root the folder that the images are in.",
+    )
+
+
+# Patients
+
+
+def _patients(work: _Work) -> Finding:
+    cache, check = work.cache, "the same patient in train and test"
+    named = [group for group in cache.groups if group]
+    if named:
+        both = _on_both_sides(work, cache.groups)
+        n_alone = len(cache) - len(named)
+        number = f"{len(set(named))} groups, {len(both)} of them on both sides"
+        number += f"; {n_alone} images are on their own" if n_alone else ""
+        return Finding(
+            check=check,
+            level="error" if both else "fine",
+            number=number,
+            meaning="The test is on patients that were trained on." if both else "",
+            remedy=work.split_command if both else "",
+            details={"groups": len(set(named)), "on_both_sides": len(both)},
+        )
+    for what, values, option in _patient_like(cache):
+        both = _on_both_sides(work, values)
+        if both:
+            return Finding(
+                check=check,
+                level="warning",
+                number=f"{len(both)} of {len(set(values) - {''})} values of {what} are on both "
+                f"sides, such as {sorted(both)[0]!r}",
+                meaning=f"{what[0].upper()}{what[1:]} look like patients; if they are, the test "
+                "is on patients that were trained on.",
+                remedy=f"{work.split_command} {option}",
+                details={"what": what, "on_both_sides": len(both)},
+            )
+        return Finding(
+            check=check,
+            level="fine",
+            number=f"{what} look like patients, and none is on both sides",
+        )
+    return Finding(
+        check=check,
+        level="unknown",
+        number="nothing in the data says whose image is whose",
+        meaning="Whether a patient is trained on and tested on can't be known.",
+        remedy="Add a column of patients to the CSV (--group-column), or --group-by folder.",
+    )
+
+
+def _on_both_sides(work: _Work, values: Sequence[str]) -> set[str]:
+    known, tested = (
+        {value for value, side in zip(values, work.is_test.tolist()) if side == test and value}
+        for test in (False, True)
+    )
+    return known & tested
+
+
+def _patient_like(cache: FeatureCache) -> Iterator[tuple[str, Sequence[str], str]]:
+    """What may tell whose image it is: name, values, and the option that takes it as such."""
+    for name, values in cache.metadata.items():
+        if looks_like_patient(name):
+            yield (
+                f"the values of the column {name!r}",
+                values,
+                f"--group-column {shlex.quote(name)}",
+            )
+    own = {*map(plain, cache.labels)}
+    folders = [_last_folder(path, own) for path in cache.paths]
+    if _could_be_patients(folders):
+        yield "the folders below the classes", folders, "--group-by folder"
+    beginnings = [_beginning(path) for path in cache.paths]
+    if _could_be_patients(beginnings):
+        yield "the beginnings of the file names", beginnings, "--group-by name"
+
+
+def _last_folder(path: str, labels: set[str]) -> str:
+    """The folder an image lies in, where that isn't its class, its split or `images`."""
+    folders = PurePosixPath(path).parent.parts
+    names = labels | {"images", "train", "test", "val", "data"}
+    return "/".join(folders) if folders and plain(folders[-1]) not in names else ""
+
+
+def _beginning(path: str) -> str:
+    """A file's name up to its last part, where a number stands before it: ``p12_3`` is ``p12``."""
+    match = re.fullmatch(r"(.*\d.*?)[_\- .][^_\- .]{1,8}", PurePosixPath(path).stem)
+    return match[1] if match else ""
+
+
+def _could_be_patients(values: Sequence[str]) -> bool:
+    """Whether most images have a value, and it is that of a few images each."""
+    named = [value for value in values if value]
+    n = len(set(named))
+    return len(named) > 0.9 * len(values) and 10 <= n <= 0.7 * len(named)
+
+
+# Shortcuts, and different worlds
+
+
+def _page_shortcuts(work: _Work) -> Finding:
+    check = "shortcuts: how a page looks"
+    if not work.settings.pages:
+        return _not_looked(check)
+    rows, measured = work.pages.traits(work.sample)
+    if len(rows) < len(work.sample) / 2:
+        return _unreadable(work, check)
+    labels = work.labels[rows].tolist()
+    found = [
+        telling(trait, values_of(trait, measured), labels, seed=work.settings.seed)
+        for trait in TRAITS
+        if trait != "amount of drawing"
+    ]
+    return _shortcuts(check, [one for one in found if one], len(work.pages.lost))
+
+
+def _shortcuts(check: str, found: Sequence[Telling], n_lost: int) -> Finding:
+    told = sorted((one for one in found if one.is_telling), key=lambda one: -one.auroc)
+    details = {"tried": [vars(one) for one in found], "unreadable": n_lost}
+    if not told:
+        best = max(found, key=lambda one: one.auroc, default=None)
+        number = f"none of {len(found)} tells a class" + (f"; best {best}" if best else "")
+        return Finding(check=check, level="fine", number=number, details=details)
+    return Finding(
+        check=check,
+        level="warning",
+        number="; ".join(map(str, told)),
+        meaning="The class can be told without the ECG, so a network may learn that instead.",
+        remedy="Look at pages of each class (`ecgfeat preview DATA`); crop or blank the place, or "
+        "test on data of another source.",
+        details=details,
+    )
+
+
+def _column_shortcuts(work: _Work) -> Finding:
+    check = "shortcuts: the data's other columns"
+    cache, rows = work.cache, work.one_of_each(len(work.cache))
+    labels = work.labels[rows].tolist()
+    found, diagnoses = [], []
+    for name, values in cache.metadata.items():
+        numbers = _as_numbers([values[row] for row in rows.tolist()])
+        one = telling(name, numbers, labels, seed=work.settings.seed) if numbers.size else None
+        if one and plain(name) in _DIAGNOSES:
+            diagnoses.append(one)
+        elif one:
+            found.append(one)
+    if not found and not diagnoses:
+        return Finding(check=check, level="unknown", number="the data have no such columns")
+    told = sorted((one for one in found if one.is_telling), key=lambda one: -one.auroc)
+    grave = [one for one in told if one.low > COLUMN_AREA]
+    best = max(found, key=lambda one: one.auroc, default=None)
+    number = "; ".join(map(str, told)) or "none tells a class" + (f"; best {best}" if best else "")
+    if diagnoses:
+        number += f" ({', '.join(one.what for one in diagnoses)}: of the diagnosis itself)"
+    return Finding(
+        check=check,
+        level="warning" if grave else "note" if told else "fine",
+        number=number,
+        meaning="Images of the classes differ in more than the ECG; whatever of it shows on the "
+        "page can be learnt instead."
+        if told
+        else "",
+        remedy=f"ecgfeat audit {shlex.quote(str(cache.path))} --run RUN --by {told[0].what}"
+        if told
+        else "",
+        details={"tried": [vars(one) for one in [*found, *diagnoses]]},
+    )
+
+
+def _worlds(work: _Work) -> Finding:
+    check = "train and test from different worlds"
+    rows = work.one_of_each(len(work.cache))
+    sides = ["test" if test else "train" for test in work.is_test[rows].tolist()]
+    seed = work.settings.seed
+    found = [telling("the features", work.embedding[rows][:, :N_WHITENED], sides, seed=seed)]
+    for name, values in work.cache.metadata.items():
+        numbers = _as_numbers([values[row] for row in rows.tolist()])
+        if numbers.size and not looks_like_patient(name):
+            found.append(telling(name, numbers, sides, seed=seed))
+    known = [one for one in found if one]
+    if not known:
+        return Finding(check=check, level="unknown", number="there are too few test images")
+    told = [one for one in known if one.is_telling]
+    return Finding(
+        check=check,
+        level="warning" if told else "fine",
+        number="; ".join(map(str, told)) or f"they look alike: {known[0]}",
+        meaning="Test images can be told from training ones: the scores are those of another "
+        "place, device or time, and depend on which."
+        if told
+        else "",
+        remedy=f"{work.split_command} (draws a new split), or keep it and say so: a test on "
+        "another hospital's pages is the harder one"
+        if told
+        else "",
+        details={"tried": [vars(one) for one in known]},
+    )
+
+
+def _as_numbers(values: Sequence[str]) -> NDArray[np.float32]:
+    """A column's values: numbers as they are, words as one column each; empty for names."""
+    counts = Counter(values)
+    numbers = [_number(value) for value in values]
+    n_numbers = sum(number is not None for number in numbers)
+    if n_numbers > 0.9 * len(values) and len(counts) > MAX_VALUES:
+        known = [number for number in numbers if number is not None]
+        middle = float(np.median(known))
+        filled = [[middle if n is None else n, float(n is None)] for n in numbers]
+        return np.array(filled, np.float32)
+    if len(counts) > max(MAX_VALUES, len(values) / 10):
+        return np.empty((len(values), 0), np.float32)
+    words = [word for word, _ in counts.most_common(50)]
+    return np.array([[value == word for word in words] for value in values], np.float32)
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if abs(number) < 1e30 else None
+
+
+# Labels, classes, outliers
+
+
+def _labels(work: _Work) -> Finding:
+    check, doubts, cache = "likely wrong labels", work.doubts, work.cache
+    if doubts is None:
+        return Finding(
+            check=check,
+            level="unknown",
+            number="there are too few groups of a class for five folds",
+        )
+    if not len(doubts.rows):
+        return Finding(check=check, level="fine", number="none")
+    classes = define_task(cache.labels).classes
+    rows = doubts.rows.tolist()
+    names = [classes[index] for index in doubts.suggested.tolist()]
+    listed = list(zip(rows, names, doubts.own.tolist(), doubts.other.tolist()))
+    work.list_rows(
+        "doubtful labels",
+        "doubtful-labels.csv",
+        [(row, name, f"{own:.4f}", f"{other:.4f}") for row, name, own, other in listed],
+        ["likelier", "probability", "probability_of_likelier"],
+    )
+    shown = [
+        work.shown(row, f"rather {name} ({other:.0%} against {own:.0%})")
+        for row, name, own, other in listed[:N_SHOWN]
+    ]
+    if work.settings.pages:
+        picture_sheet(
+            work.file("doubtful labels, sheet", "doubtful-labels.png"),
+            f"{cache.data_name}: doubtful labels ({len(shown)} of {len(rows)})",
+            [shown[start : start + 3] for start in range(0, len(shown), 3)],
+        )
+    clear = doubts.are_clear
+    return Finding(
+        check=check,
+        level="warning" if clear else "note",
+        number=f"{len(rows)} of {len(cache)} labels are doubtful; {doubts.n_deep} lie deep among "
+        f"another class, where {doubts.n_expected:.1f} would by overlap alone",
+        meaning="More labels are plainly of another class than overlap explains: some are wrong."
+        if clear
+        else "As many as where classes overlap; the first of the list are worth a look.",
+        remedy=f"Look at {work.folder / 'doubtful-labels.csv'}, correct the labels, extract again "
+        "(no feature is computed anew)."
+        if clear
+        else "",
+        details={
+            "doubtful": len(rows),
+            "deep": doubts.n_deep,
+            "expected": doubts.n_expected,
+            "p_value": doubts.p_value,
+        },
+    )
+
+
+def _classes(work: _Work) -> Finding:
+    check, doubts = "classes that can't be told apart", work.doubts
+    if doubts is None:
+        return Finding(check=check, level="unknown", number="there are too few groups of a class")
+    classes = define_task(work.cache.labels).classes
+    areas = {f"{classes[a]} | {classes[b]}": area for (a, b), (area, _) in doubts.areas.items()}
+    hardest = min(areas, key=lambda pair: areas[pair])
+    alike = [f"{classes[a]} and {classes[b]}" for a, b in doubts.alike]
+    return Finding(
+        check=check,
+        level="warning" if alike else "fine",
+        number=", ".join(alike) or f"hardest: {hardest}, AUROC {areas[hardest]:.3f} out of fold",
+        meaning="On these features nothing tells these classes apart better than chance: their "
+        "labels may be mixed up, or the page too small to show the sign."
+        if alike
+        else "",
+        remedy="Look at pages of both, try a larger --size, or join them with --positive."
+        if alike
+        else "",
+        details={"auroc": areas},
+    )
+
+
+def _outliers(work: _Work) -> Finding:
+    from sklearn.neighbors import NearestNeighbors
+
+    check, rows = "pages unlike all others", work.pictures
+    n_asked = min(6, len(rows))
+    embedding = work.embedding[rows][:, :N_WHITENED]
+    search = NearestNeighbors(n_neighbors=n_asked, algorithm="brute").fit(embedding)
+    distances = search.kneighbors(embedding)[0][:, 1:].mean(axis=1)
+    far = rows[outliers(distances)].tolist()
+    if not far:
+        return Finding(check=check, level="fine", number="none")
+    work.list_rows("pages unlike all others", "outliers.csv", [(row,) for row in far], [])
+    if work.settings.pages:
+        shown = [work.shown(row) for row in far[:N_SHOWN]]
+        picture_sheet(
+            work.file("pages unlike all others, sheet", "outliers.png"),
+            f"{work.cache.data_name}: pages unlike all others ({len(shown)} of {len(far)})",
+            [shown[start : start + 3] for start in range(0, len(shown), 3)],
+        )
+    return Finding(
+        check=check,
+        level="note",
+        number=f"{_counted(len(far), 'page')}, such as {work.cache.paths[far[0]]}",
+        meaning="Often a blank, cut off or foreign page; look at them.",
+        details={"pages": len(far)},
+    )
+
+
+# Strata
+
+
+def _strata_columns(cache: FeatureCache, settings: AuditSettings) -> dict[str, list[str]]:
+    """Each row's stratum, by column."""
+    asked = comma_separated(settings.by)
+    unknown = [name for name in asked if name not in cache.metadata]
+    if unknown:
+        raise ConfigError(
+            f"--by names {', '.join(map(repr, unknown))}, but the data's columns are "
+            f"{', '.join(cache.metadata) or 'none but path, label, split and group'}"
+        )
+    names = asked or [name for name in cache.metadata if plain(name) not in _DIAGNOSES]
+    found = {name: _strata_of(cache.metadata[name]) for name in names}
+    return {name: strata for name, strata in found.items() if strata or name in asked}
+
+
+def _strata_of(values: Sequence[str]) -> list[str]:
+    """The values where they are few, quarters where they are numbers, nothing for names."""
+    counts = Counter(values)
+    numbers = [_number(value) for value in values]
+    known = [number for number in numbers if number is not None]
+    if len(counts) <= MAX_VALUES:
+        return [value or "not said" for value in values] if len(counts) > 1 else []
+    if len(known) < 0.9 * len(values):
+        return []
+    edges = np.quantile(known, [0.25, 0.5, 0.75])
+    bounds = [min(known), *edges.tolist(), max(known)]
+    names = [f"{low:g} to {high:g}" for low, high in pairwise(bounds)]
+    return [
+        "not said" if number is None else names[int(np.searchsorted(edges, number))]
+        for number in numbers
+    ]
+
+
+def _strata(work: _Work, columns: Mapping[str, Sequence[str]], run: Run | None) -> list[Finding]:
+    """How many images of each class each stratum has, and a run's results there."""
+    cache = work.cache
+    scored = _scored_rows(cache, run) if run else {}
+    lines: list[tuple[str, ...]] = []
+    table = []
+    for name, strata in columns.items():
+        for stratum in sorted(set(strata)):
+            rows = [row for row, found in enumerate(strata) if found == stratum]
+            counts = Counter(cache.labels[row] for row in rows)
+            scores = _scores(run, [scored[row] for row in rows if row in scored]) if run else {}
+            table.append({"column": name, "value": stratum, "counts": dict(counts), **scores})
+            lines.append(
+                (
+                    *(name, stratum, str(len(rows)), *(str(counts[c]) for c in cache.classes)),
+                    *(_written(scores.get("scores", {}).get(score)) for score in _SCORES if run),
+                    *((str(scores.get("n_tested", 0)),) if run else ()),
+                )
+            )
+    if not table:
+        return []
+    heads = [f"{c}" for c in cache.classes] + ([*_SCORES, "tested"] if run else [])
+    write_csv(
+        work.file("results by stratum" if run else "counts by stratum", "strata.csv"),
+        [("column", "value", "images", *heads), *lines],
+    )
+    return [
+        Finding(
+            check="results by stratum" if run else "counts by stratum",
+            level="note" if run else "fine",
+            number=f"{len(table)} strata of {', '.join(columns)}",
+            meaning=_spread(table) if run else "Give --run to see a run's scores in each.",
+            details={"strata": table},
+        )
+    ]
+
+
+_SCORES = ("accuracy", "balanced_accuracy", "auroc")
+
+
+def _scored_rows(cache: FeatureCache, run: Run) -> dict[int, int]:
+    """Row of the cache to row of the run's predictions."""
+    number = {path: row for row, path in enumerate(cache.paths)}
+    found = {number[i]: k for k, i in enumerate(run.predictions.ids) if i in number}
+    if not found:
+        raise DataError(
+            f"{run.path} was tested on none of the images of {cache.path}: give a run on these data"
+        )
+    return found
+
+
+def _scores(run: Run, rows: Sequence[int]) -> dict[str, Any]:
+    if not rows:
+        return {"n_tested": 0, "scores": {}}
+    scores = evaluate(run.predictions.take(np.array(sorted(rows), dtype=np.int64)))
+    kept = {name: scores[name] for name in _SCORES if name in scores}
+    return {
+        "n_tested": len(rows),
+        "scores": {name: vars(score) if score else None for name, score in kept.items()},
+    }
+
+
+def _written(score: Mapping[str, Any] | None) -> str:
+    if score is None:
+        return ""
+    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+
+
+def _spread(table: Sequence[Mapping[str, Any]]) -> str:
+    """The stratum that does worst, of those whose accuracy is surest to differ."""
+    known = [row for row in table if row.get("scores", {}).get("accuracy")]
+    if not known:
+        return "No stratum has test images."
+    worst = min(known, key=lambda row: row["scores"]["accuracy"]["high"])
+    title = METRICS["accuracy"].title.lower()
+    return (
+        f"Lowest {title}: {_written(worst['scores']['accuracy'])} where {worst['column']} is "
+        f"{worst['value']} ({worst['n_tested']} images)."
+    )
