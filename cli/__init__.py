@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 # Importing a command file adds its command to the app; their order is the order of --help.
-from . import demo, synth, preview, extract, audit, fit_head, finetune, compare, predict, cache
+from . import (
+    demo,
+    synth,
+    preview,
+    extract,
+    audit,
+    split,
+    fit_head,
+    finetune,
+    compare,
+    predict,
+    cache,
+)
 from ._app import app
 
 __all__ = ["app", "main"]

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ecgfeat.clean_split import split
     from ecgfeat.comparison import compare
     from ecgfeat.config import RECIPES, Recipe
     from ecgfeat.contact_sheet import preview
@@ -41,6 +42,7 @@ __all__ = [
     "preview",
     "read_manifest",
     "resume_finetune",
+    "split",
     "synthesize",
 ]
 
@@ -59,6 +61,7 @@ _HOMES = {
     "preview": "contact_sheet",
     "read_manifest": "manifest",
     "resume_finetune": "finetuning",
+    "split": "clean_split",
     "synthesize": "synth",
 }
 

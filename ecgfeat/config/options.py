@@ -42,6 +42,7 @@ __all__ = [
     "PreviewSettings",
     "RunKind",
     "Schedule",
+    "SplitSettings",
     "Strength",
     "SweepSettings",
     "SynthSettings",
@@ -154,9 +155,10 @@ class DataSettings(Settings):
     )
     group_by: str = setting(
         "",
-        "Whose image it is by the folders below its class: folder is the one that it lies in, 1 "
-        "the first below the class, 2 the next.",
-        metavar="folder|N",
+        "Whose image it is by its path: folder is the one below its class that it lies in, 1 the "
+        "first below the class, 2 the next; name is the beginning of the file's name, such as p12 "
+        "of p12_3.png.",
+        metavar="folder|name|N",
     )
     limit: int = setting(
         0, "Only this many images, spread over classes and splits; 0 takes all.", minimum=0
@@ -167,10 +169,10 @@ class DataSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.group_by not in ("", "folder") and not re.fullmatch("[1-9]", self.group_by):
+        if self.group_by not in ("", "folder", "name") and not re.fullmatch("[1-9]", self.group_by):
             raise ConfigError(
-                "--group-by must be folder, or the number of a folder below the class (1 to 9); "
-                f"found {self.group_by!r}"
+                "--group-by must be folder, name, or the number of a folder below the class, "
+                f"from 1 to 9; found {self.group_by!r}"
             )
         for word in comma_separated(self.test_folds):
             if not re.fullmatch(r"\d{1,6}", word):
@@ -199,6 +201,53 @@ class AuditSettings(Settings):
         minimum=0,
     )
     seed: int = setting(0, "Seed of folds and of shuffled classes.", minimum=0, maximum=2**31 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSettings(Settings):
+    """The new split.
+
+    Shares and seed are the data's: --test-fraction and --split-seed.
+    """
+
+    copies: Literal["drop", "group"] = setting(
+        "drop",
+        "Of a picture that is there several times: keep the first, or keep all on one side.",
+        choices=("drop", "group"),
+    )
+    val_fraction: float = setting(
+        0.0,
+        "Share of the training groups of each class to make a validation part.",
+        minimum=0,
+        below=1,
+    )
+    folds: int = setting(
+        0,
+        "Deal out numbered folds instead (a column fold, for --test-folds); 0 makes a split.",
+        minimum=0,
+        maximum=100,
+    )
+    keep_split: bool = setting(
+        False,
+        "Keep the split that the data name; of a picture on both sides the one tested stays.",
+    )
+    audit: Path | None = setting(
+        None, "Folder of an audit, whose near copies are then kept together or dropped too."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.folds == 1:
+            raise ConfigError("--folds must be 0 or at least 2; found 1")
+        if self.keep_split and (self.folds or self.val_fraction):
+            raise ConfigError(
+                "--keep-split keeps the split, and --folds and --val-fraction make another: "
+                "give one of them"
+            )
+        if self.keep_split and self.copies == "group":
+            raise ConfigError(
+                "--keep-split can't move a copy to the other side: leave out --copies group"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,6 @@
 the class, `labels` what the labels are worth; `pages` reads pixels where one of them needs them.
 """
 
-from ecgfeat.data_audit.audit import Audit, Finding, Level, audit
+from ecgfeat.data_audit.checks import Audit, Finding, Level, audit
 
 __all__ = ["Audit", "Finding", "Level", "audit"]

@@ -11,7 +11,7 @@ from ecgfeat.manifest.listing import read_manifest
 from ecgfeat.manifest.manifest import SPLITS, Manifest, MissingImage, write_missing
 from ecgfeat.manifest.table import list_images
 from ecgfeat.manifest.tree import IMAGE_KINDS, IMAGE_SUFFIXES, images_below
-from ecgfeat.manifest.vocabulary import looks_like_patient, plain
+from ecgfeat.manifest.vocabulary import group_in, looks_like_patient, plain, split_called
 
 __all__ = [
     "IMAGE_KINDS",
@@ -19,10 +19,12 @@ __all__ = [
     "SPLITS",
     "Manifest",
     "MissingImage",
+    "group_in",
     "images_below",
     "list_images",
     "looks_like_patient",
     "plain",
     "read_manifest",
+    "split_called",
     "write_missing",
 ]

@@ -17,7 +17,7 @@ from ecgfeat.manifest.manifest import ListedRows
 from ecgfeat.manifest.vocabulary import (
     COLUMNS,
     FOLD_COLUMNS,
-    grouping_folder,
+    group_in,
     is_no_label,
     number_in,
     plain,
@@ -407,8 +407,9 @@ def _groups(
 ) -> tuple[list[str], str | None]:
     """Each row's group, "" where it has none, and where it comes from."""
     if settings.group_by:
-        groups = [grouping_folder(path.split("/")[:-1], settings.group_by) for path in paths]
-        return groups, f"folders (--group-by {settings.group_by})"
+        parts = [path.split("/") for path in paths]
+        groups = [group_in(part[:-1], part[-1], settings.group_by) for part in parts]
+        return groups, f"paths (--group-by {settings.group_by})"
     if not columns.group:
         return [""] * len(paths), None
     groups = ["" if is_no_label(cell) else cell for cell in table.columns[columns.group]]

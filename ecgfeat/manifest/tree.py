@@ -13,7 +13,7 @@ from ecgfeat.config import DataSettings, comma_separated
 from ecgfeat.errors import DataError, storage_error
 from ecgfeat.manifest.manifest import ListedRows
 from ecgfeat.manifest.vocabulary import (
-    grouping_folder,
+    group_in,
     is_junk,
     number_in,
     plain,
@@ -61,7 +61,10 @@ def list_folder(root: Path, settings: DataSettings = DataSettings()) -> ListedRo
         paths=inside,
         labels=[names[layout.class_level] for names in folders],
         splits=None if layout.splits is None else [layout.split_of(names) for names in folders],
-        groups=[grouping_folder(names[layout.n_folders :], settings.group_by) for names in folders],
+        groups=[
+            group_in(names[layout.n_folders :], path.rpartition("/")[2], settings.group_by)
+            for path, names in zip(inside, folders)
+        ],
         ignored=_ignored(files, inside),
         ignored_of=_ignored_of(files, inside, layout),
         origins={"split": layout.splits, "label": "folders"},
@@ -260,12 +263,12 @@ def _tell_of_folders_below(
         if n_alone == len(folders):
             raise DataError(
                 f"--group-by {settings.group_by}: no image of {listing.root} lies in such a folder "
-                "below its class. Leave it out, or give another level."
+                "below its class, or has such a name. Leave it out, or give another."
             )
-        listing.origins["group"] = f"folders (--group-by {settings.group_by})"
+        listing.origins["group"] = f"paths (--group-by {settings.group_by})"
         if n_alone:
             listing.warnings.append(
-                f"{n_alone} images lie in no folder that --group-by {settings.group_by} asks for: "
+                f"{n_alone} images have nothing that --group-by {settings.group_by} asks for: "
                 "each is a group of its own"
             )
     elif below:

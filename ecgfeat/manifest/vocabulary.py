@@ -8,7 +8,7 @@ from collections.abc import Sequence
 __all__ = [
     "COLUMNS",
     "FOLD_COLUMNS",
-    "grouping_folder",
+    "group_in",
     "is_junk",
     "is_no_label",
     "looks_like",
@@ -107,18 +107,29 @@ def looks_like(label: str) -> str:
         return plain(label)
 
 
-def grouping_folder(folders: Sequence[str], group_by: str) -> str:
-    """The folder that tells whose image it is, by ``--group-by``; "" where there is none.
+def group_in(folders: Sequence[str], name: str, group_by: str) -> str:
+    """What of a path tells whose image it is, by ``--group-by``; "" where nothing does.
 
     Parameters
     ----------
     folders : sequence of str
         Those that the image lies in, from the top; in a tree those below its class.
+    name : str
+        The file's.
     group_by : str
-        ``"folder"`` takes the last, a number that one, from 1; empty takes none.
+        ``"folder"`` takes the last folder, a number that one, from 1; ``"name"`` the beginning
+        of the file's name; empty takes none.
+
+    Examples
+    --------
+    >>> group_in(["p12"], "rec3.png", "folder"), group_in([], "p12_3.png", "name")
+    ('p12', 'p12')
     """
     if not group_by:
         return ""
+    if group_by == "name":
+        match = re.fullmatch(r"(.*\d.*?)[_\- .][^_\- .]{1,8}", name.rpartition(".")[0] or name)
+        return match[1] if match else ""
     level = len(folders) if group_by == "folder" else int(group_by)
     return folders[level - 1] if 1 <= level <= len(folders) else ""
 

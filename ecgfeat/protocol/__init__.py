@@ -9,6 +9,7 @@ warns of pictures that are in two of them.
 from ecgfeat.protocol.splits import (
     Partition,
     dealt,
+    drawn_units,
     duplicates_in_words,
     group_numbers,
     has_validation,
@@ -30,6 +31,7 @@ __all__ = [
     "class_order",
     "dealt",
     "define_task",
+    "drawn_units",
     "duplicates_in_words",
     "group_numbers",
     "has_validation",

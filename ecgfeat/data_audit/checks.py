@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from ecgfeat.data_audit.shortcuts import TRAITS, Telling, telling, values_of
 from ecgfeat.errors import ConfigError, DataError
 from ecgfeat.feature_cache import FeatureCache, open_cache
 from ecgfeat.files import write_csv, write_json
-from ecgfeat.manifest import looks_like_patient, plain
+from ecgfeat.manifest import group_in, looks_like_patient, plain
 from ecgfeat.metrics import METRICS, evaluate
 from ecgfeat.protocol import define_task, hash_place, joined
 from ecgfeat.runs import Run, open_run
@@ -430,6 +429,8 @@ def _near_copies(work: _Work) -> Finding:
     if not work.settings.pages:
         return _not_looked(check)
     asked, _ = near_pairs(work.whitened[rows])
+    # Copies of one patient are known to belong together.
+    asked = asked[work.units[rows[asked[:, 0]]] != work.units[rows[asked[:, 1]]]]
     pairs, n_compared = work.pages.near_copies(rows[asked])
     if not n_compared:
         return _unreadable(work, check)
@@ -567,7 +568,7 @@ def _patient_like(cache: FeatureCache) -> Iterator[tuple[str, Sequence[str], str
     folders = [_last_folder(path, own) for path in cache.paths]
     if _could_be_patients(folders):
         yield "the folders below the classes", folders, "--group-by folder"
-    beginnings = [_beginning(path) for path in cache.paths]
+    beginnings = [group_in([], PurePosixPath(path).name, "name") for path in cache.paths]
     if _could_be_patients(beginnings):
         yield "the beginnings of the file names", beginnings, "--group-by name"
 
@@ -577,12 +578,6 @@ def _last_folder(path: str, labels: set[str]) -> str:
     folders = PurePosixPath(path).parent.parts
     names = labels | {"images", "train", "test", "val", "data"}
     return "/".join(folders) if folders and plain(folders[-1]) not in names else ""
-
-
-def _beginning(path: str) -> str:
-    """A file's name up to its last part, where a number stands before it: ``p12_3`` is ``p12``."""
-    match = re.fullmatch(r"(.*\d.*?)[_\- .][^_\- .]{1,8}", PurePosixPath(path).stem)
-    return match[1] if match else ""
 
 
 def _could_be_patients(values: Sequence[str]) -> bool:

@@ -1,0 +1,377 @@
+"""A clean manifest: no picture twice, whole patients on one side, classes in proportion."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfeat.config import DataSettings, SplitSettings, option_name
+from ecgfeat.errors import ConfigError, DataError, storage_error
+from ecgfeat.feature_cache import FeatureCache, open_cache
+from ecgfeat.files import write_csv
+from ecgfeat.manifest import Manifest, group_in, read_manifest, split_called
+from ecgfeat.protocol import Task, dealt, define_task, drawn_units, joined, n_kept_out
+
+__all__ = ["CleanSplit", "split"]
+
+Rows = NDArray[np.int64]
+
+OF_A_CACHE = ("root", "group_column", "group_by", "test_fraction", "split_seed")
+"""Settings of the data that still mean something once they are in a cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanSplit:
+    """What was written, and what was left out.
+
+    Attributes
+    ----------
+    manifest_path : Path
+        The CSV, which `read_manifest` takes.
+    root : Path
+        What its paths are relative to.
+    counts : mapping of str to mapping of str to int
+        Images by split (or fold) and class.
+    left_out : tuple of (path, label, reason)
+    n_groups : int
+        Groups of more than one image, joined by patient or picture.
+    """
+
+    manifest_path: Path
+    root: Path
+    counts: Mapping[str, Mapping[str, int]]
+    left_out: tuple[tuple[str, str, str], ...]
+    n_groups: int
+
+    @property
+    def left_out_path(self) -> Path:
+        """The list of what was left out, where anything was."""
+        return self.manifest_path.with_name(f"{self.manifest_path.stem}-left-out.csv")
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for ``json.dumps``."""
+        reasons = Counter(reason.partition(" (")[0] for _, _, reason in self.left_out)
+        return {
+            "manifest_path": str(self.manifest_path),
+            "root": str(self.root),
+            "images": {name: dict(counts) for name, counts in self.counts.items()},
+            "left_out": dict(reasons),
+            "n_groups": self.n_groups,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Listed:
+    """The images, from a manifest or a cache."""
+
+    name: str
+    root: Path
+    paths: Sequence[str]
+    labels: Sequence[str]
+    splits: Sequence[str]
+    groups: Sequence[str]
+    metadata: Mapping[str, Sequence[str]]
+    pictures: Sequence[bytes]
+
+
+def split(
+    source: Manifest | FeatureCache | str | Path,
+    *,
+    out: str | Path | None = None,
+    data: DataSettings = DataSettings(),
+    settings: SplitSettings = SplitSettings(),
+    force: bool = False,
+) -> CleanSplit:
+    """Write a manifest in which no picture and no patient is on two sides.
+
+    Pictures under two labels are left out, since nobody knows which is right. Of any other that
+    is there several times the first is kept, or all stay on one side. Groups that share a picture
+    become one. Then groups are drawn within each class as everywhere else in ecgfeat: by a hash
+    of seed and name.
+
+    Parameters
+    ----------
+    source : Manifest, FeatureCache, str or Path
+        A cache, or what `read_manifest` takes.
+    out : str or Path, optional
+        The CSV; ``NAME-split.csv`` in the working folder by default.
+    data : DataSettings
+        How the data are read; `test_fraction` and `split_seed` of the new split.
+    settings : SplitSettings
+    force : bool
+        Write over a file that is there.
+
+    Returns
+    -------
+    CleanSplit
+
+    Raises
+    ------
+    ConfigError
+        When an option doesn't go with the source, or the CSV is there already.
+    DataError
+        When too little is left of a class.
+    CacheError, StorageError
+
+    Examples
+    --------
+    >>> split("pages", settings=SplitSettings(val_fraction=0.2)).counts  # doctest: +SKIP
+    {'train': {'mi': 64, 'normal': 64}, 'val': {'mi': 16, 'normal': 16}, ...}
+    """
+    listed = _listed(source, data)
+    path = Path(out) if out is not None else Path(f"{listed.name}-split.csv")
+    if path.exists() and not force:
+        raise ConfigError(f"{path} exists: give another --out, or --force to write over it")
+    left_out, together = _copies(listed, settings)
+    kept = np.setdiff1d(np.arange(len(listed.paths)), np.array(sorted(left_out), dtype=np.int64))
+    task = define_task([listed.labels[row] for row in kept.tolist()])
+    units = joined(listed.paths, listed.groups, together)[kept]
+    groups = _names(listed, kept, units)
+    column, parts = _parts(listed, kept, task, units, groups, data, settings)
+    if settings.keep_split:
+        _refuse_straddling(groups, parts)
+    heads = ["path", "label", column, "group", *listed.metadata]
+    columns = (listed.paths, listed.labels, *listed.metadata.values())
+    write_csv(
+        path,
+        [
+            heads,
+            *(
+                (columns[0][row], columns[1][row], part, group, *(c[row] for c in columns[2:]))
+                for row, part, group in zip(kept.tolist(), parts, groups)
+            ),
+        ],
+    )
+    done = CleanSplit(
+        manifest_path=path,
+        root=listed.root,
+        counts=_counts(parts, [listed.labels[row] for row in kept.tolist()]),
+        left_out=tuple((listed.paths[r], listed.labels[r], why) for r, why in left_out.items()),
+        n_groups=sum(n > 1 for n in Counter(units.tolist()).values()),
+    )
+    if done.left_out:
+        write_csv(done.left_out_path, [("path", "label", "reason"), *done.left_out])
+    return done
+
+
+def _listed(source: Manifest | FeatureCache | str | Path, data: DataSettings) -> _Listed:
+    if isinstance(source, (str, Path)):
+        is_cache = Path(source).suffix == ".h5"
+        source = open_cache(source) if is_cache else read_manifest(source, data)
+    if isinstance(source, Manifest):
+        return _Listed(
+            name=source.name,
+            root=source.root,
+            paths=source.paths,
+            labels=source.labels,
+            splits=source.splits,
+            groups=source.groups,
+            metadata=source.metadata,
+            pictures=source.pictures(),
+        )
+    _refuse_idle(data)
+    if not (root := data.root or source.root):
+        raise ConfigError(
+            f"{source.path} doesn't say where its images are: give --root the folder that they "
+            "are in"
+        )
+    return _Listed(
+        name=source.data_name,
+        root=root,
+        paths=source.paths,
+        labels=source.labels,
+        splits=source.splits,
+        groups=_groups(source, data),
+        metadata=source.metadata,
+        pictures=source.pictures,
+    )
+
+
+def _refuse_idle(data: DataSettings) -> None:
+    """Refuse options that say how data are read, where they were read long ago."""
+    idle = [
+        option_name(item.name)
+        for item in fields(data)
+        if item.name not in OF_A_CACHE and getattr(data, item.name) != item.default
+    ]
+    if idle:
+        raise ConfigError(
+            f"{', '.join(idle)} says how DATA is read, and a cache is given: give DATA"
+        )
+
+
+def _groups(cache: FeatureCache, data: DataSettings) -> Sequence[str]:
+    if data.group_column:
+        if data.group_column not in cache.metadata:
+            raise ConfigError(
+                f"--group-column {data.group_column!r} is no column of {cache.path}, which has "
+                f"{', '.join(cache.metadata) or 'none'}"
+            )
+        return cache.metadata[data.group_column]
+    if data.group_by:
+        return [
+            group_in(_below(path, label), path.rpartition("/")[2], data.group_by)
+            for path, label in zip(cache.paths, cache.labels)
+        ]
+    return cache.groups
+
+
+def _below(path: str, label: str) -> list[str]:
+    """The folders of a path below its class's; all of them where none is."""
+    folders = path.split("/")[:-1]
+    below = folders[folders.index(label) + 1 :] if label in folders else folders
+    return below[1:] if below and split_called(below[0]) else below
+
+
+def _copies(listed: _Listed, settings: SplitSettings) -> tuple[dict[int, str], list[Sequence[int]]]:
+    """Rows left out, with the reason, and rows that must stay together."""
+    rows_of: dict[bytes, list[int]] = defaultdict(list)
+    for row, picture in enumerate(listed.pictures):
+        rows_of[picture].append(row)
+    same = [(rows, "the same picture as") for rows in rows_of.values() if len(rows) > 1]
+    near = [(rows, "nearly the same picture as") for rows in _near(listed, settings.audit)]
+    left_out: dict[int, str] = {}
+    for rows, what in (*same, *near):
+        rows = [row for row in rows if row not in left_out]
+        if len({listed.labels[row] for row in rows}) > 1:
+            left_out |= dict.fromkeys(rows, f"under two labels ({what} another)")
+        elif settings.copies == "drop" and len(rows) > 1:
+            first = _kept_of(rows, listed, settings)
+            why = f"{what.removesuffix(' as')} twice ({what} {listed.paths[first]})"
+            left_out |= {row: why for row in rows if row != first}
+    return left_out, [rows for rows, _ in (*same, *near)]
+
+
+def _kept_of(rows: Sequence[int], listed: _Listed, settings: SplitSettings) -> int:
+    tested = [row for row in rows if listed.splits[row] == "test"]
+    return tested[0] if settings.keep_split and tested else rows[0]
+
+
+def _near(listed: _Listed, audit: Path | None) -> list[list[int]]:
+    """The rows of each picture that an audit found nearly the same, several times."""
+    if audit is None:
+        return []
+    if not (audit / "audit.json").exists():
+        raise ConfigError(f"--audit {audit} is no audit's folder: it has no audit.json")
+    number = {path: row for row, path in enumerate(listed.paths)}
+    found = _listed_pairs(audit / "near-copies.csv")
+    pairs = [(number[a], number[b]) for a, b in found if a in number and b in number]
+    if found and not pairs:
+        raise ConfigError(f"--audit {audit} names no image of {listed.name}: give an audit of it")
+    units = joined(listed.paths, [""] * len(listed.paths), pairs)
+    rows_of: dict[int, list[int]] = defaultdict(list)
+    for row in sorted({row for pair in pairs for row in pair}):
+        rows_of[int(units[row])].append(row)
+    return list(rows_of.values())
+
+
+def _listed_pairs(file: Path) -> list[tuple[str, str]]:
+    """The pairs of paths that an audit listed, and a reader may have shortened."""
+    try:
+        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as text:
+            return [(row["path"], row["other_path"]) for row in csv.DictReader(text)]
+    except FileNotFoundError:
+        return []  # it found none
+    except (KeyError, csv.Error) as error:
+        raise DataError(
+            f"{file} isn't as an audit writes it ({error}): run the audit again"
+        ) from error
+    except OSError as error:
+        raise storage_error(error, "reading", file) from error
+
+
+def _names(listed: _Listed, kept: Rows, units: Rows) -> list[str]:
+    """Each kept row's group: its own name, or the first of those that were joined."""
+    rows = kept.tolist()
+    n_rows = Counter(units.tolist())
+    name: dict[int, str] = {}
+    for row, unit in zip(rows, units.tolist()):
+        own = listed.groups[row] or (listed.paths[row] if n_rows[unit] > 1 else "")
+        name[unit] = min(filter(None, (name.get(unit, ""), own)), default="")
+    return [name[unit] for unit in units.tolist()]
+
+
+def _parts(
+    listed: _Listed,
+    kept: Rows,
+    task: Task,
+    units: Rows,
+    groups: Sequence[str],
+    data: DataSettings,
+    settings: SplitSettings,
+) -> tuple[str, list[str]]:
+    """The column that says who is tested, and its cells."""
+    rows = np.arange(len(kept))
+    if settings.keep_split:
+        return "split", [listed.splits[row] for row in kept.tolist()]
+    if settings.folds:
+        number = np.empty(len(kept), dtype=np.int64)
+        for fold, (_, out) in enumerate(
+            dealt(
+                rows,
+                task,
+                units,
+                option="--folds",
+                n_folds=settings.folds,
+                seed=data.split_seed,
+                grouped=len(np.unique(units)) < len(units),
+            ),
+            start=1,
+        ):
+            number[out] = fold
+        return "fold", [str(fold) for fold in number.tolist()]
+    ids = [listed.paths[row] for row in kept.tolist()]
+
+    def drawn(rows: Rows, key: str, fraction: float) -> Rows:
+        is_drawn = drawn_units(
+            rows,
+            task.targets,
+            ids=ids,
+            groups=groups,
+            key=f"{key}{data.split_seed}/",
+            n_drawn=lambda n: n_kept_out(fraction, n),
+        )
+        return rows[is_drawn]
+
+    parts = np.full(len(kept), "train", dtype=object)
+    parts[drawn(rows, "", data.test_fraction)] = "test"
+    if settings.val_fraction:
+        parts[drawn(rows[parts == "train"], "val/", settings.val_fraction)] = "val"
+    found: list[str] = parts.tolist()
+    for part in dict.fromkeys(("train", "test", *(("val",) if settings.val_fraction else ()))):
+        lacking = set(task.classes) - {
+            task.classes[target]
+            for target, given in zip(task.targets.tolist(), found)
+            if given == part
+        }
+        if lacking:
+            raise DataError(
+                f"{part} would have no image of {', '.join(sorted(lacking))}: too few groups (or "
+                "ungrouped images) are left. Add data, or give another --test-fraction or "
+                "--val-fraction."
+            )
+    return "split", found
+
+
+def _refuse_straddling(groups: Sequence[str], parts: Sequence[str]) -> None:
+    side: dict[str, str] = {}
+    for group, part in zip(groups, parts):
+        if group and side.setdefault(group, part) != part:
+            raise DataError(
+                f"--keep-split: group {group!r} is in {side[group]} and in {part}. Leave it out, "
+                "and whole groups are split anew."
+            )
+
+
+def _counts(parts: Sequence[str], labels: Sequence[str]) -> dict[str, dict[str, int]]:
+    n = Counter(zip(parts, labels))
+    order = ["train", "val", "test"]
+    names = sorted(set(parts), key=lambda p: (order.index(p) if p in order else 3, p.zfill(6)))
+    return {p: {label: n[p, label] for label in sorted(set(labels))} for p in names}
