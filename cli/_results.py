@@ -129,6 +129,9 @@ def show_comparison(output: Output, comparison: Comparison, figure: Path) -> Non
         words = ", ".join(f"{accuracy:.3f}" for accuracy in sorted(majorities))
         output.say(f"majority: always answering it has accuracy {words}")
     output.show(*_run_tables(output, shown, short), *_pair_tables(output, shown, short))
+    for run in shown["runs"]:
+        if run["leak"]:
+            output.say(f"notice: {short[run['name']]}: {run['leak']}")
     for aside in comparison.left_aside:
         output.say(f"left aside: {aside.name}: {aside.reason}")
     output.say(f"figure: {figure}")

@@ -26,6 +26,7 @@ from ecgfeat.metrics import (
     resample,
 )
 from ecgfeat.predictions import Predictions, positive_class
+from ecgfeat.protocol import LEAK
 from ecgfeat.runs import Cost, Run, open_run
 
 __all__ = [
@@ -55,6 +56,8 @@ class ComparedRun:
     majority_accuracy : float or None
         What always answering the majority of the training rows gives; None in a run of earlier
         versions.
+    leak : str
+        That it was tested on images it was trained on, in words; empty for most.
     """
 
     name: str
@@ -63,6 +66,7 @@ class ComparedRun:
     scores: dict[str, Score | None]
     cost: Cost
     majority_accuracy: float | None = None
+    leak: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,6 +305,7 @@ def _compared(entry: _Entry) -> ComparedRun:
         scores=entry.resampled.scores(),
         cost=run.cost,
         majority_accuracy=run.metrics.get("majority", {}).get("accuracy"),
+        leak=next((line for line in run.metrics.get("notices", ()) if line.startswith(LEAK)), ""),
     )
 
 

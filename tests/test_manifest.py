@@ -272,12 +272,12 @@ def test_folders_of_patients_are_groups_where_asked_for_and_else_warned_of(tmp_p
     assert "--group-by folder" in warning
     manifest = read_manifest(root, DataSettings(group_by="1"))
     assert set(manifest.groups) == {f"p{n}" for n in range(5)}
-    assert manifest.group_source == "folders (--group-by 1)"
+    assert manifest.group_source == "paths (--group-by 1)"
     assert manifest.warnings == ()
     assert set(read_manifest(root, DataSettings(group_by="folder")).groups) == {"s1", "s2"}
     with pytest.raises(DataError, match=r"^--group-by 3: no image of .* lies in such a folder"):
         read_manifest(root, DataSettings(group_by="3"))
-    with pytest.raises(ConfigError, match=r"^--group-by must be folder, or the number"):
+    with pytest.raises(ConfigError, match=r"^--group-by must be folder, name, or the number"):
         DataSettings(group_by="patient")
     with pytest.raises(DataError, match=r"group 's1' is in train .* take the split folders away"):
         read_manifest(

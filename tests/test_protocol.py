@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from ecgfeat.config import EvaluationSettings
 from ecgfeat.errors import ConfigError, DataError
 from ecgfeat.protocol import (
+    LEAK,
+    Leaks,
     Partition,
     class_order,
     define_task,
-    duplicates_in_words,
+    find_leaks,
     group_numbers,
     has_validation,
     inner_folds,
@@ -99,17 +101,40 @@ def test_whether_rows_are_kept_for_choices(splits, settings, there: bool) -> Non
 # The same picture twice
 
 
-def test_pictures_on_both_sides_and_under_two_labels_are_counted() -> None:
-    sides = [(np.array([0, 1, 2]), np.array([3, 4, 5]))]
-    assert duplicates_in_words("uvwxyz", "abcabc", sides) == []
-    leak, labels = duplicates_in_words("uvwuxv", "abcabc", sides)
-    assert leak.startswith("2 of 3 test images are also among those trained on, byte for byte")
-    assert "--group-by" in leak
-    assert labels == (
-        "1 picture lies under two labels, byte for byte: correct the labels, or take them out"
-    )
+SIDES = [(np.array([0, 1, 2]), np.array([3, 4, 5]))]
+
+
+def test_what_a_test_knows_already_is_counted() -> None:
+    alone = [""] * 6
+    assert find_leaks("uvwxyz", "abcabc", alone, SIDES) == Leaks(3, 0, 0, 0)
+    assert find_leaks("uvwuxv", "abcabc", alone, SIDES) == Leaks(3, 2, 0, 1)
     # Twice in train, or twice in test, flatters nobody.
-    assert duplicates_in_words("uuwxyy", "aacabb", sides) == []
+    assert find_leaks("uuwxyy", "aacabb", alone, SIDES) == Leaks(3, 0, 0, 0)
+    groups = ["p", "", "q", "p", "q", ""]
+    assert find_leaks("uvwxyz", "abcabc", groups, SIDES) == Leaks(3, 0, 2, 0)
+    # Of every fold.
+    both_ways = [*SIDES, (np.array([3, 4, 5]), np.array([0, 1, 2]))]
+    assert find_leaks("uvwuxv", "abcabc", alone, both_ways) == Leaks(6, 4, 0, 1)
+
+
+def test_a_leak_stops_unless_it_is_allowed_and_two_labels_are_only_told() -> None:
+    assert Leaks(3, 0, 0, 0).refuse("c.h5", allowed=False) == []
+    (told,) = Leaks(3, 0, 0, 2).refuse("c.h5", allowed=False)
+    assert told.startswith("2 pictures lie under two labels, byte for byte: correct the labels")
+    with pytest.raises(DataError) as error:
+        Leaks(3, 2, 0, 1).refuse("my c.h5", allowed=False)
+    assert str(error.value) == (
+        "my c.h5: 2 of 3 test images are also among those trained on, byte for byte, which "
+        "flatters every score. Write a clean split with `ecgfeat split 'my c.h5'`, look closer "
+        "with `ecgfeat audit CACHE`, or give --allow-leak, which every result then says."
+    )
+    with pytest.raises(
+        DataError, match=r"^c\.h5: 1 of 3 test images are of a group that is trained"
+    ):
+        Leaks(3, 0, 1, 0).refuse("c.h5", allowed=False)
+    leak, labels = Leaks(3, 1, 0, 1).refuse("c.h5", allowed=True)
+    assert leak.startswith(LEAK + "1 of 3 test images is also among those trained on")
+    assert labels.startswith("1 picture lies under two labels")
 
 
 # Classes and tasks

@@ -617,6 +617,11 @@ class EvaluationSettings(Settings):
         minimum=0,
         below=1,
     )
+    allow_leak: bool = setting(
+        False,
+        "Go on where test images are also trained on, byte for byte or by their group; every "
+        "result then says so.",
+    )
     seed: int = setting(
         0,
         "Seed of new weights, order of the rows, folds and validation rows.",

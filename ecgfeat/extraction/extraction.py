@@ -53,7 +53,7 @@ from ecgfeat.files import write_csv
 from ecgfeat.images import decode, decoder_of, prepare
 from ecgfeat.manifest import Manifest, read_manifest, write_missing
 from ecgfeat.preprocessing import EXACT_RESAMPLING, FAST_RESAMPLING, Preprocessing
-from ecgfeat.protocol import duplicates_in_words
+from ecgfeat.protocol import find_leaks
 from ecgfeat.runtime import Compute, Progress, Report, peak_memory_mib, resolve_compute, silent
 
 __all__ = ["Extraction", "check_pages", "extract", "shard_of"]
@@ -186,7 +186,8 @@ def _remarks(manifest: Manifest, computed: Computed) -> Iterator[str]:
 def _duplicates(cache: FeatureCache) -> tuple[str, ...]:
     splits = np.array(cache.splits)
     sides = np.flatnonzero(splits != "test"), np.flatnonzero(splits == "test")
-    return tuple(duplicates_in_words(cache.pictures, cache.labels, [sides]))
+    leaks = find_leaks(cache.pictures, cache.labels, cache.groups, [sides])
+    return tuple(leaks.in_words())
 
 
 @contextlib.contextmanager

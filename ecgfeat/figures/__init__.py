@@ -14,7 +14,7 @@ from ecgfeat.figures.classification import (
     reliability_plot,
     roc_plot,
 )
-from ecgfeat.figures.comparison import comparison_plot
+from ecgfeat.figures.side_by_side import comparison_plot
 from ecgfeat.figures.training import accuracy_curve, learning_curve_plot, loss_curve, lr_range_plot
 
 __all__ = [

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,19 +27,20 @@ from ecgfeat.config import (
     PageSettings,
     as_json,
 )
-from ecgfeat.errors import ConfigError, DataError, RunError
+from ecgfeat.errors import ConfigError, DataError, ImageError, RunError
 from ecgfeat.files import typed
 from ecgfeat.finetuning.distributed import ALONE, Ranks
 from ecgfeat.finetuning.from_head import FittedHead, HeadOrigin, read_head
 from ecgfeat.finetuning.trainer import Images, Snapshot, Trainer, balanced_weights, ignore
-from ecgfeat.images import Alter, Failure
+from ecgfeat.images import Alter, Failure, decode
 from ecgfeat.manifest import Manifest
 from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.protocol import (
+    Leaks,
     Partition,
     Task,
     define_task,
-    duplicates_in_words,
+    find_leaks,
     has_validation,
     partitions,
     refuse_thin_validation,
@@ -108,10 +111,26 @@ class Job:
         )
 
     @cached_property
-    def duplicates(self) -> list[str]:
-        """Warnings of pictures that are on both sides of the plan, or under two labels."""
+    def leaks(self) -> Leaks:
+        """What is on both sides of the plan, or under two labels."""
         sides = [part.sides for part in self.plan]
-        return duplicates_in_words(self.manifest.pictures(), self.manifest.labels, sides)
+        data = self.manifest
+        return find_leaks(self._pictures(), data.labels, data.groups, sides)
+
+    def _pictures(self) -> list[bytes]:
+        """What is equal for equal pictures; files that are none, such as empty ones, equal none."""
+        found = self.manifest.pictures()
+        rows_of: dict[bytes, list[int]] = defaultdict(list)
+        for row, picture in enumerate(found):
+            rows_of[picture].append(row)
+        for rows in rows_of.values():
+            if len(rows) > 1:
+                try:
+                    decode(self.manifest.image_path(rows[0]))
+                except ImageError:
+                    for row in rows:
+                        found[row] = os.fsencode(self.manifest.paths[row])
+        return found
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -435,8 +435,9 @@ def finetune(
             ranks=ranks,
         )
         refuse_impossible(job, weights)
-        if ranks.is_first:
-            for line in job.duplicates:  # now, and not after hours
+        # Now, and not after hours; on every rank, so that none waits for one that has stopped.
+        for line in job.leaks.refuse(manifest.source, allowed=evaluation.allow_leak):
+            if ranks.is_first:
                 report(Progress(stage="training", done=0, total=0, message=f"warning: {line}"))
         folder, config = _begin(job, weights, Path(out_dir), recipe)
         with _sole(ranks, folder):
@@ -787,7 +788,7 @@ def result_of(
         choice=_choice(job, state),
         prevalence=job.evaluation.prevalence,
         training_counts=count_classes(job.plan, job.task),
-        notices=job.duplicates,
+        notices=job.leaks.refuse(job.manifest.source, allowed=True),
     )
 
 

@@ -48,6 +48,7 @@ from ecgfeat.protocol import (
     Partition,
     Task,
     define_task,
+    find_leaks,
     has_validation,
     inner_folds,
     keep_rows,
@@ -148,6 +149,9 @@ def fit_heads(
     _refuse_contradictions(kinds, sweep, evaluation, splits)
     grid = read_grid(sweep, kinds)
     task, plan = _lay_down(cache.listing, sweep, evaluation)
+    sides = [fold.final.sides for fold in plan]
+    leaks = find_leaks(cache.pictures, cache.labels, cache.groups, sides)
+    notices = leaks.refuse(cache.path, allowed=evaluation.allow_leak)
     head = _with_epochs(head, plan)
     pool, seeds = candidates(kinds, head, grid), seeds_of(grid, sweep, evaluation)
     for layers in dict.fromkeys(candidate.head.taps for candidate in pool):
@@ -165,6 +169,7 @@ def fit_heads(
             evaluation=evaluation,
             recipe=recipe,
             report=report,
+            leaks=notices,
         )
         for one_run in ([pool] if sweep.is_choosing else [[candidate] for candidate in pool])
     ]
@@ -338,6 +343,8 @@ class HeadJob:
     recipe : str
         The recipe that the settings began as; empty where it was none.
     report : callable
+    leaks : sequence of str
+        What the result has to say of test images that are trained on.
     """
 
     data: HeadData
@@ -349,6 +356,7 @@ class HeadJob:
     evaluation: EvaluationSettings
     recipe: str
     report: Report
+    leaks: Sequence[str] = ()
 
     @property
     def is_refitting(self) -> bool:

@@ -13,7 +13,7 @@ from ecgfeat.heads.registry import HEADS
 from ecgfeat.heads.sweep import Candidate, Grid, Standing
 from ecgfeat.predictions import Predictions, join
 from ecgfeat.preprocessing import Preprocessing
-from ecgfeat.protocol import Partition, duplicates_in_words
+from ecgfeat.protocol import Partition
 from ecgfeat.runs import Cost, Result, count_classes, count_rows
 from ecgfeat.runtime import machine, peak_memory_mib, versions
 
@@ -165,14 +165,8 @@ def describe(job: HeadJob, outcome: Outcome, grid: Grid) -> Result:
         learning_curve=outcome.learning_curve,
         prevalence=job.evaluation.prevalence,
         training_counts=count_classes([fold.final for fold in job.plan], job.data.task),
-        notices=[*_duplicates(job), *_edges(outcome, grid)],
+        notices=[*job.leaks, *_edges(outcome, grid)],
     )
-
-
-def _duplicates(job: HeadJob) -> list[str]:
-    cache = job.data.cache
-    sides = [fold.final.sides for fold in job.plan]
-    return duplicates_in_words(cache.pictures, cache.labels, sides)
 
 
 def _edges(outcome: Outcome, grid: Grid) -> list[str]:

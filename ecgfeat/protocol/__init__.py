@@ -7,10 +7,12 @@ warns of pictures that are in two of them.
 """
 
 from ecgfeat.protocol.splits import (
+    LEAK,
+    Leaks,
     Partition,
     dealt,
     drawn_units,
-    duplicates_in_words,
+    find_leaks,
     group_numbers,
     has_validation,
     hash_place,
@@ -26,13 +28,15 @@ from ecgfeat.protocol.splits import (
 from ecgfeat.protocol.tasks import Task, class_order, define_task, positive_in_words
 
 __all__ = [
+    "LEAK",
+    "Leaks",
     "Partition",
     "Task",
     "class_order",
     "dealt",
     "define_task",
     "drawn_units",
-    "duplicates_in_words",
+    "find_leaks",
     "group_numbers",
     "has_validation",
     "hash_place",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,11 +16,13 @@ from ecgfeat.errors import ConfigError, DataError
 from ecgfeat.protocol.tasks import Task
 
 __all__ = [
+    "LEAK",
+    "Leaks",
     "Partition",
     "Rows",
     "dealt",
     "drawn_units",
-    "duplicates_in_words",
+    "find_leaks",
     "group_numbers",
     "has_validation",
     "hash_place",
@@ -546,58 +549,117 @@ def hash_place(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-# Pictures that are in two of them
+# Pictures and patients that are in two of them
 
 
-def duplicates_in_words(
+LEAK = "LEAK, allowed by --allow-leak: "
+"""How the notice of a result begins that was tested on what it was trained on."""
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """What a test knows already.
+
+    Attributes
+    ----------
+    n_tested : int
+        Test images, over all folds.
+    n_pictures, n_patients : int
+        How many of them are also trained on, byte for byte, and how many are of a group that is.
+    n_two_labels : int
+        Pictures that lie under two labels.
+    """
+
+    n_tested: int
+    n_pictures: int
+    n_patients: int
+    n_two_labels: int
+
+    def in_words(self) -> list[str]:
+        """A line for each kind there is."""
+        n = self.n_pictures
+        found = []
+        if n:
+            found.append(
+                f"{n} of {self.n_tested} test images {'is' if n == 1 else 'are'} also among those "
+                "trained on, byte for byte, which flatters every score"
+            )
+        if self.n_patients:
+            found.append(
+                f"{self.n_patients} of {self.n_tested} test images are of a group that is trained "
+                "on, which flatters every score"
+            )
+        n = self.n_two_labels
+        if n:
+            found.append(
+                f"{n} picture{'' if n == 1 else 's'} lie{'s' if n == 1 else ''} under two labels, "
+                "byte for byte: correct the labels, or take them out (`ecgfeat split`)"
+            )
+        return found
+
+    def refuse(self, source: object, *, allowed: bool) -> list[str]:
+        """Refuse to test on what is trained on, unless that is allowed; then say so.
+
+        Parameters
+        ----------
+        source : path-like
+            The data or cache, for the message.
+        allowed : bool
+
+        Returns
+        -------
+        list of str
+            What the result has to say of it.
+
+        Raises
+        ------
+        DataError
+        """
+        if not (self.n_pictures or self.n_patients):
+            return self.in_words()
+        if allowed:
+            leak, *others = self.in_words()
+            return [f"{LEAK}{leak}", *others]
+        raise DataError(
+            f"{source}: {self.in_words()[0]}. Write a clean split with `ecgfeat split "
+            f"{shlex.quote(str(source))}`, look closer with `ecgfeat audit CACHE`, or give "
+            "--allow-leak, which every result then says."
+        )
+
+
+def find_leaks(
     pictures: Sequence[Hashable],
     labels: Sequence[str],
+    groups: Sequence[str],
     sides: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]],
-) -> list[str]:
-    """Warn of pictures that are the same byte for byte, where that spoils a result.
+) -> Leaks:
+    """Find what a test knows already.
 
     Parameters
     ----------
     pictures : sequence of hashable, length n
         Equal for equal files: their digests.
-    labels : sequence of str, length n
+    labels, groups : sequences of str, length n
     sides : iterable of pairs of ndarray of int64
         Rows that are trained on or chosen by, and rows that are tested, fold by fold.
-
-    Returns
-    -------
-    list of str
-        At most two lines, each with the mend.
 
     Examples
     --------
     >>> sides = [(np.array([0, 1]), np.array([2, 3]))]
-    >>> duplicates_in_words(["x", "y", "x", "z"], ["a", "b", "a", "b"], sides)[0][:44]
-    '1 of 2 test images is also among those train'
+    >>> find_leaks(["x", "y", "x", "z"], ["a", "b", "a", "b"], [""] * 4, sides)
+    Leaks(n_tested=2, n_pictures=1, n_patients=0, n_two_labels=0)
     """
-    found = []
-    n_tested = n_known = 0
+    n_tested = n_pictures = n_patients = 0
     for known, tested in sides:
-        seen = {pictures[row] for row in known}
+        seen = {pictures[row] for row in known.tolist()}
+        met = {groups[row] for row in known.tolist()} - {""}
         n_tested += len(tested)
-        n_known += sum(pictures[row] in seen for row in tested)
-    if n_known:
-        verb = "is" if n_known == 1 else "are"
-        found.append(
-            f"{n_known} of {n_tested} test images {verb} also among those trained on, byte for "
-            "byte, which flatters every score: take them out, or name their patients "
-            "(--group-column, --group-by)"
-        )
+        n_pictures += sum(pictures[row] in seen for row in tested.tolist())
+        n_patients += sum(groups[row] in met for row in tested.tolist())
     first: dict[Hashable, str] = {}
     under_two = {
         picture
         for picture, label in zip(pictures, labels)
         if first.setdefault(picture, label) != label
     }
-    if under_two:
-        n = len(under_two)
-        found.append(
-            f"{n} picture{'' if n == 1 else 's'} lie{'s' if n == 1 else ''} under two labels, byte "
-            "for byte: correct the labels, or take them out"
-        )
-    return found
+    return Leaks(n_tested, n_pictures, n_patients, len(under_two))

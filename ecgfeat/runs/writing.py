@@ -22,6 +22,7 @@ from ecgfeat.errors import StorageError, storage_error
 from ecgfeat.files import write_bytes, write_json, write_text
 from ecgfeat.metrics import METRICS, Sample, Score, mcnemar_p_value
 from ecgfeat.predictions import Predictions
+from ecgfeat.protocol import LEAK
 from ecgfeat.runs.folder import (
     Run,
     open_run,
@@ -101,6 +102,7 @@ def write_run(folder: Path, result: Result) -> Run:
     # Of balanced classes everyone knows it, and the study's report has no such line.
     if not math.isclose(majority.accuracy, 1 / len(result.predictions.classes)):
         report += f"\nAlways the training rows' majority: accuracy {majority.accuracy:.4f}\n"
+    report += "".join(f"\n{line}\n" for line in described["notices"] if line.startswith(LEAK))
     write_text(folder / "classification_report.txt", report)
     if result.model:
         write_bytes(folder / "model.safetensors", _serialised(result.model))

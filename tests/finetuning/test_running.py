@@ -17,6 +17,7 @@ from ecgfeat.finetuning.trainer import Step, Trainer, shuffled_batches
 from ecgfeat.images import decode, prepare
 from ecgfeat.manifest import read_manifest
 from ecgfeat.preprocessing import Preprocessing
+from ecgfeat.protocol import LEAK
 from ecgfeat.runtime import Progress
 
 from .jobs import (
@@ -295,12 +296,24 @@ def test_a_test_without_a_decodable_image_is_refused(pages, runs):
     assert len(read_rows(folder / "quarantine.csv")) == N_TEST + 1
 
 
-def test_the_same_picture_in_training_and_test_is_told_before_the_first_epoch(pages, runs):
+def test_a_test_on_a_picture_that_is_trained_on_is_refused_unless_allowed(pages, runs):
     tests, trained = (sorted((pages.parent / split).rglob("*.png")) for split in ("test", "train"))
     tests[0].write_bytes(trained[0].read_bytes())
+    with pytest.raises(DataError, match=r"1 of .* also among those trained on.*--allow-leak"):
+        train(pages, runs, training={"epochs": 1})
+    assert not list(runs.glob("*"))
     said = []
-    run = train(pages, runs, training={"epochs": 1}, report=lambda p: said.append(p.message))
+    run = train(
+        pages,
+        runs,
+        training={"epochs": 1},
+        allow_leak=True,
+        report=lambda p: said.append(p.message),
+    )
     warning, *_ = [line for line in said if "byte for byte" in line]
-    assert warning.startswith("warning: 1 of ")
+    assert warning.startswith(f"warning: {LEAK}1 of ")
     assert said.index(warning) < next(i for i, line in enumerate(said) if "Epoch 1" in line)
-    assert warning.removeprefix("warning: ") in run.metrics["notices"]
+    leak = warning.removeprefix("warning: ")
+    assert leak in run.metrics["notices"]
+    assert leak in run.report
+    assert run.config["evaluation"]["allow_leak"] is True

@@ -20,7 +20,7 @@ from ecgfeat.config import EvaluationSettings
 from ecgfeat.errors import ConfigError, DataError, Interrupted
 from ecgfeat.heads import fit_logistic, head_probabilities
 from ecgfeat.heads.sweep import SCORES, validation_scores
-from ecgfeat.protocol import Partition, define_task, inner_folds, partitions
+from ecgfeat.protocol import LEAK, Partition, define_task, inner_folds, partitions
 from ecgfeat.runs import Result
 from ecgfeat.runtime import Progress
 
@@ -606,12 +606,14 @@ def test_a_choice_at_the_edge_of_its_grid_says_so(result_of: Any) -> None:
     assert [line for line in chosen if "--grid C=…" in line]
 
 
-def test_rows_that_share_a_picture_are_told(result_of: Any) -> None:
+def test_a_test_on_a_picture_that_is_trained_on_is_refused_unless_allowed(result_of: Any) -> None:
     cache = StandInCache()
     assert not [line for line in result_of(cache, "logreg").notices if "byte for byte" in line]
     cache.pictures[cache.splits.index("test")] = cache.pictures[cache.splits.index("train")]
-    (line,) = [line for line in result_of(cache, "logreg").notices if "also among" in line]
-    assert line.startswith("1 of ")
+    with pytest.raises(DataError, match=r"1 of .* also among those trained on.*--allow-leak"):
+        result_of(cache, "logreg")
+    notices = result_of(cache, "logreg", allow_leak=True).notices
+    assert [line for line in notices if line.startswith(LEAK + "1 of ")]
 
 
 def test_a_named_validation_part_chooses(result_of: Any) -> None:
