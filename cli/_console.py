@@ -60,6 +60,11 @@ class Output:
         self._log = _Log(stderr=True, highlight=False, markup=False)
         self._log.soft_wrap = not self._log.is_terminal
 
+    @property
+    def width(self) -> int:
+        """Columns of a line of results."""
+        return self._results.width
+
     def hush(self) -> None:
         """Say nothing but errors: another process of the same job speaks for this one."""
         self._results.quiet = self._log.quiet = True

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +14,7 @@ from ecgfeat.config import AuditSettings
 from ._app import app
 from ._console import Output
 from ._options import CACHE_FILE, command
+from ._results import interval
 
 if TYPE_CHECKING:
     from ecgfeat.data_audit import Audit
@@ -24,6 +27,8 @@ ecgfeat audit cache/pages-resnet18-1a2b3c4d.h5 --run runs/20260131-120000-linear
 ecgfeat audit cache/pages-resnet18-1a2b3c4d.h5 --root /mnt/pages --pages 5000
 """
 
+_WIDTH = 100
+"""Of a line of prose at most, however wide the terminal."""
 _WORDS = {
     "error": ("ERROR", "bold red"),
     "warning": ("WARNING", "bold yellow"),
@@ -64,18 +69,37 @@ def audit(
 
 def _show(output: Output, found: Audit) -> None:
     """The findings, the gravest first, each with what it means and what mends it."""
-    from rich.padding import Padding
     from rich.text import Text
 
     output.say(f"{found.data_name}: {found.n_images} images")
     for level, (word, style) in _WORDS.items():
         for finding in found.of(level):  # type: ignore[arg-type]
             output.show(Text(f"{word:8}", style).append(finding.check, "bold"))
-            for text, look in ((finding.number, ""), (finding.meaning, "dim")):
-                if text:
-                    output.show(Padding(Text(text, look), (0, 0, 0, 8)))
+            for text in (finding.number, finding.meaning):
+                for line in textwrap.wrap(text, min(output.width, _WIDTH) - 8):
+                    output.say(f"        {line}")
             if finding.remedy:
-                output.show(Padding(Text(f"-> {finding.remedy}", overflow="fold"), (0, 0, 0, 8)))
+                output.say(f"     -> {finding.remedy}")  # a command stays in one piece
+            if "strata" in finding.details:
+                _show_strata(output, finding.details["strata"])
     n_errors, n_warnings = len(found.of("error")), len(found.of("warning"))
     verdict = "clean" if found.is_clean else f"{n_errors} errors, {n_warnings} warnings"
     output.say(f"{verdict}; lists and sheets: {found.folder}")
+
+
+def _show_strata(output: Output, strata: Sequence[Mapping[str, Any]]) -> None:
+    """A run's results in each stratum; counts alone are in the list."""
+    if not any("scores" in stratum for stratum in strata):
+        return
+    heads = {"": "left", "value": "left", "tested": "right", "accuracy": "left", "AUROC": "left"}
+    table = output.table("", heads)
+    for stratum in strata:
+        scores = stratum["scores"]
+        table.add_row(
+            stratum["column"],
+            stratum["value"],
+            str(stratum["n_tested"]),
+            interval(scores.get("accuracy")),
+            interval(scores.get("auroc")),
+        )
+    output.show(table)

@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 
 from ecgfeat.config import AuditSettings, comma_separated
 from ecgfeat.contact_sheet import Shown, picture_sheet
-from ecgfeat.data_audit.copies import near_pairs, same_files
+from ecgfeat.data_audit.copies import (
+    N_WHITENED,
+    near_pairs,
+    principal_components,
+    same_files,
+    whitened,
+)
 from ecgfeat.data_audit.labels import Doubts, doubtful_labels, outliers
 from ecgfeat.data_audit.pages import Pages
 from ecgfeat.data_audit.shortcuts import TRAITS, Telling, telling, values_of
@@ -160,6 +166,7 @@ def audit(
     if run is not None and not isinstance(run, Run):
         run = open_run(run)
     columns = _strata_columns(cache, settings)
+    scored = _scored_rows(cache, run) if run else {}
     work = _Work(cache, settings, Path(out_dir) / cache.path.stem, report)
     checks = (
         *(_lost_files, _same_images, _near_copies, _patients, _page_shortcuts),
@@ -169,7 +176,7 @@ def audit(
     for check in checks:
         report(Progress(stage="auditing", done=len(findings), total=len(checks), unit="checks"))
         findings.append(check(work))
-    findings += _strata(work, columns, run)
+    findings += _strata(work, columns, run, scored)
     done = Audit(
         data_name=cache.data_name,
         cache=cache.path,
@@ -233,19 +240,12 @@ class _Work:
     @cached_property
     def embedding(self) -> NDArray[np.float32]:
         """Principal components of the standardised features, the strongest first, (n, d)."""
-        return _principal_components(self.cache, self.settings.seed)
+        return principal_components(self.cache, self.settings.seed)
 
     @cached_property
     def whitened(self) -> NDArray[np.float32]:
-        """The first components at equal strength, each row of unit length.
-
-        Equal strength finds copies: what scanning changes lies in the strongest components, and
-        whose recording it is in the weaker ones.
-        """
-        parts = self.embedding[:, : min(N_WHITENED, max(1, len(self.embedding) // 2))]
-        white = parts / np.maximum(parts.std(axis=0), 1e-6)
-        unit: NDArray[np.float32] = white / np.linalg.norm(white, axis=1, keepdims=True)
-        return unit
+        """What near copies are looked for in, see `whitened`."""
+        return whitened(self.embedding)
 
     @cached_property
     def doubts(self) -> Doubts | None:
@@ -280,33 +280,6 @@ class _Work:
     def split_command(self) -> str:
         """The command that writes a clean manifest."""
         return f"ecgfeat split {shlex.quote(str(self.cache.path))}"
-
-
-N_COMPONENTS, N_WHITENED = 256, 128
-N_FITTED = 10_000
-"""Rows that the components are found on: more change them hardly."""
-BLOCK_ROWS = 4096
-
-
-def _principal_components(cache: FeatureCache, seed: int) -> NDArray[np.float32]:
-    from sklearn.decomposition import PCA
-
-    taps = list(cache.header.taps)
-    n = len(cache)
-    order = np.array(sorted(range(n), key=lambda row: hash_place(cache.paths[row])))
-    fitted = cache.features(taps, np.sort(order[:N_FITTED]))
-    mean, scale = fitted.mean(axis=0), fitted.std(axis=0)
-    scale[scale < 1e-6] = 1.0
-    n_components = max(1, min(N_COMPONENTS, len(fitted) // 2, fitted.shape[1]))
-    fitted -= mean
-    fitted /= scale
-    components = PCA(n_components, svd_solver="randomized", random_state=seed).fit(fitted)
-    del fitted
-    found = np.empty((n, n_components), np.float32)
-    for first in range(0, n, BLOCK_ROWS):
-        rows = np.arange(first, min(first + BLOCK_ROWS, n))
-        found[rows] = components.transform((cache.features(taps, rows) - mean) / scale)
-    return found
 
 
 # Files that are not there
@@ -854,14 +827,18 @@ def _strata_of(values: Sequence[str]) -> list[str]:
     ]
 
 
-def _strata(work: _Work, columns: Mapping[str, Sequence[str]], run: Run | None) -> list[Finding]:
-    """How many images of each class each stratum has, and a run's results there."""
+def _strata(
+    work: _Work, columns: Mapping[str, Sequence[str]], run: Run | None, scored: Mapping[int, int]
+) -> list[Finding]:
+    """How many images of each class each stratum has, and a run's results there.
+
+    `scored` maps a row of the cache to the row of the run's predictions.
+    """
     cache = work.cache
-    scored = _scored_rows(cache, run) if run else {}
     lines: list[tuple[str, ...]] = []
     table = []
     for name, strata in columns.items():
-        for stratum in sorted(set(strata)):
+        for stratum in sorted(set(strata), key=_in_order):
             rows = [row for row, found in enumerate(strata) if found == stratum]
             counts = Counter(cache.labels[row] for row in rows)
             scores = _scores(run, [scored[row] for row in rows if row in scored]) if run else {}
@@ -889,6 +866,12 @@ def _strata(work: _Work, columns: Mapping[str, Sequence[str]], run: Run | None) 
             details={"strata": table},
         )
     ]
+
+
+def _in_order(stratum: str) -> tuple[bool, float, str]:
+    """Numbers and quarters by value, before words."""
+    number = _number(stratum.partition(" to ")[0])
+    return number is None, number or 0.0, stratum
 
 
 _SCORES = ("accuracy", "balanced_accuracy", "auroc")
