@@ -723,8 +723,9 @@ def _labels(work: _Work) -> Finding:
     return Finding(
         check=check,
         level="warning" if clear else "note",
-        number=f"{len(rows)} of {len(cache)} labels are doubtful; {doubts.n_deep} lie deep among "
-        f"another class, where {doubts.n_expected:.1f} would by overlap alone",
+        number=f"{len(rows)} of {len(cache)} images are answered otherwise out of fold, "
+        f"{doubts.n_confident} of them with confidence; {doubts.n_deep} lie deep among another "
+        f"class, where {doubts.n_expected:.1f} would by overlap alone",
         meaning="More labels are plainly of another class than overlap explains: some are wrong."
         if clear
         else "As many as where classes overlap; the first of the list are worth a look.",
@@ -733,7 +734,8 @@ def _labels(work: _Work) -> Finding:
         if clear
         else "",
         details={
-            "doubtful": len(rows),
+            "answered_otherwise": len(rows),
+            "with_confidence": doubts.n_confident,
             "deep": doubts.n_deep,
             "expected": doubts.n_expected,
             "p_value": doubts.p_value,

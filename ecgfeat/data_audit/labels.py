@@ -33,11 +33,13 @@ class Doubts:
     Attributes
     ----------
     rows : ndarray of shape (m,), int64
-        Rows whose label is doubtful, the most doubtful first.
+        Rows that are answered otherwise, the most doubtful first.
     own, other : ndarray of shape (m,), float64
         Their probability of the label they have, and of the likeliest other one.
     suggested : ndarray of shape (m,), int64
         Index of that other class.
+    n_confident : int
+        How many of them are so with confidence, see `doubtful_labels`.
     n_deep, n_expected : int, float
         Rows that lie at least as deep among another class as the median row in its own, and how
         many would if classes merely overlapped.
@@ -52,6 +54,7 @@ class Doubts:
     own: NDArray[np.float64]
     other: NDArray[np.float64]
     suggested: NDArray[np.int64]
+    n_confident: int
     n_deep: int
     n_expected: float
     p_value: float
@@ -75,8 +78,8 @@ def doubtful_labels(
     """Find rows whose label a model that never saw them doubts.
 
     Confident learning (Northcutt, Jiang & Chuang 2021, "Confident learning: estimating
-    uncertainty in dataset labels"): a row is doubtful when it is answered otherwise, with a
-    probability of at least the mean that this class's own rows have.
+    uncertainty in dataset labels"): a row is confidently of another class when it is answered so
+    with at least the mean probability that this class's own rows have.
 
     A hard task has such rows without any wrong label. So those are counted that lie as far on the
     wrong side as the median row does on the right one, and held against a normal distribution of
@@ -107,8 +110,8 @@ def doubtful_labels(
     others[rows, targets] = -1
     suggested = others.argmax(axis=1)
     other = others[rows, suggested]
-    is_doubtful = (other > own) & (other >= usual[suggested])
-    order = np.flatnonzero(is_doubtful)[np.argsort(own[is_doubtful], kind="stable")]
+    is_otherwise = other > own
+    order = np.flatnonzero(is_otherwise)[np.argsort(own[is_otherwise], kind="stable")]
     n_deep, n_expected, p_value = _deep(np.log(own / other), targets)
     areas = {
         (a, b): area_with_error(targets[both] == b, _leaning(probabilities[both], a, b))
@@ -120,6 +123,7 @@ def doubtful_labels(
         own=own[order],
         other=other[order],
         suggested=suggested[order],
+        n_confident=int((is_otherwise & (other >= usual[suggested])).sum()),
         n_deep=n_deep,
         n_expected=n_expected,
         p_value=p_value,

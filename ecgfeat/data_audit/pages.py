@@ -37,7 +37,7 @@ U = TypeVar("U")
 Rows = NDArray[np.int64]
 
 CHUNK = 128
-PATIENCE = 1500
+PATIENCE = 1000
 """Pairs without a copy among them, after which the farther ones aren't compared any more."""
 N_MAPS = 512
 """Pages whose maps are kept at hand: 350 MB."""
@@ -178,7 +178,11 @@ class Pages:
     def _remembered(self) -> tuple[dict[bytes, NDArray[np.float32]], dict[bytes, float]]:
         """What an earlier audit measured; nothing where its file is damaged or of another one."""
         damaged = (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError, MemoryError)
-        with contextlib.suppress(*damaged), np.load(self._memory, allow_pickle=False) as file:
+        with (
+            contextlib.suppress(*damaged),
+            self._memory.open("rb") as opened,  # which numpy leaves open where it is damaged
+            np.load(opened, allow_pickle=False) as file,
+        ):
             digests, measured = file["pages"], file["traits"]
             pairs, values = file["pairs"], file["likeness"]
             shapes = digests.shape[1:], measured.shape[1:], pairs.shape[1:]

@@ -168,6 +168,8 @@ def _cells(values: Floats, n_rows: int, n_columns: int) -> Floats:
 
 N_FOLDS = 5
 N_SHUFFLES = 200
+PENALTY = (0.05, 0.5)
+"""Of ridge regression, for each row and for each column: of many columns each may say little."""
 CHANCE_PERCENTILE = 99.5
 N_BINS = 8
 FEW = 12
@@ -282,7 +284,7 @@ def _dealt(targets: NDArray[np.int64], rng: np.random.Generator) -> list[NDArray
 def _ridge(X: Floats, wanted: Floats, held_out: Floats) -> Floats:
     """What ridge regression from `X` to `wanted` says of the rows held out."""
     mean = wanted.mean(axis=0)
-    penalty = 0.05 * len(X)
+    penalty = PENALTY[0] * len(X) + PENALTY[1] * X.shape[1]
     if X.shape[1] <= len(X):
         weights = np.linalg.solve(X.T @ X + penalty * np.eye(X.shape[1]), X.T @ (wanted - mean))
     else:
