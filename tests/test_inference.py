@@ -221,6 +221,20 @@ def test_a_pattern_stands_for_what_it_matches(run, pages, tmp_path):
         predict(run, [tmp_path / "*.tif"], compute=AUTO)
 
 
+@pytest.mark.parametrize(
+    ("header", "mend"),
+    [
+        ("filename,image", r"'filename' and 'image', and each could be the path\. Name the right"),
+        ("record,age", r"has no column for the path: name it path\.$"),
+    ],
+)
+def test_a_csv_without_one_column_of_paths_says_how_to_name_it(run, tmp_path, header, mend):
+    listing = tmp_path / "new.csv"
+    listing.write_text(f"{header}\n1.png,2.png\n")
+    with pytest.raises(DataError, match=mend):
+        predict(run, [listing], compute=AUTO)
+
+
 def test_a_csv_s_columns_stand_beside_the_answers(run, pages, tmp_path):
     for name in ("1.png", "2.png"):
         shutil.copy(pages[0], tmp_path / name)

@@ -93,7 +93,7 @@ def list_images(source: Path) -> tuple[list[Path], dict[str, list[str]]]:
     StorageError
     """
     table = _read(source)
-    column, beside = _column(table, "path", ""), source.resolve().parent
+    column, beside = _column(table, "path", "", has_option=False), source.resolve().parent
     # No root holds them all but that of the file system.
     cells = [cell and str(beside / cell) for cell in table.columns[column]]
     anywhere = replace(table, columns={**table.columns, column: cells})
@@ -223,8 +223,11 @@ class _Columns:
         )
 
 
-def _column(table: _Table, role: str, asked: str, *, is_needed: bool = True) -> str:
+def _column(
+    table: _Table, role: str, asked: str, *, is_needed: bool = True, has_option: bool = True
+) -> str:
     """The column that is asked for, else the one that is called so; "" where there is none."""
+    option = option_name(f"{role}_column")
     if asked:
         return _asked(table, asked, f"{role}_column")
     called = {plain(name): name for name in table.columns}
@@ -232,14 +235,14 @@ def _column(table: _Table, role: str, asked: str, *, is_needed: bool = True) -> 
     if role != "group" and len(found) > 1 and plain(found[0]) != role:
         raise DataError(
             f"{table.source} has {' and '.join(map(repr, found))}, and each could be the {role}. "
-            f"Give {option_name(f'{role}_column')}."
+            + (f"Give {option}." if has_option else f"Name the right one {role}.")
         )
     if role == "group":
         _warn_of_patients(table, found)
     if is_needed and not found:
         raise DataError(
-            f"{table.source} has no column for the {role}: name it {role}, or give "
-            f"{option_name(f'{role}_column')} one of {_header_of(table)}."
+            f"{table.source} has no column for the {role}: name it {role}"
+            + (f", or give {option} one of {_header_of(table)}." if has_option else ".")
             + (_one_hot_hint(table) if role == "label" else "")
         )
     return found[0] if found else ""

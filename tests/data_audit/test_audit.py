@@ -34,10 +34,10 @@ def finding(found: Audit, check: str) -> Finding:
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
-    """A clean set of 60 pages, two of each patient, with a column."""
+    """A clean set of 40 pages, two of each patient, with a column."""
     root = tmp_path_factory.mktemp("clean") / "pages"
     rows = make_set(
-        root, 60, group=lambda row: f"p{row // 4 * 2 + row % 2}", sex=lambda row: "fm"[row // 2 % 2]
+        root, 40, group=lambda row: f"p{row // 4 * 2 + row % 2}", sex=lambda row: "fm"[row // 2 % 2]
     )
     for row in rows:
         number = int(Path(row["path"]).stem) // 4
