@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfeat.errors import DataError
-from ecgfeat.metrics import area_with_error
+from ecgfeat.metrics import Z_95, area_with_error
 from ecgfeat.protocol import Task, dealt
 
 __all__ = ["Doubts", "doubtful_labels", "outliers"]
@@ -69,7 +69,7 @@ class Doubts:
     @property
     def alike(self) -> list[tuple[int, int]]:
         """Pairs of classes that aren't told apart better than by chance."""
-        return [pair for pair, (area, error) in self.areas.items() if area - 1.96 * error <= 0.5]
+        return [pair for pair, (area, error) in self.areas.items() if area - Z_95 * error <= 0.5]
 
 
 def doubtful_labels(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfeat.metrics import area_with_error
+from ecgfeat.metrics import Z_95, area_with_error
 
 __all__ = ["TRAITS", "Telling", "columns_of", "telling", "traits"]
 
@@ -27,10 +27,10 @@ _MARKS = (12, 8)
 TRAITS: Mapping[str, int] = {
     "page size and shape": 3,
     "file size": 1,
-    "amount of drawing": 2,
+    "amount of drawing": 4,
     "paper colour": N_COLOURS,
     "grid colour": N_COLOURS + 1,
-    "trace colour": N_COLOURS,
+    "trace colour": N_COLOURS + 1,
     "noise and sharpness": 3,
     "border": 4 * _EDGE + 4 * N_COLOURS,
     "header": _STRIP[0] * _STRIP[1],
@@ -43,6 +43,8 @@ TRAITS: Mapping[str, int] = {
 STRIP_PX = 24
 """Rows at the top and at the foot, where a page has text and seldom traces."""
 BORDER_PX = 12
+INK_DEPTH = 0.55
+"""Of the way from paper to the darkest pixels, from where on a pixel is ink: grids are lighter."""
 SEEN_PX = (480, 320)
 """Pixels of the page that are looked at, evenly spaced: every grid of cells divides them."""
 
@@ -65,19 +67,16 @@ def traits(page: NDArray[np.uint8], n_bytes: int) -> Floats:
     seen = page[rows][:, columns].astype(np.float32)
     grey = seen.mean(axis=2)
     paper = np.median(seen.reshape(-1, 3), axis=0)
-    dark = paper.mean() - grey
-    # Half-way between paper and the darkest hundredth: grids are lighter, traces darker.
-    ink = dark > 0.55 * max(float(np.percentile(dark, 99.5)), 30.0)
+    depth = max(float(paper.mean()) - float(np.percentile(grey, 0.5)), 30.0)
+    ink = grey < paper.mean() - INK_DEPTH * depth
     found = {
         "page size and shape": [math.log(width), math.log(height), math.log(width / height)],
         "file size": [math.log(max(1, n_bytes) / (width * height))],
-        "amount of drawing": [
-            math.log(1 + float(np.abs(np.diff(grey, axis=a)).mean())) for a in (0, 1)
-        ],
+        "amount of drawing": _drawing(grey, ink),
         "paper colour": paper,
-        "grid colour": _grid(seen, dark, ink),
-        "trace colour": _mean(seen, dark >= np.percentile(dark, 99.5)) - paper,
-        "noise and sharpness": _noise(page, ink),
+        "grid colour": _grid(seen, paper.mean() - grey, ink),
+        "trace colour": _trace(seen, grey, paper),
+        "noise and sharpness": _noise(page, float(paper.mean()), depth),
         "border": _border(seen),
         "header": _strip(grey[:STRIP_PX]),
         "footer": _strip(grey[-STRIP_PX:]),
@@ -96,7 +95,8 @@ def values_of(trait: str, measured: Floats) -> Floats:
     if trait != "file size":
         return values
     drawing = measured[:, columns_of("amount of drawing")]
-    known = np.column_stack([np.ones(len(drawing)), drawing, drawing**2])
+    pairs = [drawing[:, i] * drawing[:, j] for i in range(4) for j in range(i + 1)]
+    known = np.column_stack([np.ones(len(drawing)), drawing, *pairs])
     explained, *_ = np.linalg.lstsq(known, values, rcond=None)
     rest: Floats = (values - known @ explained).astype(np.float32)
     return rest
@@ -109,25 +109,43 @@ def columns_of(name: str) -> slice:
     return slice(start, start + TRAITS[name])
 
 
+def _drawing(grey: Floats, ink: NDArray[np.bool_]) -> list[float]:
+    """How much there is to store: steps along and across the page, ink and its outline."""
+    steps = [math.log(1 + float(np.abs(np.diff(grey, axis=axis)).mean())) for axis in (0, 1)]
+    outline = float((ink[1:] != ink[:-1]).mean() + (ink[:, 1:] != ink[:, :-1]).mean())
+    return [*steps, math.log(1e-3 + float(ink.mean())), math.log(1e-3 + outline)]
+
+
 def _grid(seen: Floats, dark: Floats, ink: NDArray[np.bool_]) -> Floats:
-    """Colour of what is darker than paper but no trace, and how much of the page it is."""
-    lines = ~ink & (dark > 6)
-    return np.append(_mean(seen, lines), lines.mean()).astype(np.float32)
+    """Colour of what is darker than paper and away from any trace; how much of the rest it is."""
+    from scipy.ndimage import binary_dilation
+
+    rest = ~binary_dilation(ink, iterations=4)
+    lines = rest & (dark > 6)
+    share = lines.sum() / max(1, rest.sum())
+    # The soft edge of a trace is no grid: a grid is much of the page.
+    colour = np.median(seen[lines], axis=0) if share > 0.02 else np.zeros(N_COLOURS)
+    return np.append(colour, share if share > 0.02 else 0).astype(np.float32)
 
 
-def _mean(seen: Floats, where: NDArray[np.bool_]) -> Floats:
-    if not where.any():
-        return np.zeros(N_COLOURS, np.float32)
-    colour: Floats = np.median(seen[where], axis=0)
-    return colour
+def _trace(seen: Floats, grey: Floats, paper: Floats) -> Floats:
+    """Tint of the darkest pixels beside the paper's, and how dark they get."""
+    darkest = np.median(seen[grey <= np.percentile(grey, 0.5)], axis=0) - paper
+    tint = darkest - darkest.mean()
+    return np.append(tint, float(np.percentile(grey, 0.1)))
 
 
-def _noise(page: NDArray[np.uint8], ink: NDArray[np.bool_]) -> list[float]:
-    """Spread of neighbouring pixels of paper at full size, and how steep the traces' edges are."""
-    grey = page[: min(len(page), 1024)].mean(axis=2, dtype=np.float32)
-    steps = np.abs(np.diff(grey, axis=1))
-    steep = np.percentile(steps, 99.5)
-    return [float(np.median(steps)), float(np.percentile(steps, 75)), float(steep)]
+def _noise(page: NDArray[np.uint8], paper: float, depth: float) -> list[float]:
+    """How much neighbouring pixels of paper differ, and how sharp the edges of traces are."""
+    grey = page[:1024].mean(axis=2, dtype=np.float32)
+    # Across the page: the edges of baselines, which every page has, and not those of R waves.
+    steps = np.abs(np.diff(grey, axis=0))
+    ink = grey < paper - INK_DEPTH * depth
+    edges = steps[ink[1:] != ink[:-1]]
+    sharp = float(np.median(edges)) / depth if edges.size else 0.0
+    light = steps[~(ink[1:] | ink[:-1])]
+    light = light if light.size else np.zeros(1, np.float32)
+    return [float(np.median(light)), float(np.percentile(light, 75)), sharp]
 
 
 def _border(seen: Floats) -> Floats:
@@ -174,8 +192,9 @@ CHANCE_PERCENTILE = 99.5
 N_BINS = 8
 FEW = 12
 """Up to so many numbers each is also cut into bins: a class may lie between two others."""
-LEAST_AREA = 0.6
-"""An AUROC whose interval begins below this is said, but no warning."""
+LEAST_AREA, N_ERRORS = 0.6, 2.8
+"""An AUROC that isn't so many standard errors above this, and above chance, is said, but no
+warning: a dozen things are tried, and 1.96 would err in one of forty."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +224,8 @@ class Telling:
     @property
     def is_telling(self) -> bool:
         """Whether it is clearly more than chance, and enough to matter."""
-        return self.low > max(self.chance, LEAST_AREA)
+        error = (self.auroc - self.low) / Z_95
+        return self.auroc - N_ERRORS * error > max(self.chance, LEAST_AREA)
 
     def __str__(self) -> str:
         return (
@@ -255,7 +275,7 @@ def telling(what: str, values: Floats, labels: Sequence[str], *, seed: int = 0) 
     area, error = area_with_error(wanted[0, :, best], scores[:, best].astype(np.float64))
     # Where all are told apart the error is nothing: what so few rows may have missed is allowed.
     error = max(error, 0.5 / min(n_rows[usable[best]], len(targets) - n_rows[usable[best]]))
-    low, high = max(0.0, area - 1.96 * error), min(1.0, area + 1.96 * error)
+    low, high = max(0.0, area - Z_95 * error), min(1.0, area + Z_95 * error)
     return Telling(what, str(names[usable[best]]), area, low, high, chance, len(targets))
 
 
