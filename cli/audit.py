@@ -83,7 +83,7 @@ def _show(output: Output, found: Audit) -> None:
             if "strata" in finding.details:
                 _show_strata(output, finding.details["strata"])
     n_errors, n_warnings = len(found.of("error")), len(found.of("warning"))
-    verdict = "clean" if found.is_clean else f"{n_errors} errors, {n_warnings} warnings"
+    verdict = "clean" if found.is_clean else f"errors: {n_errors}, warnings: {n_warnings}"
     output.say(f"{verdict}; lists and sheets: {found.folder}")
 
 

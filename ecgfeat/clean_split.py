@@ -125,8 +125,13 @@ def split(
     >>> split("pages", settings=SplitSettings(val_fraction=0.2)).counts  # doctest: +SKIP
     {'train': {'mi': 64, 'normal': 64}, 'val': {'mi': 16, 'normal': 16}, ...}
     """
+    if not isinstance(source, (Manifest, FeatureCache)):
+        is_cache = Path(source).suffix == ".h5"
+        source = open_cache(source) if is_cache else read_manifest(source, data)
     listed = _listed(source, data)
     path = Path(out) if out is not None else Path(f"{listed.name}-split.csv")
+    if isinstance(source, Manifest):
+        source.refuse_inside(path, "--out")
     if path.exists() and not force:
         raise ConfigError(f"{path} exists: give another --out, or --force to write over it")
     left_out, together = _copies(listed, settings)
@@ -161,10 +166,7 @@ def split(
     return done
 
 
-def _listed(source: Manifest | FeatureCache | str | Path, data: DataSettings) -> _Listed:
-    if isinstance(source, (str, Path)):
-        is_cache = Path(source).suffix == ".h5"
-        source = open_cache(source) if is_cache else read_manifest(source, data)
+def _listed(source: Manifest | FeatureCache, data: DataSettings) -> _Listed:
     if isinstance(source, Manifest):
         return _Listed(
             name=source.name,

@@ -188,6 +188,13 @@ def test_what_can_not_be_is_refused(tmp_path: Path) -> None:
         ecgfeat.split(cache, out=out, force=True, data=DataSettings(label_column="x"))
     with pytest.raises(ConfigError, match=r"^--group-column 'x' is no column of .*, which has age"):
         ecgfeat.split(cache, out=out, force=True, data=DataSettings(group_column="x"))
+    tree = tmp_path / "tree"
+    for label in "ab":
+        for number in range(6):
+            (tree / label).mkdir(parents=True, exist_ok=True)
+            (tree / label / f"{number}.png").write_bytes(b"%d" % number + label.encode())
+    with pytest.raises(ConfigError, match="lies inside the data"):
+        ecgfeat.split(tree, out=tree / "s.csv")
     few = make(tmp_path / "few", "abcd")
     with pytest.raises(DataError, match=r"^val would have no image of a, b: too few groups"):
         ecgfeat.split(few, out=tmp_path / "f.csv", settings=SplitSettings(val_fraction=0.2))

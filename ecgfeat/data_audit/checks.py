@@ -372,7 +372,8 @@ def _same_images(work: _Work) -> Finding:
     n_tested = sum(bool(work.is_test[row]) for rows in across for row in rows.tolist())
     number = (
         f"{_counted(len(groups), 'picture')} more than once ({sum(map(len, groups))} images): "
-        f"{len(across)} across splits ({n_tested} test images), {len(two_labels)} under two labels"
+        f"{len(across)} across splits ({_counted(n_tested, 'test image')}), {len(two_labels)} "
+        "under two labels"
     )
     is_wrong = bool(across or two_labels)
     return Finding(
@@ -582,11 +583,17 @@ def _page_shortcuts(work: _Work) -> Finding:
 
 
 def _shortcuts(check: str, found: Sequence[Telling], n_lost: int) -> Finding:
+    if not found:
+        return Finding(
+            check=check,
+            level="unknown",
+            number="there are too few images of a class, or they are the same in all that is tried",
+        )
     told = sorted((one for one in found if one.is_telling), key=lambda one: -one.auroc)
     details = {"tried": [vars(one) for one in found], "unreadable": n_lost}
     if not told:
-        best = max(found, key=lambda one: one.auroc, default=None)
-        number = f"none of {len(found)} tells a class" + (f"; best {best}" if best else "")
+        best = max(found, key=lambda one: one.auroc)
+        number = f"none of {len(found)} tells a class; best {best}"
         return Finding(check=check, level="fine", number=number, details=details)
     return Finding(
         check=check,

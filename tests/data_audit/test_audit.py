@@ -269,6 +269,15 @@ def test_what_does_not_go_with_the_data_is_refused_first(
         audited(clean, run=run)
 
 
+def test_of_four_pages_nothing_is_claimed(tmp_path: Path) -> None:
+    root, rows = plain_set(tmp_path, 4)
+    found = audited(cached(listed(root, rows)), AuditSettings())
+    unknown = {one.check for one in found.of("unknown")}
+    assert {"shortcuts: how a page looks", "likely wrong labels"} <= unknown
+    assert "train and test from different worlds" in unknown
+    assert not found.of("error")
+
+
 def test_a_stop_keeps_what_was_measured(tmp_path: Path) -> None:
     root, rows = plain_set(tmp_path)
     cache = cached(listed(root, rows))
