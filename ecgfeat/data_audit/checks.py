@@ -762,7 +762,7 @@ def _classes(work: _Work) -> Finding:
     alike = [f"{classes[a]} and {classes[b]}" for a, b in doubts.alike]
     return Finding(
         check=check,
-        level="warning" if alike else "fine",
+        level="note" if alike else "fine",  # it may be so of sound data too
         number=", ".join(alike) or f"hardest: {hardest}, AUROC {areas[hardest]:.3f} out of fold",
         meaning="On these features nothing tells these classes apart better than chance: their "
         "labels may be mixed up, or the page too small to show the sign."
