@@ -40,7 +40,7 @@ __all__ = ["Audit", "Finding", "Level", "audit"]
 Level = Literal["error", "warning", "note", "fine", "unknown"]
 Rows = NDArray[np.int64]
 
-MAX_P_VALUE = 0.001
+MAX_P_VALUE = 0.01
 """Of a difference between classes in lost files, over all that are tested."""
 N_SHOWN = 24
 """Pairs or pages on a contact sheet."""
