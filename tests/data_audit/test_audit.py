@@ -99,7 +99,7 @@ def test_a_picture_under_two_labels_is_an_error_and_copies_on_one_side_a_note(
 def test_pages_saved_again_across_the_split_are_a_warning_with_a_sheet(tmp_path: Path) -> None:
     from PIL import Image
 
-    root, rows = plain_set(tmp_path)
+    root, rows = plain_set(tmp_path, 24)
     for number in (0, 1, 4):
         name = rows[number]["path"].replace(".png", "-again.jpg")
         Image.open(root / rows[number]["path"]).save(root / name, quality=40)
@@ -178,7 +178,7 @@ def test_what_was_ignored_or_could_not_be_decoded_is_counted_by_class(tmp_path: 
 def test_a_shortcut_and_a_column_that_tell_the_class_are_warnings(tmp_path: Path) -> None:
     from PIL import Image, ImageDraw
 
-    root, rows = plain_set(tmp_path, 40, device=lambda row: "AB"[row % 2], age=lambda row: row % 7)
+    root, rows = plain_set(tmp_path, 24, device=lambda row: "AB"[row % 2], age=lambda row: row % 7)
     for row in rows[1::2]:
         image = Image.open(root / row["path"])
         ImageDraw.Draw(image).rectangle((0, 0, 12, 9), fill=(200, 40, 40))
@@ -204,7 +204,7 @@ def test_a_test_part_from_elsewhere_is_a_warning(tmp_path: Path) -> None:
 
 
 def test_without_pages_no_image_is_opened(tmp_path: Path) -> None:
-    root, rows = plain_set(tmp_path)
+    root, rows = plain_set(tmp_path, 24)
     cache = cached(listed(root, rows))
     for row in rows:
         (root / row["path"]).unlink()
@@ -218,7 +218,7 @@ def test_without_pages_no_image_is_opened(tmp_path: Path) -> None:
 
 
 def test_what_was_measured_is_remembered_and_changed_images_are_not(tmp_path: Path) -> None:
-    root, rows = plain_set(tmp_path)
+    root, rows = plain_set(tmp_path, 24)
     cache = cached(listed(root, rows))
     first = audited(cache, AuditSettings())
     elsewhere = root.rename(root.with_name("moved"))
@@ -279,7 +279,7 @@ def test_of_four_pages_nothing_is_claimed(tmp_path: Path) -> None:
 
 
 def test_a_stop_keeps_what_was_measured(tmp_path: Path) -> None:
-    root, rows = plain_set(tmp_path)
+    root, rows = plain_set(tmp_path, 24)
     cache = cached(listed(root, rows))
 
     def stop(progress: Progress) -> None:
