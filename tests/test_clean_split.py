@@ -227,7 +227,7 @@ def test_the_command_says_what_it_wrote_and_what_comes_next(tmp_path: Path, monk
 def test_no_picture_and_no_group_is_ever_on_two_sides(tmp_path_factory, rows, copies, folds):
     root = tmp_path_factory.mktemp("any")
     manifest = Manifest(
-        source=root,
+        source=root / "pages.csv",
         settings=DataSettings(),
         root=root,
         name="any",
