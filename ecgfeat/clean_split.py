@@ -142,7 +142,7 @@ def split(
     column, parts = _parts(listed, kept, task, units, groups, data, settings)
     if settings.keep_split:
         _refuse_straddling(groups, parts)
-    heads = ["path", "label", column, "group", *listed.metadata]
+    heads = ["path", "label", column, "group", *map(_beside_ours, listed.metadata)]
     columns = (listed.paths, listed.labels, *listed.metadata.values())
     write_csv(
         path,
@@ -164,6 +164,14 @@ def split(
     if done.left_out:
         write_csv(done.left_out_path, [("path", "label", "reason"), *done.left_out])
     return done
+
+
+OUR_COLUMNS = ("path", "label", "split", "group", "fold")
+
+
+def _beside_ours(column: str) -> str:
+    """A metadata column's name, where it would be read as one of ours another."""
+    return f"{column}_before" if column.strip().lower() in OUR_COLUMNS else column
 
 
 def _listed(source: Manifest | FeatureCache, data: DataSettings) -> _Listed:

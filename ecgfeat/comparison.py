@@ -305,8 +305,12 @@ def _compared(entry: _Entry) -> ComparedRun:
         scores=entry.resampled.scores(),
         cost=run.cost,
         majority_accuracy=run.metrics.get("majority", {}).get("accuracy"),
-        leak=next((line for line in run.metrics.get("notices", ()) if line.startswith(LEAK)), ""),
+        leak="; ".join(filter(_is_leak, run.metrics.get("notices", ()))),
     )
+
+
+def _is_leak(notice: str) -> bool:
+    return notice.startswith(LEAK)
 
 
 def _pairs(entries: Sequence[_Entry]) -> list[Pair]:

@@ -129,6 +129,17 @@ def test_the_split_is_the_one_that_extract_would_draw_and_its_seed_another(tmp_p
     assert rows_of(other.manifest_path) != rows_of(done.manifest_path)
 
 
+def test_a_column_called_like_one_of_ours_is_kept_beside_it(tmp_path: Path) -> None:
+    data = make(tmp_path / "pages", LETTERS[:20])
+    text = data.read_text().replace("path,label,age", "path,label,Fold")
+    data.write_text(text)
+    done = ecgfeat.split(data, out=tmp_path / "split.csv")
+    first = rows_of(done.manifest_path)[0]
+    assert list(first) == ["path", "label", "split", "group", "Fold_before"]
+    again = read_manifest(done.manifest_path, DataSettings(root=done.root))
+    assert again.metadata["Fold_before"][0] == first["Fold_before"]
+
+
 def test_patients_of_a_cache_by_a_column_or_by_the_path(tmp_path: Path) -> None:
     root = tmp_path / "pages"
     for number in range(40):

@@ -245,9 +245,11 @@ def test_runs_that_lie_in_the_data_are_no_class(tmp_path: Path) -> None:
     make_files(root, f"{run}/config.json", f"{run}/metrics.json", f"{run}/accuracy_curve.png")
     manifest = read_manifest(root)
     assert (manifest.classes, manifest.digest) == (("a", "b"), digest)
-    assert manifest.ignored == {"of runs in runs": 3}
+    assert manifest.ignored == {"of runs and audits in runs": 3}
     begun = "runs/20260131-094500-finetune-pages"
     make_files(root, f"{begun}/config.json", f"{begun}/.lock", f"{begun}/lr_range.png")
+    assert read_manifest(root).classes == ("a", "b")
+    make_files(root, "audits/20260131-pages/audit.json", "audits/20260131-pages/near-copies.png")
     assert read_manifest(root).classes == ("a", "b")
 
 

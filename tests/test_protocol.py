@@ -135,6 +135,10 @@ def test_a_leak_stops_unless_it_is_allowed_and_two_labels_are_only_told() -> Non
     leak, labels = Leaks(3, 1, 0, 1).refuse("c.h5", allowed=True)
     assert leak.startswith(LEAK + "1 of 3 test images is also among those trained on")
     assert labels.startswith("1 picture lies under two labels")
+    told = Leaks(3, 1, 2, 1).refuse("c.h5", allowed=True)
+    assert [line.startswith(LEAK) for line in told] == [True, True, False]
+    with pytest.raises(DataError, match=r"byte for byte, .*; 2 of 3 test images are of a group"):
+        Leaks(3, 1, 2, 1).refuse("c.h5", allowed=False)
 
 
 # Classes and tasks

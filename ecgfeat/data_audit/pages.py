@@ -91,9 +91,11 @@ class Pages:
             As `shortcuts.traits` gives them.
         """
         new = [row for row in rows.tolist() if self._digests[row] not in self._traits]
-        for row, found in self._read(new, traits, "measuring"):
-            self._traits[self._digests[row]] = found
-        self._remember()
+        try:
+            for row, found in self._read(new, traits, "measuring"):
+                self._traits[self._digests[row]] = found
+        finally:  # also where it is interrupted: the next audit goes on from there
+            self._remember()
         there = [row for row in rows.tolist() if self._digests[row] in self._traits]
         measured = [self._traits[self._digests[row]] for row in there]
         return np.array(there, np.int64), np.array(measured, np.float32).reshape(-1, _WIDTH)
@@ -109,17 +111,19 @@ class Pages:
         found: list[Pair] = []
         n_tried = n_compared = n_since = 0
         total = min(len(pairs), MAX_PAIRS)
-        while n_tried < total and n_since < PATIENCE:
-            chunk = pairs[n_tried : min(n_tried + CHUNK, total)].tolist()
-            compared = list(self._compared(chunk))
-            copies = [pair for pair in compared if pair.likeness >= LEAST_LIKENESS]
-            found += copies
-            n_tried += len(chunk)
-            n_compared += len(compared)
-            n_since = 0 if copies else n_since + len(chunk)
-            self._tell("comparing", n_tried, total, "pairs")
-        self._remember()
-        self._maps.clear()
+        try:
+            while n_tried < total and n_since < PATIENCE:
+                chunk = pairs[n_tried : min(n_tried + CHUNK, total)].tolist()
+                compared = list(self._compared(chunk))
+                copies = [pair for pair in compared if pair.likeness >= LEAST_LIKENESS]
+                found += copies
+                n_tried += len(chunk)
+                n_compared += len(compared)
+                n_since = 0 if copies else n_since + len(chunk)
+                self._tell("comparing", n_tried, total, "pairs")
+        finally:
+            self._remember()
+            self._maps.clear()
         return found, n_compared
 
     def _compared(self, pairs: Sequence[Sequence[int]]) -> Iterator[Pair]:

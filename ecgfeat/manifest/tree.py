@@ -102,7 +102,7 @@ def _walk(root: Path, settings: DataSettings) -> _Files:
         folder = folders.pop()
         entries = _entries(root / folder)
         if folder and _is_our_own(entries):
-            files.junk[f"of runs in {Path(folder).parent}"] += len(entries)
+            files.junk[f"of runs and audits in {Path(folder).parent}"] += len(entries)
             continue
         for name, entry in entries.items():
             path = f"{folder}/{name}" if folder else name
@@ -140,8 +140,9 @@ def _entries(folder: Path) -> dict[str, os.DirEntry[str]]:
 
 
 def _is_our_own(entries: dict[str, os.DirEntry[str]]) -> bool:
-    """Whether a folder is a run, finished or not, whose figures are no pages."""
-    return "config.json" in entries and bool(_OF_A_RUN & entries.keys())
+    """Whether a folder is an audit or a run, finished or not, whose figures are no pages."""
+    is_run = "config.json" in entries and bool(_OF_A_RUN & entries.keys())
+    return is_run or "audit.json" in entries
 
 
 _OF_A_RUN = {"metrics.json", "history.csv", "checkpoint.safetensors", "lr_range.csv", ".lock"}

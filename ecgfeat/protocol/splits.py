@@ -617,11 +617,11 @@ class Leaks:
         """
         if not (self.n_pictures or self.n_patients):
             return self.in_words()
+        leaks = replace(self, n_two_labels=0).in_words()
         if allowed:
-            leak, *others = self.in_words()
-            return [f"{LEAK}{leak}", *others]
+            return [*(f"{LEAK}{leak}" for leak in leaks), *self.in_words()[len(leaks) :]]
         raise DataError(
-            f"{source}: {self.in_words()[0]}. Write a clean split with `ecgfeat split "
+            f"{source}: {'; '.join(leaks)}. Write a clean split with `ecgfeat split "
             f"{shlex.quote(str(source))}`, look closer with `ecgfeat audit CACHE`, or give "
             "--allow-leak, which every result then says."
         )

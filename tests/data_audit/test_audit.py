@@ -233,6 +233,21 @@ def test_what_was_measured_is_remembered_and_changed_images_are_not(tmp_path: Pa
     assert (page.level, "changed since" in page.number) == ("unknown", True)
 
 
+def test_an_interrupted_audit_keeps_what_it_measured(tmp_path: Path) -> None:
+    root, rows = plain_set(tmp_path, 24)
+    cache = cached(listed(root, rows))
+
+    def stop_after_ten(progress: Progress) -> None:
+        if progress.stage == "measuring" and progress.done == 10:
+            raise Interrupted(2)
+
+    with pytest.raises(Interrupted):
+        ecgfeat.audit(cache, out_dir=tmp_path / "audits", report=stop_after_ten)
+    (memory,) = tmp_path.glob("*-audit.npz")
+    with np.load(memory) as file:
+        assert len(file["traits"]) >= 9
+
+
 def test_a_runs_results_are_given_by_stratum(clean: FeatureCache, tmp_path: Path) -> None:
     (run,) = ecgfeat.fit_heads(clean, kinds="logreg", head=HEAD, out_dir=tmp_path)
     found = audited(clean, AuditSettings(pages=0, by="sex"), run=run)
