@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfeat.config import RUN_KINDS
-from ecgfeat.errors import RunError
+from ecgfeat.config import (
+    RUN_KINDS,
+    EvaluationSettings,
+    FinetuneSettings,
+    HeadSettings,
+    Settings,
+    SweepSettings,
+)
+from ecgfeat.errors import ConfigError, RunError
+from ecgfeat.heads import idle_options
 from ecgfeat.metrics import (
+    METRICS,
     AreaTest,
     Resampled,
     Score,
@@ -27,14 +36,17 @@ from ecgfeat.metrics import (
 )
 from ecgfeat.predictions import Predictions, positive_class
 from ecgfeat.protocol import LEAK
-from ecgfeat.runs import Cost, Run, open_run
+from ecgfeat.runs import Cost, Run, decision_from, open_run
 
 __all__ = [
     "ComparedRun",
     "Comparison",
     "LeftAside",
+    "ListedRun",
     "Pair",
     "compare",
+    "differing_settings",
+    "list_runs",
     "refuse_different_rows",
     "refuse_equal_names",
 ]
@@ -58,6 +70,10 @@ class ComparedRun:
         versions.
     leak : str
         That it was tested on images it was trained on, in words; empty for most.
+    differs : mapping of str to str
+        Its settings that the other runs have otherwise, see `differing_settings`.
+    operating_point : str
+        How its probabilities become answers, in words.
     """
 
     name: str
@@ -67,6 +83,8 @@ class ComparedRun:
     cost: Cost
     majority_accuracy: float | None = None
     leak: str = ""
+    differs: Mapping[str, str] = field(default_factory=dict)
+    operating_point: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +256,7 @@ def compare(runs: Sequence[Run | str | Path], *, leave_aside: bool = False) -> C
     sample = entries[0].resampled.sample
     pairs = _adjusted(_pairs(entries))
     return Comparison(
-        runs=tuple(_compared(entry) for entry in entries),
+        runs=tuple(map(_compared, entries, differing_settings(compared))),
         pairs=pairs,
         data=str(compared[0].config["data"]),
         test_rows=str(compared[0].metrics["test_rows"]),
@@ -296,8 +314,10 @@ def _difference(first: _Opened, second: _Opened) -> str:
     return ""
 
 
-def _compared(entry: _Entry) -> ComparedRun:
+def _compared(entry: _Entry, differs: Mapping[str, str]) -> ComparedRun:
     run = entry.run
+    decisions = [decision_from(fields) for fields in run.metrics.get("decisions", ())]
+    points = [decision.in_words() for decision in decisions if decision.in_words()]
     return ComparedRun(
         name=run.name,
         kind=run.kind,
@@ -306,6 +326,8 @@ def _compared(entry: _Entry) -> ComparedRun:
         cost=run.cost,
         majority_accuracy=run.metrics.get("majority", {}).get("accuracy"),
         leak="; ".join(filter(_is_leak, run.metrics.get("notices", ()))),
+        differs=differs,
+        operating_point="; ".join(points) or "the most probable class",
     )
 
 
@@ -361,6 +383,155 @@ def _pair(first: _Entry, second: _Entry, auroc_test: AreaTest | None) -> Pair:
         auroc_p_adjusted=None,
         is_identical=is_identical,
     )
+
+
+# What runs there are, and how they differ
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedRun:
+    """A run's folder in a list.
+
+    Attributes
+    ----------
+    number : str
+        ``R1``, ``R2`` …, as it is called in a comparison of the same runs.
+    path : Path
+    run : Run or None
+        None where it can't be opened.
+    differs : mapping of str to str
+        Its settings that others in the list have otherwise.
+    reason : str
+        Why it can't be opened; empty where it can.
+    """
+
+    number: str
+    path: Path
+    run: Run | None
+    differs: Mapping[str, str] = field(default_factory=dict)
+    reason: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for ``json.dumps``."""
+        described: dict[str, Any] = {"number": self.number, "path": str(self.path)}
+        if self.run is None:
+            return {**described, "reason": self.reason}
+        return {
+            **described,
+            **{key: self.run.config.get(key) for key in ("kind", "data", "created")},
+            "test_rows": self.run.metrics["test_rows"],
+            "scores": self.run.metrics["scores"],
+            "majority_accuracy": self.run.metrics.get("majority", {}).get("accuracy"),
+            "differs": dict(self.differs),
+        }
+
+
+def list_runs(folder: str | Path = "runs", *, sort: str = "name") -> list[ListedRun]:
+    """The runs of a folder, and the settings in which they differ.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Their parent folder.
+    sort : str
+        ``"name"``, which is by time, or a score: the best first.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such score.
+    RunError
+        When there is no such folder.
+
+    Examples
+    --------
+    >>> [run.path.name for run in list_runs("runs", sort="auroc")]  # doctest: +SKIP
+    ['20260131-094500-logreg-pages', '20260131-094455-linear-pages']
+    """
+    if sort != "name" and sort not in METRICS:
+        raise ConfigError(f"--sort must be name or one of {', '.join(METRICS)}; found {sort!r}")
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RunError(f"{folder} is no folder: give the folder that holds the runs' folders")
+    paths = sorted(path for path in folder.iterdir() if (path / "config.json").exists())
+    opened: list[Run] = []
+    others: list[ListedRun] = []
+    for path in paths:
+        try:
+            opened.append(open_run(path))
+        except RunError as error:
+            others.append(ListedRun(number="–", path=path, run=None, reason=str(error)))
+    if sort != "name":
+        opened.sort(key=lambda run: _rank(run, sort))
+    listed = [
+        ListedRun(number=f"R{number}", path=run.path, run=run, differs=differs)
+        for number, (run, differs) in enumerate(zip(opened, differing_settings(opened)), start=1)
+    ]
+    return listed + others
+
+
+def _rank(run: Run, by: str) -> float:
+    score = run.metrics["scores"].get(by)
+    if score is None:
+        return float("inf")
+    return float(score["value"]) * (1 if METRICS[by].is_loss else -1)
+
+
+SECTIONS: Mapping[str, Settings] = {
+    "head": HeadSettings(),
+    "sweep": SweepSettings(),
+    "training": FinetuneSettings(),
+    "evaluation": EvaluationSettings(),
+}
+"""Settings in ``config.json`` that make a difference, with their defaults."""
+
+
+def differing_settings(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """Of each run the settings that others have otherwise, by the option's name.
+
+    One that only some have, such as a head's C, is told where it isn't the usual one.
+    """
+    found = [_settings_of(run) for run in runs]
+    names = dict.fromkeys(name for settings in found for name in settings)
+    values = {name: {settings.get(name) for settings in found} for name in names}
+    usual = {name for name in names if values[name] - {None} == {_USUAL.get(name)}}
+    differing = [name for name in names if len(values[name]) > 1 and name not in usual]
+    return [{name: settings[name] for name in differing if name in settings} for settings in found]
+
+
+def _as_words(section: Settings) -> dict[str, str]:
+    return {item.name: _word(getattr(section, item.name)) for item in dataclasses.fields(section)}
+
+
+def _word(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value) if value != "" else "none"
+
+
+_USUAL = {name: word for section in SECTIONS.values() for name, word in _as_words(section).items()}
+
+
+def _settings_of(run: Run) -> dict[str, str]:
+    """What decides a run's numbers, as words by name; what its kind of head doesn't use is left."""
+    config = run.config
+    how, backbone = config.get("preprocessing", {}), config.get("backbone", {})
+    found = {
+        "data": f"{config['data']} {config.get('manifest_digest', '')[:8]}".strip(),
+        "recipe": str(config.get("recipe", "")) or "none",
+        "arch": str(backbone.get("arch", "")),
+        "weights": f"{Path(str(backbone.get('weights', ''))).name} "
+        f"{str(backbone.get('weights_digest', ''))[:8]}".strip(),
+        "crop_mode": str(how.get("crop_mode", "")),
+        "size": f"{how.get('width_px')}x{how.get('height_px')}",
+    }
+    idle = idle_options(run.kind)
+    for name, usual in SECTIONS.items():
+        stored = config.get(name, {})
+        for item in dataclasses.fields(usual):
+            if item.name in stored and item.name not in idle:
+                found[item.name] = _word(stored[item.name])
+    return found
 
 
 def refuse_equal_names(runs: Sequence[Run]) -> None:

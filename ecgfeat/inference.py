@@ -40,7 +40,15 @@ from ecgfeat.runtime import (
 if TYPE_CHECKING:
     from ecgfeat.backbones import Backbone
 
-__all__ = ["FailedImage", "InferenceResult", "Model", "predict", "read_model"]
+__all__ = [
+    "FailedImage",
+    "InferenceResult",
+    "Listed",
+    "Model",
+    "list_given",
+    "predict",
+    "read_model",
+]
 
 
 BATCH_SIZE = 4
@@ -214,7 +222,7 @@ def predict(
     ('normal',)
     """
     model = read_model(run)
-    paths, columns = _listed(images)
+    paths, columns = list_given(images)
     backbone = model.load_backbone(weights, _resolve(compute, model.precision))
     decoder = decoder_of(map(str, paths))
     if model.decoder != decoder:
@@ -223,14 +231,21 @@ def predict(
     return _apply(model, backbone, paths, columns, report)
 
 
-class _Listed(NamedTuple):
+class Listed(NamedTuple):
     """The images asked for, and what a CSV says of each, empty for others."""
 
     paths: list[Path]
     columns: dict[str, list[str]]
 
 
-def _listed(images: Sequence[str | Path]) -> _Listed:
+def list_given(images: Sequence[str | Path]) -> Listed:
+    """The images that files, folders, CSVs and patterns stand for.
+
+    Raises
+    ------
+    DataError
+        When there are none.
+    """
     paths: list[Path] = []
     columns: dict[str, list[str]] = {}
     for given in map(Path, images):
@@ -240,8 +255,8 @@ def _listed(images: Sequence[str | Path]) -> _Listed:
             cells += said.get(name, [""] * len(found))
         paths += found
     if not paths:
-        raise DataError("there are no images to predict: give files, or folders that hold some")
-    return _Listed(paths, columns)
+        raise DataError("there are no images: give files, or folders that hold some")
+    return Listed(paths, columns)
 
 
 def _images_of(given: Path) -> tuple[list[Path], dict[str, list[str]]]:

@@ -63,6 +63,20 @@ def shared_weights(shared_data: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pages, a run of each kind on two classes, and one of each head on three."""
+    from .studies import make_study  # late: it loads torch
+
+    return make_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture
+def pages(study: Path) -> list[Path]:
+    """The test pages of the study's two classes."""
+    return sorted((study / "pages2" / "test").rglob("*.png"))
+
+
 def draw_page(seed: int, label: int = 0, size_px: tuple[int, int] = PAGE_PX) -> Image.Image:
     """A trace on paper, (width, height) pixels; `label` sets how tall its spikes are."""
     width, height = size_px

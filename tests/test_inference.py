@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 import json
 import shutil
 import subprocess
@@ -17,76 +16,26 @@ from safetensors.numpy import save_file
 from ecgfeat import backbones, runtime
 from ecgfeat.calibration import Decision
 from ecgfeat.config import (
-    RECIPES,
     ComputeSettings,
     DataSettings,
     EvaluationSettings,
     ExtractionSettings,
-    FinetuneSettings,
     HeadSettings,
     NetworkSettings,
-    PageSettings,
 )
 from ecgfeat.errors import ConfigError, DataError, Interrupted, RunError, WeightsError
 from ecgfeat.extraction import extract
 from ecgfeat.feature_cache import open_cache
-from ecgfeat.finetuning import finetune
 from ecgfeat.heads import fit_heads
 from ecgfeat.inference import FailedImage, predict
 from ecgfeat.manifest import read_manifest
 from ecgfeat.runs import Run, open_run
 
-from .conftest import draw_page
+from .studies import FP32, PAGE, drawn_once, run_of, weights_drawn_once
 
-FP32 = ComputeSettings(device="cpu", precision="fp32", threads=2)
+__all__ = ["weights_drawn_once"]  # a fixture
+
 AUTO = ComputeSettings(device="cpu", threads=2)
-PAGE = PageSettings(size="64x48", crop_mode="border")
-
-
-@pytest.fixture(autouse=True)
-def _weights_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbones, "load_weights", drawn_once)
-
-
-drawn_once = functools.cache(backbones.load_weights)
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory) -> Path:
-    """Pages, a run of each kind on two classes, and one of each head on three."""
-    folder = tmp_path_factory.mktemp("study")
-    for n_classes in (2, 3):
-        data = folder / f"pages{n_classes}"
-        for index in range(6 * n_classes):
-            split = "test" if index < 2 * n_classes else "train"
-            target = data / split / "abc"[index % n_classes] / f"{index:02}.png"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            draw_page(index, index % n_classes).save(target)
-        manifest = read_manifest(data, DataSettings())
-        network = NetworkSettings(weights="random:1")
-        cache = extract(
-            manifest,
-            cache=folder,
-            page=PAGE,
-            network=network,
-            work=RECIPES["paper"].extraction,
-            compute=FP32,
-        ).cache
-        fit_heads(
-            open_cache(cache),
-            kinds=("linear", "logreg"),
-            head=HeadSettings(layers="layer2,layer4", epochs=2),
-            out_dir=folder / f"runs{n_classes}",
-        )
-    finetune(
-        read_manifest(folder / "pages2", DataSettings()),
-        network=NetworkSettings(weights="random:1"),
-        page=PAGE,
-        compute=FP32,
-        training=FinetuneSettings(epochs=1, batch_size=4),
-        out_dir=folder / "runs2",
-    )
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -110,19 +59,9 @@ def by_region(study: Path) -> tuple[Run, Run]:
     return linear, logistic
 
 
-def run_of(study: Path, kind: str, n_classes: int = 2) -> Run:
-    [folder] = (study / f"runs{n_classes}").glob(f"*-{kind}-*")
-    return open_run(folder)
-
-
 @pytest.fixture
 def run(study: Path) -> Run:
     return run_of(study, "linear")
-
-
-@pytest.fixture
-def pages(study: Path) -> list[Path]:
-    return sorted((study / "pages2" / "test").rglob("*.png"))
 
 
 def copied(run: Run, folder: Path) -> Path:
@@ -297,9 +236,7 @@ def test_an_answer_that_is_not_finite_is_a_failure(run, pages, monkeypatch):
 def test_no_images_at_all_are_refused(run, tmp_path):
     with pytest.raises(DataError) as caught:
         predict(run, [])
-    assert str(caught.value) == (
-        "there are no images to predict: give files, or folders that hold some"
-    )
+    assert str(caught.value) == ("there are no images: give files, or folders that hold some")
     with pytest.raises(DataError) as caught:
         predict(run, [tmp_path])
     assert str(caught.value) == (f"{tmp_path} holds no images (JPEG, PNG, TIFF, BMP, WebP, GIF)")

@@ -14,6 +14,7 @@ from ecgfeat.backbones.extractor import (
     repeatable_kernels,
     tap_widths,
 )
+from ecgfeat.backbones.trunk import cell_spans
 from ecgfeat.backbones.weights import Weights, load_network, load_weights, network_from_tensors
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "CheckPages",
     "Lanes",
     "Weights",
+    "cell_spans",
     "default_batch_size",
     "filled",
     "load_network",

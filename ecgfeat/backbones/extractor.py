@@ -155,6 +155,21 @@ class Backbone:
             # Only here has the failed attempt let go of its memory.
             self._make_room(size, reason)
 
+    def maps(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """The maps of every layer up to the last one that a tap needs, by the layer's name.
+
+        What `features` are the pools of.
+
+        Parameters
+        ----------
+        pixels : ndarray of shape (b, height_px, width_px, 3), uint8
+
+        Returns
+        -------
+        dict of str to ndarray of shape (b, channels, height, width), float32
+        """
+        return self._engine.maps(pixels)
+
     def _make_room(self, size: int, reason: str) -> None:
         device = self.compute.device
         if device == "cpu":
@@ -313,6 +328,15 @@ class Engine:
             joined = torch.cat(list(pools.values()), dim=1).cpu().numpy()
         ends = np.cumsum([pool.shape[1] for pool in pools.values()])
         return dict(zip(pools, np.split(joined, ends[:-1], axis=1)))
+
+    def maps(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """The layers' maps of prepared pages."""
+        with torch.inference_mode(), self.kernels():
+            # Copied, since the next layer may write over them.
+            return {
+                name: maps.to("cpu", torch.float32, copy=True).numpy()
+                for name, maps in self._trunk.maps(self._images(pixels))
+            }
 
     def _images(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
         """The four channels that the trunk wants, shape (b, 4, height, width)."""

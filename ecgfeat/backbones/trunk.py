@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from ecgfeat.backbones.weights import Weights, build_network
 from ecgfeat.config import Tap
 from ecgfeat.preprocessing import Preprocessing
 
-__all__ = ["CENTRE", "Trunk", "build_trunk", "pooled"]
+__all__ = ["CENTRE", "Trunk", "build_trunk", "cell_spans", "pooled"]
 
 
 CENTRE = np.uint8(128)
@@ -41,14 +41,19 @@ class Trunk(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Pools of shape (b, width), by the tap's name, of images (b, 4, height, width)."""
-        maps = self.stem(images)  # (b, channels, height / 4, width / 4)
         pools = {}
-        for name, layer in self.layers.items():
-            maps = layer(maps)  # (b, channels, …), halved by each layer after the first
+        for name, maps in self.maps(images):
             for tap in self.taps:
                 if tap.layer == name:
                     pools[tap.name] = pooled(maps, tap)
         return pools
+
+    def maps(self, images: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and maps of each layer in turn."""
+        maps = self.stem(images)  # (b, channels, height / 4, width / 4)
+        for name, layer in self.layers.items():
+            maps = layer(maps)  # (b, channels, …), halved by each layer after the first
+            yield name, maps
 
 
 def build_trunk(weights: Weights, preprocessing: Preprocessing, taps: Sequence[Tap]) -> Trunk:
@@ -127,18 +132,25 @@ def pooled(maps: torch.Tensor, tap: Tap) -> torch.Tensor:
     pool = POOLS[tap.pool]
     if tap.n_cells == 1:
         return pool(maps)
-    height, width = maps.shape[2:]
     # Copied, since the CPU pools what doesn't lie together up to ten times as slowly.
+    height, width = maps.shape[2:]
     cells = [
-        pool(maps[:, :, top:bottom, left:right].clone())
-        for top, bottom in _spans(height, tap.rows)
-        for left, right in _spans(width, tap.columns)
+        pool(maps[:, :, rows, columns].clone()) for rows, columns in cell_spans(tap, height, width)
     ]
     return torch.cat(cells, dim=1)
 
 
-def _spans(n_px: int, n_cells: int) -> list[tuple[int, int]]:
-    return [(i * n_px // n_cells, -(-(i + 1) * n_px // n_cells)) for i in range(n_cells)]
+def cell_spans(tap: Tap, height: int, width: int) -> list[tuple[slice, slice]]:
+    """Rows and columns of a map that each cell of the tap's grid has, as one reads a page."""
+    return [
+        (rows, columns)
+        for rows in _spans(height, tap.rows)
+        for columns in _spans(width, tap.columns)
+    ]
+
+
+def _spans(n_px: int, n_cells: int) -> list[slice]:
+    return [slice(i * n_px // n_cells, -(-(i + 1) * n_px // n_cells)) for i in range(n_cells)]
 
 
 def _average(maps: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,14 @@
 the class, `labels` what the labels are worth; `pages` reads pixels where one of them needs them.
 """
 
-from ecgfeat.data_audit.checks import Audit, Finding, Level, audit
+from ecgfeat.data_audit.checks import (
+    Audit,
+    Finding,
+    Level,
+    audit,
+    scored_rows,
+    strata_of,
+    stratum_table,
+)
 
-__all__ = ["Audit", "Finding", "Level", "audit"]
+__all__ = ["Audit", "Finding", "Level", "audit", "scored_rows", "strata_of", "stratum_table"]

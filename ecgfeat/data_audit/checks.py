@@ -32,10 +32,10 @@ from ecgfeat.files import write_csv, write_json
 from ecgfeat.manifest import group_in, looks_like_patient, plain
 from ecgfeat.metrics import METRICS, evaluate
 from ecgfeat.protocol import define_task, hash_place, joined
-from ecgfeat.runs import Run, open_run
+from ecgfeat.runs import Run, open_run, write_records
 from ecgfeat.runtime import Progress, Report, silent
 
-__all__ = ["Audit", "Finding", "Level", "audit"]
+__all__ = ["Audit", "Finding", "Level", "audit", "scored_rows", "strata_of", "stratum_table"]
 
 Level = Literal["error", "warning", "note", "fine", "unknown"]
 Rows = NDArray[np.int64]
@@ -168,7 +168,7 @@ def audit(
     if run is not None and not isinstance(run, Run):
         run = open_run(run)
     columns = _strata_columns(cache, settings)
-    scored = _scored_rows(cache, run) if run else {}
+    scored = scored_rows(cache.paths, run, cache.path) if run else {}
     work = _Work(cache, settings, Path(out_dir) / cache.path.stem, report)
     checks = (
         *(_lost_files, _same_images, _near_copies, _patients, _page_shortcuts),
@@ -815,8 +815,18 @@ def _strata_columns(cache: FeatureCache, settings: AuditSettings) -> dict[str, l
             f"--by names {', '.join(map(repr, unknown))}, but the data's columns are "
             f"{', '.join(cache.metadata) or 'none but path, label, split and group'}"
         )
-    names = asked or [name for name in cache.metadata if plain(name) not in _DIAGNOSES]
-    found = {name: _strata_of(cache.metadata[name]) for name in names}
+    return strata_of({name: cache.metadata[name] for name in asked} or cache.metadata, asked)
+
+
+def strata_of(
+    metadata: Mapping[str, Sequence[str]], asked: Sequence[str] = ()
+) -> dict[str, list[str]]:
+    """Each row's stratum by column, of the columns asked for or of those that have any.
+
+    Columns called like a diagnosis have none unless they are asked for.
+    """
+    names = asked or [name for name in metadata if plain(name) not in _DIAGNOSES]
+    found = {name: _strata_of(metadata[name]) for name in names}
     return {name: strata for name, strata in found.items() if strata or name in asked}
 
 
@@ -845,28 +855,12 @@ def _strata(
 
     `scored` maps a row of the cache to the row of the run's predictions.
     """
-    cache = work.cache
-    lines: list[tuple[str, ...]] = []
-    table = []
-    for name, strata in columns.items():
-        for stratum in sorted(set(strata), key=_in_order):
-            rows = [row for row, found in enumerate(strata) if found == stratum]
-            counts = Counter(cache.labels[row] for row in rows)
-            scores = _scores(run, [scored[row] for row in rows if row in scored]) if run else {}
-            table.append({"column": name, "value": stratum, "counts": dict(counts), **scores})
-            lines.append(
-                (
-                    *(name, stratum, str(len(rows)), *(str(counts[c]) for c in cache.classes)),
-                    *(_written(scores.get("scores", {}).get(score)) for score in _SCORES if run),
-                    *((str(scores.get("n_tested", 0)),) if run else ()),
-                )
-            )
+    table = stratum_table(work.cache.labels, columns, run, scored)
     if not table:
         return []
-    heads = [f"{c}" for c in cache.classes] + ([*_SCORES, "tested"] if run else [])
-    write_csv(
+    write_records(
         work.file("results by stratum" if run else "counts by stratum", "strata.csv"),
-        [("column", "value", "images", *heads), *lines],
+        [_as_record(stratum, work.cache.classes, has_scores=run is not None) for stratum in table],
     )
     return [
         Finding(
@@ -879,6 +873,42 @@ def _strata(
     ]
 
 
+def stratum_table(
+    labels: Sequence[str],
+    columns: Mapping[str, Sequence[str]],
+    run: Run | None,
+    scored: Mapping[int, int],
+) -> list[dict[str, Any]]:
+    """Images of each class in each stratum and, of a run, `n_tested` and `scores` there.
+
+    `scored` maps a row of the data to the row of the run's predictions.
+    """
+    table = []
+    for name, strata in columns.items():
+        for stratum in sorted(set(strata), key=_in_order):
+            rows = [row for row, found in enumerate(strata) if found == stratum]
+            counts = Counter(labels[row] for row in rows)
+            scores = _scores(run, [scored[row] for row in rows if row in scored]) if run else {}
+            table.append({"column": name, "value": stratum, "counts": dict(counts), **scores})
+    return table
+
+
+def _as_record(
+    stratum: Mapping[str, Any], classes: Sequence[str], *, has_scores: bool
+) -> dict[str, Any]:
+    """A row of strata.csv, each number in a column of its own."""
+    counts = stratum["counts"]
+    record = {name: stratum[name] for name in ("column", "value")}
+    record |= {"images": sum(counts.values())} | {c: counts.get(c, 0) for c in classes}
+    if not has_scores:
+        return record
+    for name in _SCORES:
+        score = stratum["scores"].get(name) or {}
+        ends = {"value": name, "low": f"{name}_low", "high": f"{name}_high"}
+        record |= {column: score.get(end) for end, column in ends.items()}
+    return record | {"tested": stratum["n_tested"]}
+
+
 def _in_order(stratum: str) -> tuple[bool, float, str]:
     """Numbers and quarters by value, before words."""
     number = _number(stratum.partition(" to ")[0])
@@ -888,13 +918,19 @@ def _in_order(stratum: str) -> tuple[bool, float, str]:
 _SCORES = ("accuracy", "balanced_accuracy", "auroc")
 
 
-def _scored_rows(cache: FeatureCache, run: Run) -> dict[int, int]:
-    """Row of the cache to row of the run's predictions."""
-    number = {path: row for row, path in enumerate(cache.paths)}
+def scored_rows(paths: Sequence[str], run: Run, source: object) -> dict[int, int]:
+    """Row of the data to row of the run's predictions.
+
+    Raises
+    ------
+    DataError
+        When there is none; `source` is what the message calls the data.
+    """
+    number = {path: row for row, path in enumerate(paths)}
     found = {number[i]: k for k, i in enumerate(run.predictions.ids) if i in number}
     if not found:
         raise DataError(
-            f"{run.path} was tested on none of the images of {cache.path}: give a run on these data"
+            f"{run.path} was tested on none of the images of {source}: give a run on these data"
         )
     return found
 

@@ -10,7 +10,7 @@ from ecgfeat.heads.fit import fit_heads
 from ecgfeat.heads.head import Likeness, Tensors
 from ecgfeat.heads.linear import HeadEpoch, LinearSpec, fit_linear_heads
 from ecgfeat.heads.logistic import LogisticFit, as_pipeline, fit_logistic, fit_logistic_path
-from ecgfeat.heads.registry import HEADS, head_fits, head_probabilities
+from ecgfeat.heads.registry import HEADS, head_fits, head_of, head_probabilities, idle_options
 
 __all__ = [
     "HEADS",
@@ -25,5 +25,7 @@ __all__ = [
     "fit_logistic",
     "fit_logistic_path",
     "head_fits",
+    "head_of",
     "head_probabilities",
+    "idle_options",
 ]

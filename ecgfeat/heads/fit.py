@@ -18,6 +18,7 @@ from ecgfeat.config import (
     RECIPE_OF_OLD_CACHES,
     RECIPES,
     EvaluationSettings,
+    FigureSettings,
     HeadKind,
     HeadSettings,
     RecipeSettings,
@@ -56,7 +57,7 @@ from ecgfeat.protocol import (
     refuse_thin_validation,
     training_share,
 )
-from ecgfeat.runs import EpochRecord, Run, create_run, write_run, write_sweep
+from ecgfeat.runs import EpochRecord, Run, create_run, ignore, write_run, write_sweep
 from ecgfeat.runtime import Report, silent
 
 if TYPE_CHECKING:
@@ -80,9 +81,11 @@ def fit_heads(
     head: HeadSettings | None = None,
     sweep: SweepSettings = SweepSettings(),
     evaluation: EvaluationSettings = EvaluationSettings(),
+    figures: FigureSettings = FigureSettings(),
     out_dir: str | Path = "runs",
     recipe: str = "",
     report: Report = silent,
+    on_written: Callable[[Run], None] = ignore,
 ) -> list[Run]:
     """Train and test heads on a cache's features, each in a run of its own.
 
@@ -98,7 +101,7 @@ def fit_heads(
         the order here.
     head : HeadSettings, optional
         The recipe's by default.
-    sweep, evaluation : settings
+    sweep, evaluation, figures : settings
     out_dir : str or Path
         Where the runs' folders are made.
     recipe : str
@@ -107,6 +110,8 @@ def fit_heads(
     report : callable, optional
         Told each epoch and each fit; may raise `Interrupted`, upon which finished runs are kept,
         and the part of a sweep that is finished.
+    on_written : callable, optional
+        Given each run once its results are written, before its figures are drawn.
 
     Returns
     -------
@@ -149,6 +154,7 @@ def fit_heads(
     _refuse_contradictions(kinds, sweep, evaluation, splits)
     grid = read_grid(sweep, kinds)
     task, plan = _lay_down(cache.listing, sweep, evaluation)
+    figures.rename(task.classes)  # refuses names of no class, before anything is trained
     sides = [fold.final.sides for fold in plan]
     leaks = find_leaks(cache.pictures, cache.labels, cache.groups, sides)
     notices = leaks.refuse(cache.path, allowed=evaluation.allow_leak)
@@ -167,13 +173,14 @@ def fit_heads(
             seeds=seeds,
             sweep=sweep,
             evaluation=evaluation,
+            figures=figures,
             recipe=recipe,
             report=report,
             leaks=notices,
         )
         for one_run in ([pool] if sweep.is_choosing else [[candidate] for candidate in pool])
     ]
-    return [_run(job, grid, Path(out_dir)) for job in jobs]
+    return [_run(job, grid, Path(out_dir), on_written) for job in jobs]
 
 
 def _ordered(kinds: str | Sequence[str]) -> list[HeadKind]:
@@ -299,7 +306,7 @@ def _lay_down(
     return task, folds
 
 
-def _run(job: HeadJob, grid: Grid, out_dir: Path) -> Run:
+def _run(job: HeadJob, grid: Grid, out_dir: Path, on_written: Callable[[Run], None]) -> Run:
     name = "sweep" if job.sweep.is_choosing else job.pool[0].kind
     folder = create_run(out_dir, name, job.data.cache.data_name)
     n_tried = 0
@@ -310,7 +317,8 @@ def _run(job: HeadJob, grid: Grid, out_dir: Path) -> Run:
         write_sweep(folder, rows)
 
     try:
-        return write_run(folder, describe(job, job.run(keep), grid))
+        result = describe(job, job.run(keep), grid)
+        return write_run(folder, result, look=job.figures, on_written=on_written)
     except BaseException as error:
         if n_tried:
             error.add_note(f"{folder / 'sweep.csv'} keeps the {n_tried} heads that were tried")
@@ -340,6 +348,7 @@ class HeadJob:
         The first is that of the head reported.
     sweep : SweepSettings
     evaluation : EvaluationSettings
+    figures : FigureSettings
     recipe : str
         The recipe that the settings began as; empty where it was none.
     report : callable
@@ -354,6 +363,7 @@ class HeadJob:
     seeds: Sequence[int]
     sweep: SweepSettings
     evaluation: EvaluationSettings
+    figures: FigureSettings
     recipe: str
     report: Report
     leaks: Sequence[str] = ()

@@ -143,6 +143,13 @@ class Head(ABC):
         """Logits of shape (n, n_classes) for features as they are in the cache."""
 
     @abstractmethod
+    def linear_form(self, tensors: Tensors) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Weights (n_classes, width) and biases (n_classes,) on features as they are in the cache.
+
+        The logits are X @ weights.T + biases.
+        """
+
+    @abstractmethod
     def shapes(self, n_classes: int, width: int) -> Mapping[str, tuple[int, ...]]:
         """Shapes of the arrays of a head for so many classes and features."""
 

@@ -128,6 +128,10 @@ class LinearHead(Head):
         """Logits; see `Head.logits`."""
         return (X @ tensors["weight"].T + tensors["bias"]).astype(np.float64)
 
+    def linear_form(self, tensors: Tensors) -> tuple[Scores, Scores]:
+        """Its own arrays; see `Head.linear_form`."""
+        return tensors["weight"].astype(np.float64), tensors["bias"].astype(np.float64)
+
     def shapes(self, n_classes: int, width: int) -> Mapping[str, tuple[int, ...]]:
         """Shapes of its arrays; see `Head.shapes`."""
         return {"weight": (n_classes, width), "bias": (n_classes,)}

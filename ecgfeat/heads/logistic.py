@@ -92,6 +92,14 @@ class LogisticHead(Head):
             return np.hstack([np.zeros_like(logits), logits])
         return logits
 
+    def linear_form(self, tensors: Tensors) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """With the standardisation taken into the weights; see `Head.linear_form`."""
+        weights = tensors["coef"] / tensors["scale"]
+        biases = tensors["intercept"] - weights @ tensors["mean"]
+        if len(weights) == 1:
+            return np.vstack([np.zeros_like(weights), weights]), np.append(0.0, biases)
+        return weights, biases
+
     def shapes(self, n_classes: int, width: int) -> Mapping[str, tuple[int, ...]]:
         """Shapes of its arrays; see `Head.shapes`."""
         n_logits = 1 if n_classes == 2 else n_classes

@@ -12,7 +12,7 @@ from ecgfeat.heads.head import Head, Tensors
 from ecgfeat.heads.linear import LinearHead
 from ecgfeat.heads.logistic import LogisticHead
 
-__all__ = ["HEADS", "head_fits", "head_probabilities"]
+__all__ = ["HEADS", "head_fits", "head_of", "head_probabilities", "idle_options"]
 
 HEADS: Mapping[HeadKind, Head] = {head.kind: head for head in (LinearHead(), LogisticHead())}
 """By kind, in the order in which several are fitted."""
@@ -28,8 +28,20 @@ def head_probabilities(tensors: Tensors, X: NDArray[np.float32]) -> NDArray[np.f
     X : ndarray of shape (n, width), float32
         Features as they are in the cache.
     """
+    return head_of(tensors).probabilities(tensors, X)
+
+
+def idle_options(kind: str) -> set[str]:
+    """Fields of `HeadSettings` that only other kinds of head have; empty where `kind` is none."""
+    if kind not in HEADS:
+        return set()
+    return {name for other, head in HEADS.items() if other != kind for name in head.options}
+
+
+def head_of(tensors: Tensors) -> Head:
+    """The kind of head that arrays are of, which shows by their names."""
     (head,) = (head for head in HEADS.values() if head.arrays == set(tensors))
-    return head.probabilities(tensors, X)
+    return head
 
 
 def head_fits(tensors: Tensors, *, n_classes: int, width: int) -> bool:

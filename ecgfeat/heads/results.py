@@ -227,6 +227,7 @@ def _config(job: HeadJob, reported: Sequence[Tested], grid: Grid) -> dict[str, A
         "sweep": as_json(job.sweep),
         **({"grid": {name: list(values) for name, values in grid.items()}} if grid else {}),
         "evaluation": as_json(job.evaluation),
+        "figures": as_json(job.figures),
         "manifest_digest": cache.data_digest,
         "cache": {"path": str(cache.path), "digest": cache.digest, "n_images": len(cache.paths)},
         **_describe_features(cache.header),

@@ -1,0 +1,539 @@
+"""Where a run's model looked: what each place of a page contributes to its answer.
+
+Every head here is linear in pools of the network's maps, and so is the end of a fine-tuned
+network. The logit is therefore a sum over places: exactly, with nothing approximated. Over the
+averages of ``layer4`` it is the class activation map of Zhou et al. 2016 ("Learning deep features
+for discriminative localization"), which Grad-CAM equals there but for leaving out what speaks
+against the class (Selvaraju et al. 2017, section 3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ecgfeat.config import ComputeSettings, parse_tap
+from ecgfeat.errors import ConfigError, ImageError
+from ecgfeat.figures.style import (
+    RULE,
+    in_lines,
+    new_panels,
+    save,
+    with_default_settings,
+    write_caption,
+)
+from ecgfeat.heads import head_of
+from ecgfeat.images import decode, prepare
+from ecgfeat.inference import CalibratedHead, FailedImage, Model, list_given, read_model
+from ecgfeat.predictions import positive_class
+from ecgfeat.preprocessing import Preprocessing
+from ecgfeat.runs import Run, open_run
+from ecgfeat.runtime import Progress, Report, resolve_compute, silent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+
+    from ecgfeat.backbones import Backbone
+
+__all__ = ["Explainer", "Explanation", "Explanations", "explain", "explanation_plot", "overlay"]
+
+Floats = NDArray[np.float64]
+Page = NDArray[np.uint8]
+
+RANDOM_WEIGHTS = "random:0"
+"""What the sanity check puts in the place of the backbone's weights."""
+UNCHANGED = 0.5
+"""A rank correlation with the map of random weights above this says that the map tells of the page
+more than of what the network learned."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Explanation:
+    """What each place of one page contributes to a model's logit of one class.
+
+    The logit is the class's against the mean of the others': in a binary task the calibrated log
+    odds. It is `offset`, what the model says of the average training page, plus everything in
+    `heat`, which has the same sum as all of `cells`. Of a cross-validated head all are means over
+    its folds.
+
+    Attributes
+    ----------
+    path : Path
+    label : str
+        The class that is spoken for; what is negative speaks against it.
+    predicted : str
+        The answer.
+    probability : float
+        The model's, of `label`.
+    logit, offset : float
+    cells : mapping of str to ndarray of shape (rows, columns), float64
+        By the layer that the head reads, in the cells of its grid; (1, 1) where it reads the
+        average over the whole page.
+    heat : ndarray of shape (h, w), float64
+        Over the network's input. The average of a cell is taken apart into its places; another
+        pool's value is spread evenly over its cell.
+    page_px : tuple of int
+        (width, height) of the page.
+    preprocessing : Preprocessing
+        How the input lies on the page.
+    random_heat : ndarray of shape (h, w), float64
+        The same with random weights in the backbone's place; empty where it wasn't asked for.
+    likeness_to_random : float
+        Spearman's rank correlation of the two, without their signs; NaN without the check.
+    """
+
+    path: Path
+    label: str
+    predicted: str
+    probability: float
+    logit: float
+    offset: float
+    cells: Mapping[str, Floats]
+    heat: Floats
+    page_px: tuple[int, int]
+    preprocessing: Preprocessing
+    random_heat: Floats
+    likeness_to_random: float
+
+    @property
+    def extent_px(self) -> tuple[float, float, float, float]:
+        """Left, right, bottom and top of `heat` on the page; beyond it where there is padding."""
+        geometry = self.preprocessing.geometry(self.page_px)
+        size_px = (self.preprocessing.width_px, self.preprocessing.height_px)
+        scale = [page / resized for page, resized in zip(self.page_px, geometry.resized_px)]
+        left, top = (geometry.offset_px[axis] * scale[axis] for axis in (0, 1))
+        right, bottom = (
+            (geometry.offset_px[axis] + size_px[axis]) * scale[axis] for axis in (0, 1)
+        )
+        return left, right, bottom, top
+
+    def share_in(self, box_px: tuple[float, float, float, float]) -> float:
+        """Share of all that speaks for the class in a box (left, top, right, bottom) of the page.
+
+        In pixels of the page; 0 where nothing speaks for it.
+        """
+        left, right, bottom, top = self.extent_px
+        height, width = self.heat.shape
+        columns = _overlap(box_px[0], box_px[2], np.linspace(left, right, width + 1))
+        rows = _overlap(box_px[1], box_px[3], np.linspace(top, bottom, height + 1))
+        speaking = np.maximum(self.heat, 0)
+        total = float(speaking.sum())
+        return float(rows @ speaking @ columns) / total if total else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for ``json.dumps``, without the maps of places."""
+        has_check = np.isfinite(self.likeness_to_random)
+        return {
+            "path": str(self.path),
+            "class": self.label,
+            "predicted": self.predicted,
+            "probability": self.probability,
+            "logit": self.logit,
+            "offset": self.offset,
+            "cells": {tap: cells.tolist() for tap, cells in self.cells.items()},
+            "likeness_to_random": self.likeness_to_random if has_check else None,
+        }
+
+
+def _overlap(start: float, end: float, edges: Floats) -> Floats:
+    """How much of each of the intervals between `edges` lies between `start` and `end`."""
+    inside = np.minimum(edges[1:], end) - np.maximum(edges[:-1], start)
+    shares: Floats = np.maximum(inside, 0) / np.diff(edges)
+    return shares
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Explanations:
+    """What `explain` found.
+
+    Attributes
+    ----------
+    explanations : tuple of Explanation
+        In the order of the images given.
+    failures : tuple of FailedImage
+        The images that can't be read.
+    """
+
+    explanations: tuple[Explanation, ...]
+    failures: tuple[FailedImage, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for ``json.dumps``."""
+        return {
+            "images": [found.as_json() for found in self.explanations],
+            "failures": [
+                {"path": str(failure.path), "reason": failure.reason} for failure in self.failures
+            ],
+        }
+
+
+def explain(
+    run: Run | str | Path,
+    images: Sequence[str | Path],
+    *,
+    label: str = "",
+    check: bool = True,
+    compute: ComputeSettings = ComputeSettings(),
+    weights: str | None = None,
+    report: Report = silent,
+) -> Explanations:
+    """Tell what each place of some pages contributes to a model's answer.
+
+    Parameters
+    ----------
+    run : Run, str or Path
+    images : sequence of str or Path
+        As `predict` takes them.
+    label : str
+        The class to speak of; by default the positive one, or of more than two the one answered.
+    check : bool
+        Do it again with random weights in the backbone's place: a map that stays the same tells
+        of the page and not of what the network learned (Adebayo et al. 2018, "Sanity checks for
+        saliency maps").
+    compute : ComputeSettings
+        Everything is computed in float32.
+    weights : str, optional
+        Where the backbone's weights are now, as in `predict`.
+    report : callable
+        Told the progress before every image.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such class.
+    DataError, RunError, WeightsError, DeviceError, StorageError, Interrupted
+        As in `predict`.
+
+    Examples
+    --------
+    >>> found = explain("runs/20260131-094500-linear-pages", ["new/page1.jpg"])  # doctest: +SKIP
+    >>> found.explanations[0].cells["layer1-4x4"].round(1)  # doctest: +SKIP
+    array([[ 0.1, -0.2,  1.9,  0. ], ...
+    """
+    run = run if isinstance(run, Run) else open_run(run)
+    explainer = Explainer(run, check=check, compute=compute, weights=weights)
+    paths, _ = list_given(images)
+    explanations, failures = [], []
+    for done, path in enumerate(paths):
+        report(Progress(stage="explaining", done=done, total=len(paths)))
+        try:
+            explanations.append(explainer.explain(path, label=label))
+        except ImageError as error:
+            failures.append(FailedImage(path=path, reason=str(error)))
+    report(Progress(stage="explaining", done=len(paths), total=len(paths)))
+    return Explanations(explanations=tuple(explanations), failures=tuple(failures))
+
+
+class Explainer:
+    """A run's model, loaded once for many pages.
+
+    Parameters
+    ----------
+    run : Run
+    check : bool
+        Also explain with random weights.
+    compute, weights
+        As in `explain`.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        check: bool = True,
+        compute: ComputeSettings = ComputeSettings(),
+        weights: str | None = None,
+    ) -> None:
+        self._model = read_model(run)
+        exact = resolve_compute(replace(compute, precision="fp32"), purpose="extract")
+        self._backbone = self._model.load_backbone(weights, exact)
+        self._random = _randomised(self._model, self._backbone) if check else None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The model's classes."""
+        return self._model.classes
+
+    def explain(self, path: str | Path, *, label: str = "", fold: int | None = None) -> Explanation:
+        """Explain the answer for one page.
+
+        Parameters
+        ----------
+        path : str or Path
+        label : str
+            As in `ecgfeat.explain`.
+        fold : int, optional
+            Of a cross-validated head the one that a page of its own data was tested by.
+
+        Raises
+        ------
+        ConfigError
+            When there is no such class.
+        ImageError
+        """
+        classes, model = self._model.classes, self._model
+        if label and label not in classes:
+            raise ConfigError(f"there is no class {label!r}: give one of {', '.join(classes)}")
+        if fold is not None and len(model.heads) > 1:
+            model = replace(model, heads=(model.heads[fold],))
+        page = decode(path)
+        pixels = prepare(page, model.preprocessing)[None]
+        features = self._backbone.features(pixels)
+        probabilities = model.probabilities(features)
+        answers = model.decision.answers(probabilities)
+        answer = int((probabilities.argmax(axis=1) if answers is None else answers)[0])
+        label = label or positive_class(classes) or classes[answer]
+        found = _contributions(model, self._backbone, pixels, classes.index(label))
+        shown = None
+        if self._random is not None:
+            shown = _contributions(model, self._random, pixels, classes.index(label)).heat
+        return Explanation(
+            path=Path(path),
+            label=label,
+            predicted=classes[answer],
+            probability=float(probabilities[0, classes.index(label)]),
+            logit=found.offset + float(found.heat.sum()),
+            offset=found.offset,
+            cells=found.cells,
+            heat=found.heat,
+            page_px=(page.shape[1], page.shape[0]),
+            preprocessing=model.preprocessing,
+            random_heat=np.empty((0, 0)) if shown is None else shown,
+            likeness_to_random=float("nan") if shown is None else _rank_likeness(found.heat, shown),
+        )
+
+
+def _randomised(model: Model, backbone: Backbone) -> Backbone:
+    """The same network with random weights."""
+    from ecgfeat.backbones import Backbone, load_weights
+
+    weights = load_weights(replace(model.network, weights=RANDOM_WEIGHTS))
+    return Backbone(weights, model.preprocessing, backbone.compute, taps=tuple(backbone.taps))
+
+
+def _rank_likeness(one: Floats, other: Floats) -> float:
+    from scipy.stats import spearmanr
+
+    a, b = np.abs(one).ravel(), np.abs(other).ravel()
+    if not (np.ptp(a) and np.ptp(b) and np.isfinite(b).all()):
+        return 0.0
+    return float(spearmanr(a, b).statistic)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Contributions:
+    offset: float
+    cells: dict[str, Floats]
+    heat: Floats
+
+
+def _contributions(model: Model, backbone: Backbone, pixels: Page, target: int) -> _Contributions:
+    """Of one prepared page, shape (1, height, width, 3); the mean over the model's heads."""
+    maps = {name: found[0] for name, found in backbone.maps(pixels).items()}
+    features = {tap: found[0] for tap, found in backbone.features(pixels).items()}
+    parts = [_of_head(model, head, maps, features, target) for head in model.heads]
+    taps = dict.fromkeys(tap for part in parts for tap in part.cells)
+    none = np.zeros((1, 1))
+    return _Contributions(
+        offset=float(np.mean([part.offset for part in parts])),
+        cells={
+            tap: np.sum([part.cells.get(tap, none) for part in parts], axis=0) / len(parts)
+            for tap in taps
+        },
+        heat=np.mean([part.heat for part in parts], axis=0),
+    )
+
+
+def _of_head(
+    model: Model,
+    head: CalibratedHead,
+    maps: Mapping[str, NDArray[np.float32]],
+    features: Mapping[str, NDArray[np.float32]],
+    target: int,
+) -> _Contributions:
+    weights, biases = head_of(head.tensors).linear_form(head.tensors)
+    slope = head.decision.slope
+    # The logit of the class against the mean of the others'.
+    signs = np.full(len(biases), -1.0 / (len(biases) - 1))
+    signs[target] = 1.0
+    u = slope * (signs @ weights)
+    usual = _usual(model, head, len(u))
+    offset = slope * float(signs @ biases) + float(u @ usual) + signs[-1] * head.decision.offset
+    fine = max((found.shape[1:] for found in maps.values()), key=lambda shape: shape[0])
+    cells: dict[str, Floats] = {}
+    heat = np.zeros(fine)
+    start = 0
+    for name in head.taps:
+        end = start + len(features[name])
+        cells[name], places = _of_tap(
+            name, maps[parse_tap(name).layer], features[name], u[start:end], usual[start:end]
+        )
+        heat += _resampled(places, fine)
+        start = end
+    return _Contributions(offset=offset, cells=cells, heat=heat)
+
+
+def _usual(model: Model, head: CalibratedHead, width: int) -> Floats:
+    """The average training page's features; zeros where the run doesn't tell."""
+    if model.likeness is not None:
+        return model.likeness.mean.astype(np.float64)
+    return np.asarray(head.tensors.get("mean", np.zeros(width)), np.float64)
+
+
+def _of_tap(
+    name: str, maps: NDArray[np.float32], found: NDArray[np.float32], u: Floats, usual: Floats
+) -> tuple[Floats, Floats]:
+    """Contributions of a tap's cells, shape (rows, columns), and of the places of its maps.
+
+    Parameters
+    ----------
+    name : str
+    maps : ndarray of shape (channels, height, width), float32
+        Of the tap's layer.
+    found, usual, u : ndarray of shape (n_cells × channels,)
+        The tap's features, those of the average page, and their weights.
+    """
+    from ecgfeat.backbones import cell_spans
+
+    tap = parse_tap(name)
+    n_channels, height, width = maps.shape
+    of_cells = (u * (found - usual)).reshape(tap.n_cells, n_channels).sum(axis=1)
+    places = np.zeros((height, width))
+    by_cell = zip(cell_spans(tap, height, width), u.reshape(tap.n_cells, -1), of_cells)
+    for number, (span, weights, contribution) in enumerate(by_cell):
+        cell = maps[(slice(None), *span)]
+        n_places = cell[0].size
+        if tap.pool == "avg":
+            part = slice(number * n_channels, (number + 1) * n_channels)
+            places[span] += (np.tensordot(weights, cell, 1) - weights @ usual[part]) / n_places
+        else:
+            places[span] += contribution / n_places
+    return of_cells.reshape(tap.rows, tap.columns), places
+
+
+def _resampled(places: Floats, shape: tuple[int, ...]) -> Floats:
+    """The same contributions over more places, by the areas that overlap: the sum stays."""
+    down, across = (_overlaps(n_from, n_to) for n_from, n_to in zip(places.shape, shape))
+    resampled: Floats = down @ places @ across.T
+    return resampled
+
+
+def _overlaps(n_from: int, n_to: int) -> Floats:
+    """Share of each of `n_from` equal parts of a line in each of `n_to`, shape (n_to, n_from)."""
+    edges = np.linspace(0, 1, n_from + 1)
+    ends = np.linspace(0, 1, n_to + 1)
+    return np.array([_overlap(start, end, edges) for start, end in pairwise(ends)])
+
+
+# The picture
+
+SHOWN_PX = 1200
+"""Longest side of the page in the picture: a scan's own pixels would only make the file large."""
+INK_KEPT = 0.75
+"""How dark the page's ink is drawn under the colours."""
+MOST_OPAQUE = 0.75
+COLOURS = "RdBu_r"
+
+
+def overlay(found: Explanation, heat: Floats, page: Page, side_px: int) -> tuple[Page, float]:
+    """The page in light grey with what speaks for the class over it in red, against it in blue.
+
+    Parameters
+    ----------
+    found : Explanation
+    heat : ndarray of shape (h, w)
+        Its own, or that of random weights.
+    page : ndarray of shape (height, width, 3), uint8
+        The page as it was decoded.
+    side_px : int
+        Longest side of the picture.
+
+    Returns
+    -------
+    picture : ndarray of shape (height, width, 3), uint8
+    limit : float
+        The log odds per one per cent of the network's input at full colour.
+    """
+    import matplotlib
+
+    picture = Image.fromarray(page).convert("L")
+    picture.thumbnail((side_px, side_px), reducing_gap=3.0)
+    grey = 1 - INK_KEPT * (1 - np.asarray(picture, np.float64) / 255)
+    density = heat * heat.size / 100
+    limit = float(np.percentile(np.abs(density), 99.5)) or 1.0
+    scale = picture.width / found.page_px[0]
+    left, right, bottom, top = (round(edge * scale) for edge in found.extent_px)
+    # Drawn smoothly between the places, so that no edge is seen that isn't there.
+    smooth = Image.fromarray(density.astype(np.float32)).resize(
+        (max(1, right - left), max(1, bottom - top)), Image.Resampling.BICUBIC
+    )
+    whole = Image.new("F", picture.size)
+    whole.paste(smooth, (left, top))
+    shown = np.clip(np.asarray(whole, np.float64) / limit, -1, 1)
+    colours = matplotlib.colormaps[COLOURS]((shown + 1) / 2)[..., :3]
+    opacity = MOST_OPAQUE * np.abs(shown)[..., None] ** 0.7
+    blended = (1 - opacity) * grey[..., None] + opacity * colours
+    return np.rint(255 * blended).astype(np.uint8), limit
+
+
+@with_default_settings
+def explanation_plot(found: Explanation, path: str | Path) -> None:
+    """Draw the page with what speaks for and against the class over it, and the sanity check.
+
+    Parameters
+    ----------
+    found : Explanation
+    path : str or Path
+        The file to write: a PNG, PDF or SVG by its suffix.
+
+    Raises
+    ------
+    ImageError
+        When the page can't be read any more.
+    StorageError
+        When the disk refuses.
+    """
+    page = decode(found.path)
+    has_check = bool(found.random_heat.size)
+    aspect = found.page_px[1] / found.page_px[0]
+    title = f"{found.path.name}: {found.label} {found.probability:.3f}, answer: {found.predicted}"
+    widths = [2.6, 1] if has_check else [1]
+    figure, panels = new_panels(
+        9.0 if has_check else 6.6, 6.0 * aspect + 1.4, title, len(widths), widths=widths
+    )
+    drawn = _draw_overlay(panels[0], found, found.heat, page)
+    bar = figure.colorbar(drawn, ax=panels[0], location="bottom", shrink=0.6, aspect=40, pad=0.02)
+    what = f"log odds of {in_lines(found.label, 30, 1)} per 1 % of the network's input"
+    bar.set_label(f"against  ←  {what}  →  for", fontsize=9, parse_math=False)
+    bar.ax.tick_params(labelsize=8)
+    caption = (
+        f"Log odds {found.logit:+.2f} = {found.offset:+.2f} for the average training page "
+        f"{found.logit - found.offset:+.2f} from the places of this page. "
+        + ", ".join(f"{tap} {cells.sum():+.2f}" for tap, cells in found.cells.items())
+        + "."
+    )
+    if has_check:
+        panels[1].set_title("Check: with random weights", fontsize=9, loc="left")
+        _draw_overlay(panels[1], found, found.random_heat, page)
+        caption += f" Rank correlation with random weights: {found.likeness_to_random:.2f}."
+    write_caption(figure, caption)
+    save(figure, path)
+
+
+def _draw_overlay(axes: Axes, found: Explanation, heat: Floats, page: Page) -> ScalarMappable:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    picture, limit = overlay(found, heat, page, SHOWN_PX)
+    axes.imshow(picture, extent=(0, found.page_px[0], found.page_px[1], 0))
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(visible=True, color=RULE)
+    return ScalarMappable(norm=Normalize(-limit, limit), cmap=COLOURS)

@@ -1,0 +1,764 @@
+"""One page for people: which way is better and how sure that is, and everything it rests on.
+
+The page is a single HTML file that asks for nothing else: pictures lie in it, and it reads well
+without JavaScript, on paper, and on a phone. `report` gathers what the page says, section by
+section, as plain values; ``report.html.jinja`` says how it looks.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ecgfeat import figures
+from ecgfeat.attribution import UNCHANGED, Explainer, overlay
+from ecgfeat.comparison import Comparison, compare, differing_settings
+from ecgfeat.config import RUN_KINDS, DataSettings, ReportSettings
+from ecgfeat.data_audit import scored_rows, strata_of, stratum_table
+from ecgfeat.errors import ConfigError, EcgfeatError, ImageError
+from ecgfeat.feature_cache import FeatureCache, open_cache
+from ecgfeat.files import write_text
+from ecgfeat.images import decode
+from ecgfeat.manifest import Manifest, read_manifest
+from ecgfeat.methods import commands_of, digests_of, methods_of
+from ecgfeat.metrics import MAIN, METRICS, Curves, Score, curves
+from ecgfeat.protocol import LEAK, hash_place
+from ecgfeat.runs import Run, open_run, parse_json, read_file
+from ecgfeat.runtime import Progress, Report, silent
+
+__all__ = ["ReportPage", "report"]
+
+THUMBNAIL_PX, SHEET_PX = 640, 1200
+"""Longest side of a page's and of an audit's sheet's picture."""
+JPEG_QUALITY = 80
+MOST_STRATA = 40
+"""Rows of the table of strata: of more, those with the most tested images."""
+MOST_MISTAKEN = 4
+"""Runs whose mistakes are shown: the best ones."""
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportPage:
+    """A report that was written.
+
+    Attributes
+    ----------
+    path : Path
+    answer : tuple of str
+        What the page says first, a sentence each.
+    lacking : tuple of str
+        What the page couldn't show, and why.
+    """
+
+    path: Path
+    answer: tuple[str, ...]
+    lacking: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for ``json.dumps``."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def report(
+    runs: Sequence[Run | str | Path] | Run | str | Path,
+    *,
+    out: str | Path = "report.html",
+    audit: str | Path | None = None,
+    settings: ReportSettings = ReportSettings(),
+    report: Report = silent,
+) -> ReportPage:
+    """Write one HTML page about one or several runs on the same test rows.
+
+    Parameters
+    ----------
+    runs : Run, str or Path, or a sequence of them
+    out : str or Path
+        The file to write.
+    audit : str or Path, optional
+        An audit's folder, whose findings are shown too.
+    settings : ReportSettings
+    report : callable
+        Told the progress; may raise `Interrupted`.
+
+    Returns
+    -------
+    ReportPage
+
+    Raises
+    ------
+    ConfigError
+        When `audit` is no audit's folder.
+    RunError
+        When the runs can't be compared.
+    StorageError, Interrupted
+
+    Examples
+    --------
+    >>> report(["runs/20260131-094500-logreg-pages"]).path  # doctest: +SKIP
+    PosixPath('report.html')
+    """
+    given = [runs] if isinstance(runs, (Run, str, Path)) else runs
+    opened = [run if isinstance(run, Run) else open_run(run) for run in given]
+    audited = _read_audit(Path(audit)) if audit is not None else None
+    page = _Page(opened, settings, report)
+    content = {
+        "title": f"{page.data_name}: {', '.join(dict.fromkeys(way.label for way in page.ways))}",
+        "answer": page.answer,
+        "leaks": page.leaks,
+        "notices": page.notices,
+        "data": _data_section(page),
+        "ways": _ways_section(page),
+        "mistakes": _mistakes_section(page),
+        "strata": _strata_section(page),
+        "audit": audited,
+        "repeat": _repeat_section(page),
+        "lacking": page.lacking,
+    }
+    write_text(Path(out), _rendered(content))
+    return ReportPage(path=Path(out), answer=tuple(page.answer), lacking=tuple(page.lacking))
+
+
+def _rendered(content: Mapping[str, Any]) -> str:
+    import jinja2
+
+    source = (resources.files("ecgfeat") / "report.html.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
+    return environment.from_string(source).render(content)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Data:
+    """What the runs were trained and tested on, from a cache or from the images' list.
+
+    `source` is the cache or manifest; `lost` counts, by kind, the files of each class that are
+    not among the images.
+    """
+
+    source: FeatureCache | Manifest
+    name: str
+    root: Path | None
+    paths: Sequence[str]
+    labels: Sequence[str]
+    splits: Sequence[str]
+    groups: Sequence[str]
+    metadata: Mapping[str, Sequence[str]]
+    lost: Mapping[str, Mapping[str, int]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Way:
+    """A run on the page."""
+
+    number: str
+    run: Run
+
+    @property
+    def label(self) -> str:
+        kind = self.run.kind
+        return RUN_KINDS[kind].title if kind in RUN_KINDS else kind
+
+    @cached_property
+    def curves(self) -> Curves:
+        return curves(self.run.predictions)
+
+
+@dataclass(eq=False)
+class _Page:
+    """What several sections need, each thing made when it is first asked for."""
+
+    runs: Sequence[Run]
+    settings: ReportSettings
+    tell: Report
+    lacking: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.comparison: Comparison | None = None
+        if len(self.runs) > 1:
+            self.comparison = compare(self.runs, leave_aside=True)
+            names = [run.name for run in self.comparison.runs]
+            self.runs = [run for run in self.runs if run.name in names]
+            self.lacking += [f"{one.name}: {one.reason}" for one in self.comparison.left_aside]
+        self.ways = [
+            _Way(number=f"R{number}", run=run) for number, run in enumerate(self.runs, start=1)
+        ]
+        self.data_name = str(self.runs[0].config["data"])
+
+    def report(self, stage: str, done: int = 0, total: int = 0) -> None:
+        self.tell(Progress(stage=stage, done=done, total=total, unit="runs"))
+
+    @cached_property
+    def data(self) -> _Data | None:
+        """The first run's data that are still where they were."""
+        reasons = []
+        for way in self.ways:
+            try:
+                return _data_of(way.run, self.settings.root)
+            except EcgfeatError as error:
+                reasons.append(str(error))
+        self.lacking.append(f"The data: {reasons[0]}")
+        return None
+
+    @cached_property
+    def ranked(self) -> list[_Way]:
+        """The ways, the best first: by AUROC, or where there is none by balanced accuracy."""
+        return sorted(self.ways, key=lambda way: -_main_score(way.run)[1]["value"])
+
+    @property
+    def answer(self) -> list[str]:
+        return _answer(self)
+
+    @property
+    def leaks(self) -> list[str]:
+        return [line for line in self._lines if LEAK in line]
+
+    @property
+    def notices(self) -> list[str]:
+        return [line for line in self._lines if LEAK not in line]
+
+    @property
+    def _lines(self) -> list[str]:
+        return [
+            f"{way.number}: {line}"
+            for way in self.ways
+            for line in way.run.metrics.get("notices", ())
+        ]
+
+
+def _data_of(run: Run, root: Path | None) -> _Data:
+    """Raises EcgfeatError where the data can't be had."""
+    config = run.config
+    if "cache" in config:
+        path = Path(config["cache"]["path"])
+        beside = run.path.parent.parent / path
+        cache = open_cache(path if path.exists() or not beside.exists() else beside)
+        missing: Counter[str] = Counter()
+        for (label, _), n in cache.missing.items():
+            missing[label] += n
+        lost = {
+            "missing": missing,
+            "undecodable": Counter(item.label for item in cache.quarantined),
+            "ignored": Counter(cache.ignored),
+        }
+        return _Data(
+            source=cache,
+            name=cache.data_name,
+            root=root or cache.root,
+            paths=cache.paths,
+            labels=cache.labels,
+            splits=cache.splits,
+            groups=cache.groups,
+            metadata=cache.metadata,
+            lost={kind: counts for kind, counts in lost.items() if counts},
+        )
+    manifest = read_manifest(config["source"]["data"], _data_settings(config["source"], root))
+    return _Data(
+        source=manifest,
+        name=manifest.name,
+        root=manifest.root,
+        paths=manifest.paths,
+        labels=manifest.labels,
+        splits=manifest.splits,
+        groups=manifest.groups,
+        metadata=manifest.metadata,
+        lost={"missing": manifest.missing_by_class()} if manifest.missing else {},
+    )
+
+
+def _data_settings(source: Mapping[str, Any], root: Path | None) -> DataSettings:
+    known = {item.name for item in fields(DataSettings)}
+    values = {name: value for name, value in source.items() if name in known}
+    stored = Path(values["root"]) if values.get("root") else None
+    return DataSettings(**{**values, "root": root or stored})
+
+
+# The answer
+
+
+def _main_score(run: Run) -> tuple[str, Mapping[str, Any]]:
+    """Name and score by which runs are put in order."""
+    scores = run.metrics["scores"]
+    name = next((name for name in ("auroc", "balanced_accuracy") if scores.get(name)), "accuracy")
+    return name, scores[name]
+
+
+def _answer(page: _Page) -> list[str]:
+    """What was found, in sentences: how good, against chance, which is better, at what cost."""
+    best = page.ranked[0]
+    sentences = [_how_good(best, is_one_of_several=len(page.ways) > 1), _against_chance(best)]
+    if page.comparison is not None:
+        sentences += [_difference(page, best, other) for other in page.ranked[1:4]]
+        if len(page.ranked) > 4:
+            sentences.append(f"The tables below have the other {len(page.ranked) - 4} runs.")
+    sentences.append(_costs(page))
+    return [sentence for sentence in sentences if sentence]
+
+
+def _how_good(way: _Way, *, is_one_of_several: bool) -> str:
+    scores, positive = way.run.metrics["scores"], way.run.metrics["positive"]
+    name, main = _main_score(way.run)
+    title = METRICS[name].title
+    rows = f"{len(way.run.predictions):,} test images"
+    rows += f", telling {positive} from the rest" if positive else ""
+    if not is_one_of_several:
+        found = f"{way.label} has an accuracy of {_written(scores['accuracy'])}"
+        found += f" and {_article(title)} of {_written(main)}" if name != "accuracy" else ""
+        return f"{found} on {rows}. In brackets are 95 % intervals."
+    found = f"{way.label} ({way.number}) has the highest {title}, {_written(main)}"
+    if name != "accuracy":
+        found += f", and an accuracy of {_written(scores['accuracy'])}"
+    return f"{found}, on {rows}. In brackets are 95 % intervals."
+
+
+def _article(title: str) -> str:
+    return f"an {title}" if title[0].lower() in "aeiou" else f"a {title}"
+
+
+def _against_chance(way: _Way) -> str:
+    majority = way.run.metrics.get("majority")
+    if majority is None:
+        return ""
+    names = " or ".join(dict.fromkeys(majority["classes"]))
+    accuracy = way.run.metrics["scores"]["accuracy"]["value"]
+    if majority["p_value"] < SIGNIFICANT and accuracy > majority["accuracy"]:
+        return (
+            f"Always answering {names}, the most frequent class of the training images, would be "
+            f"right for {majority['accuracy']:.3f} of them; it is better than that beyond chance "
+            f"(McNemar's p = {majority['p_value']:.2g})."
+        )
+    return (
+        f"That is no clear gain over always answering {names}, the most frequent class of the "
+        f"training images, which is right for {majority['accuracy']:.3f} of them (McNemar's "
+        f"p = {majority['p_value']:.2g})."
+    )
+
+
+def _difference(page: _Page, best: _Way, other: _Way) -> str:
+    """The best way against another: the score that ranks them, and the accuracy."""
+    assert page.comparison is not None
+    names = {best.run.name, other.run.name}
+    pair = next(pair for pair in page.comparison.pairs if {pair.first, pair.second} == names)
+    whom = f"{other.label} ({other.number})"
+    if pair.is_identical:
+        return f"{whom} gives exactly the same answers."
+    sign = 1 if pair.second == best.run.name else -1
+    main, _ = _main_score(best.run)
+    tests = {
+        "accuracy": (page.comparison.p_value_method, pair.p_adjusted),
+        "auroc": (page.comparison.auroc_method, pair.auroc_p_adjusted),
+    }
+    parts, is_clear = [], False
+    for name in dict.fromkeys((main, "accuracy")):
+        score = pair.differences.get(name)
+        if score is None:
+            continue
+        low, high = sorted((sign * score.low, sign * score.high))
+        test, p_value = tests.get(name, ("", None))
+        words = f" ({test}: p = {p_value:.2g})" if p_value is not None else ""
+        value = sign * score.value
+        parts.append(f"{METRICS[name].title} {value:+.3f} [{low:+.3f}, {high:+.3f}]{words}")
+        if name == main:
+            is_clear = low > 0 and (p_value is None or p_value < SIGNIFICANT)
+    numbers = " and ".join(parts)
+    if is_clear:
+        return f"It is better than {whom}, by {numbers}."
+    return (
+        f"Against {whom} it differs by {numbers}. In what ranks them, {METRICS[main].title}, that "
+        "is within chance: either may be the better one."
+    )
+
+
+def _costs(page: _Page) -> str:
+    parts = []
+    for way in page.ways[:4]:
+        cost = way.run.cost
+        extraction = f"{_time(cost.features_s)} of extraction and " if cost.features_s else ""
+        who = way.number if len(page.ways) > 1 else way.label
+        parts.append(f"{who} took {extraction}{_time(cost.wall_s)} of training")
+    machine = page.ways[0].run.config.get("machine", {})
+    where = f", on {machine['processor']}, {page.ways[0].run.cost.device}" if machine else ""
+    return f"{'; '.join(parts)}{where}."
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
+
+
+def _written(score: Mapping[str, Any] | None) -> str:
+    if score is None:
+        return "–"
+    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+
+
+# Pictures
+
+
+def _uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _photo(picture: Image.Image, side_px: int) -> str:
+    shown = picture.convert("RGB")
+    shown.thumbnail((side_px, side_px), reducing_gap=3.0)
+    content = io.BytesIO()
+    shown.save(content, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    return _uri(content.getvalue(), "jpeg")
+
+
+def _chart(draw: Callable[[Path], None]) -> str:
+    """A figure as a picture that is sharp at any size."""
+    with tempfile.TemporaryDirectory(prefix="ecgfeat-") as folder:
+        path = Path(folder) / "chart.svg"
+        draw(path)
+        return _uri(path.read_bytes(), "svg+xml")
+
+
+# The data
+
+
+def _data_section(page: _Page) -> dict[str, Any] | None:
+    data = page.data
+    if data is None:
+        return None
+    classes = sorted(set(data.labels))
+    order = {"train": 0, "val": 1, "test": 2}
+    counts = Counter(zip(data.splits, data.labels))
+    splits = sorted(set(data.splits), key=lambda split: (order.get(split, 3), split))
+    groups = set(data.groups) - {""}
+    return {
+        "name": data.name,
+        "n_images": len(data.paths),
+        "n_groups": len(groups),
+        "classes": classes,
+        "counts": [(split, [counts[split, label] for label in classes]) for split in splits],
+        "lost": [(kind, [n.get(label, 0) for label in classes]) for kind, n in data.lost.items()],
+        "samples": _samples(page, data, classes),
+    }
+
+
+def _samples(page: _Page, data: _Data, classes: Sequence[str]) -> list[dict[str, str]]:
+    """A few images of each class, chosen by a hash of their paths."""
+    if data.root is None:
+        page.lacking.append("Samples and mistakes: it isn't known where the images are (--root)")
+        return []
+    found = []
+    for label in classes:
+        rows = [row for row, name in enumerate(data.labels) if name == label]
+        rows.sort(key=lambda row: hash_place(data.paths[row]))
+        for row in rows[: page.settings.samples]:
+            try:
+                picture = Image.fromarray(decode(data.root / data.paths[row]))
+            except ImageError as error:
+                page.lacking.append(f"A sample: {data.paths[row]}: {error}")
+                continue
+            found.append(
+                {"label": label, "path": data.paths[row], "uri": _photo(picture, THUMBNAIL_PX)}
+            )
+    return found
+
+
+# The ways side by side
+
+
+def _ways_section(page: _Page) -> dict[str, Any]:
+    names = [name for name in METRICS if any(_score(way, name) for way in page.ways)]
+    shown = page.comparison.as_json() if page.comparison else None
+    return {
+        "scores": [METRICS[name].title for name in names],
+        "rows": [
+            {
+                "number": way.number,
+                "label": way.label,
+                "name": way.run.name,
+                "differs": differs,
+                "scores": [(_written(_score(way, name)), _value(way, name)) for name in names],
+                "cost": asdict(way.run.cost),
+                "times": (_time(way.run.cost.features_s), _time(way.run.cost.wall_s)),
+            }
+            for way, differs in zip(page.ways, _differences([way.run for way in page.ways]))
+        ],
+        "majority": sorted({f"{m['accuracy']:.3f}" for m in _majorities(page)}),
+        "test_rows": page.runs[0].metrics["test_rows"],
+        "positive": page.runs[0].metrics["positive"],
+        "pairs": _pairs(page),
+        "methods": [page.comparison.p_value_method, page.comparison.auroc_method]
+        if page.comparison
+        else [],
+        "chart": _chart(lambda path: figures.comparison_plot(shown, path, "")) if shown else "",
+        "roc": _roc(page),
+        "details": [_details(page, way) for way in page.ways],
+    }
+
+
+def _score(way: _Way, name: str) -> Mapping[str, Any] | None:
+    found: Mapping[str, Any] | None = way.run.metrics["scores"].get(name)
+    return found
+
+
+def _value(way: _Way, name: str) -> float:
+    score = _score(way, name)
+    return score["value"] if score else -1.0
+
+
+def _majorities(page: _Page) -> list[Mapping[str, Any]]:
+    found = [way.run.metrics.get("majority") for way in page.ways]
+    return [majority for majority in found if majority is not None]
+
+
+def _pairs(page: _Page) -> list[dict[str, Any]]:
+    if page.comparison is None:
+        return []
+    number = {way.run.name: way.number for way in page.ways}
+    return [
+        {
+            "name": f"{number[pair.second]} − {number[pair.first]}",
+            "differences": [
+                (METRICS[name].title, _written(vars(score) if score else None))
+                for name in MAIN
+                for score in [pair.differences.get(name)]
+            ],
+            "only": f"{number[pair.second]} {pair.n_second_only}, "
+            f"{number[pair.first]} {pair.n_first_only}",
+            "p_values": [
+                "–" if p_value is None else f"{p_value:.3g}"
+                for p_value in (
+                    pair.p_value,
+                    pair.p_adjusted,
+                    pair.auroc_test and pair.auroc_test.p_value,
+                    pair.auroc_p_adjusted,
+                )
+            ],
+        }
+        for pair in page.comparison.pairs
+    ]
+
+
+def _roc(page: _Page) -> str:
+    drawn = {
+        f"{way.number} {way.label}": (way.curves.roc, way.run.metrics["scores"].get("auroc"))
+        for way in page.ways
+        if way.curves.roc is not None
+    }
+    if not drawn:
+        return ""
+    return _chart(lambda path: figures.roc_comparison_plot(drawn, path, ""))
+
+
+def _details(page: _Page, way: _Way) -> dict[str, Any]:
+    """A run's own charts."""
+    run = way.run
+    page.report(f"drawing {way.number}")
+    matrix = np.array(run.metrics["confusion_matrix"], dtype=np.int64)
+    classes, scores = tuple(run.metrics["classes"]), _as_scores(run)
+    history = [asdict(record) for record in run.history]
+    majority = run.metrics.get("majority", {}).get("accuracy")
+    charts = [
+        (
+            "Confusion matrix",
+            _chart(lambda path: figures.confusion_matrix_plot(matrix, classes, path, "")),
+        ),
+        (
+            "Calibration",
+            _chart(
+                lambda path: figures.reliability_plot(
+                    way.curves.reliability, scores, run.metrics["positive"], path, ""
+                )
+            ),
+        ),
+    ]
+    if history:
+        charts.append(
+            (
+                "Accuracy by epoch",
+                _chart(lambda path: figures.accuracy_curve(history, path, "", majority)),
+            )
+        )
+    return {
+        "number": way.number,
+        "label": way.label,
+        "charts": [
+            {"title": title, "uri": uri, "alt": f"{title} of {way.number}"} for title, uri in charts
+        ],
+        "report": run.report,
+    }
+
+
+def _as_scores(run: Run) -> dict[str, Any]:
+    return {name: score and Score(**score) for name, score in run.metrics["scores"].items()}
+
+
+def _differences(runs: Sequence[Run]) -> list[str]:
+    """How each run differs from the others, in its settings alone."""
+    return [
+        ", ".join(f"{name} {value}" for name, value in found.items())
+        for found in differing_settings(runs)
+    ]
+
+
+# The most confident mistakes
+
+
+def _mistakes_section(page: _Page) -> list[dict[str, Any]]:
+    data, n_shown = page.data, page.settings.mistakes
+    if data is None or data.root is None or not n_shown:
+        return []
+    sections = []
+    for done, way in enumerate(page.ranked[:MOST_MISTAKEN]):
+        page.report("looking at mistakes", done, min(len(page.ranked), MOST_MISTAKEN))
+        predictions = way.run.predictions
+        wrong = np.flatnonzero(predictions.predicted != predictions.targets)
+        sure = predictions.probabilities[wrong, predictions.predicted[wrong]]
+        rows = wrong[np.argsort(-sure, kind="stable")][:n_shown].tolist()
+        sections.append(
+            {
+                "number": way.number,
+                "label": way.label,
+                "n_wrong": len(wrong),
+                "n_tested": len(predictions),
+                **_looked_at(page, way, data.root, rows),
+            }
+        )
+    return sections
+
+
+def _looked_at(page: _Page, way: _Way, root: Path, rows: Sequence[int]) -> dict[str, Any]:
+    """Pictures of some test rows, with where the network looked if that can be told."""
+    predictions = way.run.predictions
+    explainer = None
+    try:
+        explainer = Explainer(way.run, weights=page.settings.weights or None)
+    except EcgfeatError as error:
+        page.lacking.append(f"Where {way.number} looked: {error}")
+    shown, likeness = [], []
+    for row in rows:
+        path = root / predictions.ids[row]
+        answer = predictions.classes[predictions.predicted[row]]
+        try:
+            pixels = decode(path)
+            picture = pixels
+            if explainer is not None:
+                found = explainer.explain(path, label=answer, fold=int(predictions.folds[row]))
+                picture, _ = overlay(found, found.heat, pixels, THUMBNAIL_PX)
+                likeness.append(found.likeness_to_random)
+        except ImageError as error:
+            page.lacking.append(f"A mistake of {way.number}: {predictions.ids[row]}: {error}")
+            continue
+        shown.append(
+            {
+                "path": predictions.ids[row],
+                "truth": predictions.classes[predictions.targets[row]],
+                "answer": answer,
+                "probability": f"{predictions.probabilities[row, predictions.predicted[row]]:.3f}",
+                "uri": _photo(Image.fromarray(picture), THUMBNAIL_PX),
+            }
+        )
+    check = float(np.mean(likeness)) if likeness else None
+    return {
+        "shown": shown,
+        "check": "" if check is None else f"{check:.2f}",
+        "is_unchanged": check is not None and check > UNCHANGED,
+    }
+
+
+# Strata
+
+
+def _strata_section(page: _Page) -> dict[str, Any] | None:
+    """The best way's results by the columns of the data."""
+    data, best = page.data, page.ranked[0]
+    if data is None:
+        return None
+    columns = strata_of(data.metadata)
+    if not columns:
+        return None
+    page.report("scoring strata")
+    try:
+        scored = scored_rows(data.paths, best.run, data.name)
+    except EcgfeatError as error:
+        page.lacking.append(f"Results by stratum: {error}")
+        return None
+    table = [
+        row for row in stratum_table(data.labels, columns, best.run, scored) if row["n_tested"]
+    ]
+    largest = sorted(table, key=lambda row: -row["n_tested"])[:MOST_STRATA]
+    return {
+        "number": best.number,
+        "label": best.label,
+        "rows": [
+            {
+                "column": row["column"],
+                "value": row["value"],
+                "n_tested": row["n_tested"],
+                "accuracy": _written(row["scores"].get("accuracy")),
+                "auroc": _written(row["scores"].get("auroc")),
+            }
+            for row in table
+            if row in largest
+        ],
+        "n_left_out": len(table) - len(largest),
+    }
+
+
+# The audit
+
+
+def _read_audit(folder: Path) -> dict[str, Any]:
+    if not (folder / "audit.json").exists():
+        raise ConfigError(
+            f"--audit {folder} is no audit's folder: it has no audit.json. Give a folder that "
+            "`ecgfeat audit` made."
+        )
+    found = read_file(folder, "audit.json", parse_json)
+    order = ["error", "warning", "note", "unknown", "fine"]
+    findings = sorted(found.get("findings", []), key=lambda finding: order.index(finding["level"]))
+    sheets = [
+        {"title": what, "uri": _photo(Image.open(folder / name), SHEET_PX)}
+        for what, name in found.get("files", {}).items()
+        if name.endswith(".png") and (folder / name).is_file()
+    ]
+    return {
+        "folder": str(folder),
+        "is_clean": bool(found.get("is_clean")),
+        "findings": findings,
+        "sheets": sheets,
+    }
+
+
+# How to repeat it
+
+
+def _repeat_section(page: _Page) -> dict[str, Any]:
+    commands = list(
+        dict.fromkeys(
+            line
+            for way in page.ways
+            for line in commands_of(way.run, page.data.source if page.data else None)
+        )
+    )
+    if len(page.ways) > 1:
+        commands.append("ecgfeat compare runs/*")
+    return {
+        "commands": commands,
+        "methods": methods_of([(way.number, way.run) for way in page.ways], page.comparison),
+        "versions": page.runs[0].config.get("versions", {}),
+        "machine": page.runs[0].config.get("machine", {}),
+        "digests": [
+            (way.number, what, digest)
+            for way in page.ways
+            for what, digest in digests_of(way.run).items()
+        ],
+    }
