@@ -25,9 +25,8 @@ from ecgfeat.config import RECIPES, DataSettings, NetworkSettings
 from ecgfeat.feature_cache import open_cache
 from ecgfeat.runtime import machine, versions
 from ecgfeat.synth.dataset import LEVELS, _plan
-from ecgfeat.synth.heart import CLASSES
+from ecgfeat.synth.heart import CLASSES, LEADS, SAMPLES_PER_S, record
 from ecgfeat.synth.page import LAYOUTS, _Plan, draw
-from ecgfeat.synth.recording import LEADS, SAMPLES_PER_S, record
 
 SIZE_PX = (560, 420)
 LAYOUT = "3x4+1"

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import ecgfeat.backbones.trunk as trunk_module
-import ecgfeat.extraction.extraction as extraction_module
-import ecgfeat.extraction.parts as parts_module
+import ecgfeat.extraction as extraction_module
 from ecgfeat.backbones import Backbone
 from ecgfeat.backbones.extractor import Engine
 from ecgfeat.config import (
@@ -31,8 +30,7 @@ from ecgfeat.errors import (
     Interrupted,
     WeightsError,
 )
-from ecgfeat.extraction import Extraction, extract, shard_of
-from ecgfeat.extraction.extraction import check_pages
+from ecgfeat.extraction import Extraction, check_pages, extract, shard_of
 from ecgfeat.feature_cache import FeatureCache, open_cache
 from ecgfeat.manifest import Manifest, read_manifest
 from ecgfeat.runtime import Progress
@@ -60,7 +58,7 @@ def assert_equal(one: FeatureCache, other: FeatureCache) -> None:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts_module, "PART_ROWS", 8)
+    monkeypatch.setattr(extraction_module, "PART_ROWS", 8)
 
 
 def stop_after(n_images: int):
@@ -86,7 +84,7 @@ def test_a_second_extraction_opens_no_image(tiny_pages, tmp_path, monkeypatch):
     manifest = read_manifest(tiny_pages(), DataSettings())
     first = run(manifest, tmp_path)
     content = first.cache.read_bytes()
-    monkeypatch.setattr(parts_module, "stream", None)
+    monkeypatch.setattr(extraction_module, "stream", None)
     monkeypatch.setattr(Backbone, "features", None)
     second = run(manifest, tmp_path)
     assert second.n_computed == 0
@@ -469,7 +467,7 @@ def test_the_recipe_s_name_goes_with_the_cache_and_decides_nothing(tiny_pages, t
 
 def nan_features(monkeypatch: pytest.MonkeyPatch, of_image: int | None) -> None:
     """Spoil one image's features, or all of them."""
-    plain = parts_module._finished
+    plain = extraction_module._finished
     seen = 0
 
     def finished(batch, pending):
@@ -483,7 +481,7 @@ def nan_features(monkeypatch: pytest.MonkeyPatch, of_image: int | None) -> None:
         seen += len(batch.rows)
         return batch, values
 
-    monkeypatch.setattr(parts_module, "_finished", finished)
+    monkeypatch.setattr(extraction_module, "_finished", finished)
 
 
 def test_an_image_with_features_that_are_not_finite_is_quarantined(

@@ -22,8 +22,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-import ecgfeat.extraction.extraction as extraction_module
-import ecgfeat.extraction.parts as parts_module
+import ecgfeat.extraction as extraction_module
 import ecgfeat.images.decoding as decoding_module
 from ecgfeat.backbones import Backbone
 from ecgfeat.cli import app
@@ -74,8 +73,8 @@ def refusal(data: Path, cache: Path, *options: object) -> str:
 
 
 SMALL_PARTS = """
-import ecgfeat.cli, ecgfeat.extraction.parts
-ecgfeat.extraction.parts.PART_ROWS = {}
+import ecgfeat.cli, ecgfeat.extraction
+ecgfeat.extraction.PART_ROWS = {}
 ecgfeat.cli.main()
 """
 
@@ -201,7 +200,7 @@ def test_a_second_signal_stops_at_once_and_still_says_how_to_go_on(pages, tmp_pa
         raise AssertionError("the second signal must not wait for the step's end")
 
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    monkeypatch.setattr(parts_module._Part, "add", impatient)
+    monkeypatch.setattr(extraction_module._Part, "add", impatient)
     code, _, log = invoke("extract", pages, *OPTIONS, "--cache", tmp_path / "pages.h5")
     assert code == 143
     assert log.splitlines()[-2:] == ["interrupted", GO_ON]
@@ -448,7 +447,7 @@ def test_where_every_locking_call_of_the_process_fails_it_works(
 def test_a_full_disk_ends_with_exit_code_1_and_its_cause(
     pages, whole, small_disk, monkeypatch, n_sizes
 ):
-    monkeypatch.setattr(parts_module, "PART_ROWS", 4)
+    monkeypatch.setattr(extraction_module, "PART_ROWS", 4)
     codes = []
     for n_kib in np.linspace(40, 260, n_sizes).astype(int).tolist():
         path = small_disk(n_kib) / "pages.h5"

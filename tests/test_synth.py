@@ -19,16 +19,16 @@ from ecgfeat.errors import ConfigError, DataError, Interrupted, StorageError
 from ecgfeat.manifest import read_manifest
 from ecgfeat.runtime import Progress
 from ecgfeat.synth import CLASSES, dataset, draw_page, synthesize
-from ecgfeat.synth.heart import Condition, Subject
-from ecgfeat.synth.page import LAYOUTS, Style, draw
-from ecgfeat.synth.recording import (
+from ecgfeat.synth.heart import (
     LEADS,
     SAMPLES_PER_S,
+    Condition,
     Disturbance,
+    Subject,
     electrical_axis_deg,
     record,
-    trace_coverage,
 )
+from ecgfeat.synth.page import LAYOUTS, Style, draw, trace_coverage
 
 SILENCE = Disturbance(noise_mv=0.0, mains_mv=0.0, mains_hz=50, wander_mv=0.0)
 NOISE = Disturbance(noise_mv=0.02, mains_mv=0.01, mains_hz=60, wander_mv=0.1)

@@ -24,9 +24,18 @@ from ecgfeat.config import SynthSettings
 from ecgfeat.errors import ConfigError, DataError, storage_error
 from ecgfeat.files import replacing
 from ecgfeat.runtime import Progress, Report, n_cpus, silent
-from ecgfeat.synth.heart import CLASSES, Condition, Subject, draw_condition, draw_subject
+from ecgfeat.synth.heart import (
+    CLASSES,
+    Condition,
+    Disturbance,
+    Subject,
+    draw_condition,
+    draw_disturbance,
+    draw_subject,
+    electrical_axis_deg,
+    record,
+)
 from ecgfeat.synth.page import Style, draw, draw_style
-from ecgfeat.synth.recording import Disturbance, draw_disturbance, electrical_axis_deg, record
 
 __all__ = ["SynthSummary", "draw_page", "synthesize"]
 

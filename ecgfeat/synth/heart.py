@@ -1,4 +1,6 @@
-"""The heart in closed form: beats as sums of Gaussians, each with a heart vector.
+"""The heart in closed form, and twelve leads that look at it.
+
+Beats are sums of Gaussians, each with a heart vector.
 
 McSharry et al. [1]_ let a point run round a circle once per beat; near each event `i` (P, Q, R,
 S, T) at the angle ``theta_i`` it is pushed up or down:
@@ -10,6 +12,9 @@ beat that is a Gaussian of delay ``theta_i / omega`` and width ``b_i / omega``: 
 equation has to be solved. As in Sameni et al. [2]_, each event carries a vector in place of one
 amplitude, so that twelve leads can look at it.
 
+Dower's lead vectors [4]_ give I, II and V1 to V6; the other four leads follow from I and II by
+Einthoven's and Goldberger's equations, noise and all.
+
 References
 ----------
 .. [1] P. E. McSharry, G. D. Clifford, L. Tarassenko, L. A. Smith, "A dynamical model for
@@ -19,6 +24,8 @@ References
    2007:043407.
 .. [3] M. Stridh, L. Sornmo, "Spatiotemporal QRST cancellation techniques for analysis of atrial
    fibrillation", IEEE Trans. Biomed. Eng. 48(1):105-111, 2001.
+.. [4] G. E. Dower, H. B. Machado, J. A. Osborne, "On deriving the electrocardiogram from
+   vectorcardiographic leads", Clin. Cardiol. 3(2):87-95, 1980.
 """
 
 from __future__ import annotations
@@ -30,7 +37,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CLASSES", "Condition", "Subject", "draw_condition", "draw_subject", "heart_vector"]
+__all__ = [
+    "CLASSES",
+    "DURATION_S",
+    "LEADS",
+    "SAMPLES_PER_S",
+    "Condition",
+    "Disturbance",
+    "Subject",
+    "draw_condition",
+    "draw_disturbance",
+    "draw_subject",
+    "electrical_axis_deg",
+    "heart_vector",
+    "record",
+]
 
 Signal = NDArray[np.float32]
 Vector = tuple[float, float, float]
@@ -331,3 +352,102 @@ def _fibrillation(t: Signal, condition: Condition, rng: np.random.Generator) -> 
     sawtooth = sum(np.sin(n * phase) / n for n in (1, 2, 3))
     size = (0.35 + 0.65 * severity) * (1 + 0.3 * np.sin(2 * np.pi * (0.2 * t + swell)))
     return np.outer(_FIBRILLATION_VECTOR, size * sawtooth).astype(np.float32)
+
+
+# The recording: twelve leads, and what it adds to them
+
+LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
+DURATION_S = 10
+SAMPLES_PER_S = 250  # Finer than the pen on the largest pages; 50 and 60 Hz still show.
+
+# Lead vectors of I, II, V1 … V6 for a heart vector (left, feet, back), Dower et al. 1980.
+_DOWER = np.array(
+    [
+        [0.632, -0.235, 0.059],
+        [0.235, 1.066, -0.132],
+        [-0.515, 0.157, -0.917],
+        [0.044, 0.164, -1.387],
+        [0.882, 0.098, -1.277],
+        [1.213, 0.127, -0.601],
+        [1.125, 0.127, -0.086],
+        [0.831, 0.076, 0.230],
+    ],
+    dtype=np.float32,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disturbance:
+    """What the recording adds to the heart's signal; all amplitudes in mV."""
+
+    noise_mv: float
+    mains_mv: float
+    mains_hz: int
+    wander_mv: float
+
+
+def draw_disturbance(rng: np.random.Generator, *, spread: float) -> Disturbance:
+    """Draw a recording's faults; `spread` scales them (1 is ordinary)."""
+    typical_mv = (0.010, 0.004, 0.05)
+    noise_mv, mains_mv, wander_mv = (
+        spread * typical * math.exp(rng.normal(0, 0.6)) for typical in typical_mv
+    )
+    return Disturbance(
+        noise_mv=noise_mv,
+        mains_mv=mains_mv,
+        mains_hz=int(rng.choice((50, 60))),
+        wander_mv=wander_mv,
+    )
+
+
+def electrical_axis_deg(subject: Subject) -> float:
+    """The QRS axis as read from leads I and aVF, were the subject healthy; 0 is lead I's.
+
+    It differs from the direction in the body, since the torso is no circle.
+    """
+    angle = math.radians(subject.heart_axis_deg)
+    lead_i, lead_ii = _DOWER[:2, :2] @ (math.cos(angle), math.sin(angle))
+    # aVF is measured against the mean of two electrodes: its lead vector is short by 2/sqrt(3).
+    return math.degrees(math.atan2((lead_ii - lead_i / 2) * 2 / math.sqrt(3), lead_i))
+
+
+def record(
+    subject: Subject, condition: Condition, disturbance: Disturbance, rng: np.random.Generator
+) -> Signal:
+    """Record ten seconds of twelve leads.
+
+    Returns
+    -------
+    ndarray of shape (12, 2500), float32
+        Millivolts, in the order of `LEADS`.
+    """
+    t = np.arange(DURATION_S * SAMPLES_PER_S, dtype=np.float32) / np.float32(SAMPLES_PER_S)
+    independent = combine(_DOWER, heart_vector(t, subject, condition, rng))
+    return _twelve(independent + _disturb(t, disturbance, rng))
+
+
+def _disturb(t: Signal, disturbance: Disturbance, rng: np.random.Generator) -> Signal:
+    """Muscle noise, mains and baseline wander of the independent leads, shape (8, n_samples)."""
+    n_leads = len(_DOWER)
+    noise = disturbance.noise_mv * rng.standard_normal((n_leads, len(t)), dtype=np.float32)
+    rates_hz = np.append(rng.uniform(0.08, 0.45, 3), disturbance.mains_hz)
+    sizes = np.array([disturbance.wander_mv / math.sqrt(3)] * 3 + [disturbance.mains_mv])
+    weights = sizes[None, :, None] * rng.standard_normal((n_leads, len(rates_hz), 2))
+    angles = (2 * np.pi * rates_hz[:, None] * t).astype(np.float32)
+    courses = np.concatenate((np.sin(angles), np.cos(angles)))
+    by_course = np.concatenate((weights[..., 0], weights[..., 1]), axis=1).astype(np.float32)
+    return noise + combine(by_course, courses)
+
+
+def _twelve(independent: Signal) -> Signal:
+    """Add the four leads that follow from I and II (Einthoven, Goldberger)."""
+    lead_i, lead_ii = independent[:2]
+    limb = (
+        lead_i,
+        lead_ii,
+        lead_ii - lead_i,
+        -(lead_i + lead_ii) / 2,
+        lead_i - lead_ii / 2,
+        lead_ii - lead_i / 2,
+    )
+    return np.concatenate((np.stack(limb), independent[2:]))
