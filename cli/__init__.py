@@ -12,9 +12,14 @@ from . import (
     split,
     fit_head,
     finetune,
+    runs,
     compare,
+    report,
     predict,
+    export,
+    explain,
     cache,
+    doctor,
 )
 from ._app import app
 

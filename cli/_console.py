@@ -59,6 +59,7 @@ class Output:
             self._results.width = _PIPE_WIDTH
         self._log = _Log(stderr=True, highlight=False, markup=False)
         self._log.soft_wrap = not self._log.is_terminal
+        self._drawing: _Bar | _Lines | None = None
 
     @property
     def width(self) -> int:
@@ -82,13 +83,20 @@ class Output:
     def show(self, *renderables: RenderableType) -> None:
         """Results for people on stdout; nothing under ``--json``."""
         if not self.as_json:
+            self._pause()
             for renderable in renderables:
                 self._results.print(renderable)
 
     def say(self, line: str) -> None:
         """One plain result line on stdout, never wrapped; nothing under ``--json``."""
         if not self.as_json:
+            self._pause()
             self._results.print(line, soft_wrap=True)
+
+    def _pause(self) -> None:
+        """End a progress bar, whose line would else be written into."""
+        if self._drawing is not None:
+            self._drawing.pause()
 
     def result(self, value: Mapping[str, Any]) -> None:
         """The result for programs: one JSON object on stdout, only under ``--json``."""
@@ -117,6 +125,7 @@ class Output:
         """
         with _stop_requests(self) as stop:
             drawing = _Bar(self._log) if self._log.is_terminal else _Lines(self)
+            self._drawing = drawing
             with drawing:
 
                 def report(progress: Progress) -> None:
@@ -171,8 +180,13 @@ class _Bar:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.pause()
+
+    def pause(self) -> None:
+        """Let others write to the terminal; the next progress begins a new bar."""
         if self._bar:
             self._bar.stop()
+        self._bar = None
 
     def update(self, progress: Progress) -> None:
         if progress.message:
@@ -182,11 +196,13 @@ class _Bar:
         if self._bar is None or self._stage != progress.stage:
             self._start(progress)
         assert self._bar is not None and self._task is not None
+        from ecgfeat.runtime import stage_in_words
+
         self._bar.update(
             self._task,
             completed=progress.done,
             total=progress.total,
-            description=_stage_in_words(progress),
+            description=stage_in_words(progress),
         )
 
     def _start(self, progress: Progress) -> None:
@@ -229,10 +245,11 @@ class _Lines:
     """A line now and then, where stderr is a file or pipe."""
 
     def __init__(self, output: Output) -> None:
+        from ecgfeat.runtime import Pace
+
         self._output = output
-        self._stage = ""
-        self._started_s = self._last_s = 0.0
-        self._first_done = 0
+        self._pace = Pace()
+        self._last_s = 0.0
 
     def __enter__(self) -> _Lines:
         return self
@@ -240,39 +257,23 @@ class _Lines:
     def __exit__(self, *_: object) -> None:
         return None
 
+    def pause(self) -> None:
+        """Nothing to do: each line is written whole."""
+
     def update(self, progress: Progress) -> None:
         now = time.monotonic()
         if progress.message:
             self._output.log(progress.message)
         if not progress.total:
             return
-        if progress.stage != self._stage:
-            self._stage, self._first_done = progress.stage, progress.done
-            self._started_s = self._last_s = now
+        if self._pace.begins(progress):
+            self._last_s = now
             return
         if now - self._last_s < _SECONDS_BETWEEN_LINES and progress.done < progress.total:
             return
-        if progress.done == self._first_done:
-            return
-        self._last_s = now
-        rate = (progress.done - self._first_done) / max(now - self._started_s, 1e-9)
-        left_s = (progress.total - progress.done) / rate
-        self._output.log(
-            f"{_stage_in_words(progress)} {progress.done}/{progress.total} {progress.unit}, "
-            f"{rate:.1f} {progress.unit}/s, {_clock(left_s)} left"
-        )
-        if progress.done == progress.total:
-            self._stage = ""
-
-
-def _stage_in_words(progress: Progress) -> str:
-    return f"{progress.stage} ({progress.detail})" if progress.detail else progress.stage
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+        if self._pace.has_moved(progress):
+            self._last_s = now
+            self._output.log(self._pace.in_words(progress))
 
 
 @contextlib.contextmanager

@@ -11,14 +11,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
-from ecgfeat.config import RECIPES, Recipe, RecipeSettings, Settings, option_name
+from ecgfeat.config import (
+    RECIPES,
+    Recipe,
+    RecipeListSettings,
+    RecipeSettings,
+    Settings,
+    option_name,
+)
 from ecgfeat.errors import ConfigError
 
 from ._console import Output, failing_cleanly
@@ -29,6 +36,7 @@ __all__ = [
     "DATA",
     "FORCE",
     "OUT",
+    "WEIGHTS",
     "Given",
     "by_recipe",
     "check_figure",
@@ -53,6 +61,16 @@ OUT = Annotated[Path, typer.Option("--out", help="Parent folder of the run's fol
 
 FORCE = Annotated[bool, typer.Option("--force", help="Write over a file made by something else.")]
 
+WEIGHTS = Annotated[
+    str,
+    typer.Option(
+        "--weights",
+        metavar="PATH",
+        help="Where the backbone's weights are now, if not where the run found them.",
+        show_default=False,
+    ),
+]
+
 Command = Callable[..., None]
 S = TypeVar("S", bound=Settings)
 
@@ -74,14 +92,30 @@ class Given(Generic[S]):
         return dataclasses.replace(settings, **self.by_hand)
 
 
-def check_figure(path: Path, *, force: bool) -> None:
-    """Refuse a ``--figure`` that is no PNG, or would overwrite something that is no figure."""
+_FIGURE_MARKS = {
+    ".png": b"Software\0ecgfeat",
+    ".pdf": b"/Creator (ecgfeat)",
+    ".svg": b"<dc:title>ecgfeat</dc:title>",
+}
+"""What figures that we drew say of themselves, as `ecgfeat.figures.style.MARKS` has them say it."""
+
+
+def check_figure(
+    path: Path,
+    *,
+    force: bool,
+    option: str = "--figure",
+    suffixes: Sequence[str] = (".png",),
+) -> None:
+    """Refuse a figure's file of another kind, or one that would overwrite what is no figure."""
     from ecgfeat.files import refuse_overwriting
 
-    if path.suffix.lower() != ".png":
-        raise ConfigError(f"--figure must end in .png; found {path}")
+    suffix = path.suffix.lower()
+    if suffix not in suffixes:
+        words = " or ".join(filter(None, [", ".join(suffixes[:-1]), suffixes[-1]]))
+        raise ConfigError(f"{option} must end in {words}; found {path}")
     if not force:
-        refuse_overwriting(path, b"Software\0ecgfeat", name="--figure")
+        refuse_overwriting(path, _FIGURE_MARKS[suffix], name=option)
 
 
 def by_recipe(read: Callable[[Recipe], object]) -> str:
@@ -137,7 +171,7 @@ def _needs_arguments(function: Command) -> bool:
 def _expand(function: Command) -> Command:
     hints = get_type_hints(function, include_extras=True)
     sections = {name: hint for name, hint in hints.items() if _is_settings(_section(hint))}
-    has_recipe = RecipeSettings in sections.values()
+    has_recipe = not {RecipeSettings, RecipeListSettings}.isdisjoint(sections.values())
 
     @functools.wraps(function)
     def run(context: typer.Context, *, json: bool, debug: bool, **values: Any) -> None:
@@ -208,8 +242,11 @@ def _option(
     item: dataclasses.Field[Any], section: type[Settings], *, shows_recipes: bool
 ) -> inspect.Parameter:
     panel = (section.__doc__ or "").strip().splitlines()[0].rstrip(".")
+    words = option_name(item.name)
+    if item.default is True:
+        words = f"{words}/{option_name(f'no_{item.name}')}"
     option = typer.Option(
-        option_name(item.name),
+        words,
         help=item.metadata["help"],
         metavar=item.metadata["metavar"],
         rich_help_panel=panel,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ecgfeat.comparison import Comparison
     from ecgfeat.runs import Run
 
-__all__ = ["runs_as_json", "show_comparison", "show_runs"]
+__all__ = ["runs_as_json", "show_comparison", "show_later_notices", "show_runs"]
 
 _ALL_PAIRS = 6
 """Up to so many runs every pair is shown; of more, only the pairs with the best run."""
@@ -40,12 +40,19 @@ def show_runs(output: Output, runs: Sequence[Run]) -> None:
         output.say(f"run: {run.path}\n")
 
 
+def show_later_notices(output: Output, shown: Sequence[Run], runs: Sequence[Run]) -> None:
+    """What the same runs have to say since they were shown: which figures are missing."""
+    for before, after in zip(shown, runs):
+        for line in after.metrics.get("notices", ())[len(before.metrics.get("notices", ())) :]:
+            output.say(f"notice: {after.name}: {line}")
+
+
 def _score_lines(shown: Mapping[str, Any]) -> list[str]:
     """The scores with their intervals, in two columns."""
-    from ecgfeat.metrics import METRICS
+    from ecgfeat.metrics import METRICS, in_words
 
     cells = [
-        f"{METRICS[name].title if name in METRICS else name:<17} {interval(score):<20}"
+        f"{METRICS[name].title if name in METRICS else name:<17} {in_words(score):<20}"
         for name, score in shown["scores"].items()
     ]
     half = (len(cells) + 1) // 2
@@ -107,13 +114,6 @@ def runs_as_json(runs: Sequence[Run]) -> dict[str, Any]:
     return {"runs": [{"path": str(run.path), "kind": run.kind, **run.metrics} for run in runs]}
 
 
-def interval(score: Mapping[str, Any] | None) -> str:
-    """A score with its 95 % interval; a dash where it isn't defined."""
-    if score is None:
-        return "–"
-    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
-
-
 def show_comparison(output: Output, comparison: Comparison, figure: Path) -> None:
     """The runs side by side, the pairs' differences, and where the figure is.
 
@@ -122,8 +122,13 @@ def show_comparison(output: Output, comparison: Comparison, figure: Path) -> Non
     shown = comparison.as_json()
     short = {run["name"]: f"R{index + 1}" for index, run in enumerate(shown["runs"])}
     output.say(comparison.title)
-    for name, number in short.items():
-        output.say(f"{number}  {name}")
+    for run in shown["runs"]:
+        output.say(f"{short[run['name']]}  {run['name']}")
+        words = ", ".join(
+            f"{name.replace('_', ' ')} {value}" for name, value in run["differs"].items()
+        )
+        if words:
+            output.say(f"    {words}")
     majorities = {run["majority_accuracy"] for run in shown["runs"]} - {None}
     if majorities:
         words = ", ".join(f"{accuracy:.3f}" for accuracy in sorted(majorities))
@@ -209,9 +214,9 @@ def _score_columns() -> dict[str, str]:
 
 
 def _intervals(scores: Mapping[str, Any]) -> list[str]:
-    from ecgfeat.metrics import MAIN
+    from ecgfeat.metrics import MAIN, in_words
 
-    return [interval(scores[name]) for name in MAIN]
+    return [in_words(scores[name]) for name in MAIN]
 
 
 def _p_in_words(p_value: float | None) -> str:

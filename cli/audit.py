@@ -14,7 +14,6 @@ from ecgfeat.config import AuditSettings
 from ._app import app
 from ._console import Output
 from ._options import CACHE_FILE, command
-from ._results import interval
 
 if TYPE_CHECKING:
     from ecgfeat.data_audit import Audit
@@ -89,6 +88,8 @@ def _show(output: Output, found: Audit) -> None:
 
 def _show_strata(output: Output, strata: Sequence[Mapping[str, Any]]) -> None:
     """A run's results in each stratum; counts alone are in the list."""
+    from ecgfeat.metrics import in_words
+
     if not any("scores" in stratum for stratum in strata):
         return
     heads = {"": "left", "value": "left", "tested": "right", "accuracy": "left", "AUROC": "left"}
@@ -99,7 +100,7 @@ def _show_strata(output: Output, strata: Sequence[Mapping[str, Any]]) -> None:
             stratum["column"],
             stratum["value"],
             str(stratum["n_tested"]),
-            interval(scores.get("accuracy")),
-            interval(scores.get("auroc")),
+            in_words(scores.get("accuracy")),
+            in_words(scores.get("auroc")),
         )
     output.show(table)

@@ -53,12 +53,13 @@ def demo(
     *,
     output: Output,
 ) -> None:
-    """Run the whole study on a small synthetic set: synth, extract, fit-head, finetune, compare."""
+    """Run the whole study on a small synthetic set: synth, extract, heads, finetune, report."""
     from ecgfeat.comparison import compare
     from ecgfeat.feature_cache import open_cache
     from ecgfeat.figures import comparison_plot
     from ecgfeat.finetuning import finetune
     from ecgfeat.heads import fit_heads
+    from ecgfeat.html_report import report as write_report
     from ecgfeat.manifest import read_manifest
     from ecgfeat.synth import synthesize
 
@@ -88,15 +89,24 @@ def demo(
                 report=report,
             )
         )
-    output.log("5/5 compare")
-    comparison = compare(runs)
-    figure = out / "comparison.png"
-    comparison_plot(comparison.as_json()["runs"], figure, comparison.title)
+        output.log("5/5 compare and report")
+        comparison = compare(runs)
+        figure = out / "comparison.png"
+        comparison_plot(comparison.as_json(), figure, comparison.title)
+        page = write_report(runs, out=out / "report.html", report=report)
     show_runs(output, runs)
     show_comparison(output, comparison, figure)
     for run in runs:
         output.say(f"figures: {run.path}/*.png")
-    output.result({**runs_as_json(runs), "comparison": comparison.as_json(), "figure": str(figure)})
+    output.say(f"report: {page.path} (open it in a browser)")
+    output.result(
+        {
+            **runs_as_json(runs),
+            "comparison": comparison.as_json(),
+            "figure": str(figure),
+            "report": str(page.path),
+        }
+    )
 
 
 def _minutes_here() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ from ecgfeat.config import (
     ComputeSettings,
     DataSettings,
     EvaluationSettings,
+    FigureSettings,
     FinetuneSettings,
     NetworkSettings,
     PageSettings,
@@ -23,7 +24,10 @@ from ._app import app
 from ._console import Output
 from ._data import read_data
 from ._options import OUT, Given, command
-from ._results import runs_as_json, show_runs
+from ._results import runs_as_json, show_later_notices, show_runs
+
+if TYPE_CHECKING:
+    from ecgfeat.runs import Run
 
 __all__ = ["finetune"]
 
@@ -69,6 +73,7 @@ def finetune(
     recipe: RecipeSettings,
     training: Given[FinetuneSettings],
     evaluation: Given[EvaluationSettings],
+    figures: Given[FigureSettings],
     page: Given[PageSettings],
     network: Given[NetworkSettings],
     source: Given[DataSettings],
@@ -86,19 +91,29 @@ def finetune(
         output.hush()  # under torchrun the first process speaks for all
     if (data is None) == (resume is None):
         raise ConfigError("give either DATA (a new run) or --resume RUN (to go on with one)")
-    given = (training, evaluation, page, network, source, compute)
+    given = (training, evaluation, figures, page, network, source, compute)
     changed = from_head or recipe.recipe or any(section.by_hand for section in given)
     if resume is not None and (changed or out != Path("runs")):
         raise ConfigError(
             "--resume goes on with the run's own settings: leave the others out, or start a new "
             "run with DATA"
         )
+    if training.by_hand.get("tensorboard"):
+        from ecgfeat.runs import refuse_without_tensorboard
+
+        refuse_without_tensorboard()
     manifest = None if data is None else read_data(data, source.over(DataSettings()), output)
     from ecgfeat.finetuning import finetune, resume_finetune  # late: it loads torch
 
+    shown: list[Run] = []
+
+    def show(run: Run) -> None:
+        shown.append(run)
+        show_runs(output, [run])
+
     with output.reporting() as report:
         if resume is not None:
-            run = resume_finetune(resume, report=report)
+            run = resume_finetune(resume, report=report, on_written=show)
         else:
             assert manifest is not None
             chosen = recipe.chosen(_recipe_of(from_head) if from_head else DEFAULT_RECIPE)
@@ -110,12 +125,14 @@ def finetune(
                 compute=compute.over(ComputeSettings()),
                 training=training.over(chosen.training),
                 evaluation=evaluation.over(EvaluationSettings()),
+                figures=figures.over(FigureSettings()),
                 from_head=from_head,
                 out_dir=out,
                 recipe=chosen.name,
                 report=report,
+                on_written=show,
             )
-    show_runs(output, [run])
+    show_later_notices(output, shown, [run])
     data_said = {"data": manifest.as_json()} if manifest else {}
     output.result({**data_said, **runs_as_json([run])})
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ecgfeat.config import (
     RECIPE_OF_OLD_CACHES,
     EvaluationSettings,
+    FigureSettings,
     HeadChoice,
     HeadSettings,
     Recipe,
@@ -22,7 +23,10 @@ from ecgfeat.errors import ConfigError
 from ._app import app
 from ._console import Output
 from ._options import CACHE_FILE, OUT, Given, by_recipe, command
-from ._results import runs_as_json, show_runs
+from ._results import runs_as_json, show_later_notices, show_runs
+
+if TYPE_CHECKING:
+    from ecgfeat.runs import Run
 
 __all__ = ["fit_head"]
 
@@ -33,6 +37,7 @@ ecgfeat fit-head cache/pages-resnet18-1a2b3c4d.h5 --head both --layers layer3,la
 ecgfeat fit-head cache/pages-resnet18-1a2b3c4d.h5 --head logreg --C 0.1 --cv 5
 ecgfeat fit-head cache/pages-resnet18-1a2b3c4d.h5 --head both --sweep default --folds 5
 ecgfeat fit-head cache/pages-resnet18-1a2b3c4d.h5 --head linear --grid lr=1e-4,1e-3
+ecgfeat fit-head cache/pages-resnet18-1a2b3c4d.h5 --figure-format pdf --no-title
 """
 
 
@@ -58,6 +63,7 @@ def fit_head(
     settings: Given[HeadSettings],
     sweep: SweepSettings,
     evaluation: EvaluationSettings,
+    figures: FigureSettings,
     output: Output,
 ) -> None:
     """Train a head on the features of a cache, or hundreds and choose one; no image is opened."""
@@ -68,6 +74,12 @@ def fit_head(
     chosen = recipe.chosen(features.header.recipe or RECIPE_OF_OLD_CACHES)
     kinds = head or _head_of(chosen)
     _refuse_idle(settings.over(chosen.head), chosen, kinds)
+    shown: list[Run] = []
+
+    def show(run: Run) -> None:
+        shown.append(run)
+        show_runs(output, [run])
+
     with output.reporting() as report:
         runs = fit_heads(
             features,
@@ -75,11 +87,13 @@ def fit_head(
             head=settings.over(chosen.head),
             sweep=sweep,
             evaluation=evaluation,
+            figures=figures,
             out_dir=out,
             recipe=chosen.name,
             report=report,
+            on_written=show,
         )
-    show_runs(output, runs)
+    show_later_notices(output, shown, runs)
     output.result(runs_as_json(runs))
 
 

@@ -12,7 +12,7 @@ from ecgfeat.errors import ConfigError, DataError
 
 from ._app import app
 from ._console import Output
-from ._options import FORCE, command
+from ._options import FORCE, WEIGHTS, command
 
 __all__ = ["predict"]
 
@@ -35,15 +35,7 @@ def predict(
         ),
     ],
     *,
-    weights: Annotated[
-        str,
-        typer.Option(
-            "--weights",
-            metavar="PATH",
-            help="Where the backbone's weights are now, if not where the run found them.",
-            show_default=False,
-        ),
-    ] = "",
+    weights: WEIGHTS = "",
     out: Annotated[
         Path | None,
         typer.Option(

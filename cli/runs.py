@@ -11,7 +11,6 @@ import typer
 from ._app import app
 from ._console import Output
 from ._options import command
-from ._results import interval
 
 if TYPE_CHECKING:
     from ecgfeat.comparison import ListedRun
@@ -52,14 +51,16 @@ def runs(
 
 
 def _show(output: Output, folder: Path, listed: list[ListedRun]) -> None:
+    from ecgfeat.metrics import in_words
+
     opened = [(one, one.run) for one in listed if one.run is not None]
     output.say(f"{folder}: {len(opened)} runs" if opened else f"{folder} holds no finished run")
     for one, run in opened:
         scores, majority = run.metrics["scores"], run.metrics.get("majority")
         against = f" (majority {majority['accuracy']:.3f})" if majority else ""
         output.say(f"\n{one.number}  {run.name}")
-        output.say(f"    accuracy {interval(scores['accuracy'])}{against}")
-        output.say(f"    AUROC    {interval(scores.get('auroc'))} on {run.metrics['test_rows']}")
+        output.say(f"    accuracy {in_words(scores['accuracy'])}{against}")
+        output.say(f"    AUROC    {in_words(scores.get('auroc'))} on {run.metrics['test_rows']}")
         for name, value in one.differs.items():
             output.say(f"    {name.replace('_', ' ')}: {value}")
     for one in listed:

@@ -48,8 +48,8 @@ __all__ = ["Explainer", "Explanation", "Explanations", "explain", "explanation_p
 Floats = NDArray[np.float64]
 Page = NDArray[np.uint8]
 
-RANDOM_WEIGHTS = "random:0"
-"""What the sanity check puts in the place of the backbone's weights."""
+RANDOM_WEIGHTS = "random:20180802"
+"""What the sanity check puts in the place of the backbone's: such as no one else asks for."""
 UNCHANGED = 0.5
 """A rank correlation with the map of random weights above this says that the map tells of the page
 more than of what the network learned."""
@@ -177,7 +177,7 @@ class Explanations:
 
 def explain(
     run: Run | str | Path,
-    images: Sequence[str | Path],
+    images: Sequence[str | Path] | str | Path,
     *,
     label: str = "",
     check: bool = True,
@@ -190,7 +190,7 @@ def explain(
     Parameters
     ----------
     run : Run, str or Path
-    images : sequence of str or Path
+    images : str, Path or a sequence of them
         As `predict` takes them.
     label : str
         The class to speak of; by default the positive one, or of more than two the one answered.

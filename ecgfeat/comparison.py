@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from ecgfeat.config import (
 from ecgfeat.errors import ConfigError, RunError
 from ecgfeat.heads import idle_options
 from ecgfeat.metrics import (
+    MAIN,
     METRICS,
     AreaTest,
     Resampled,
@@ -31,12 +32,17 @@ from ecgfeat.metrics import (
     compare_areas,
     holm,
     in_id_order,
+    in_words,
     mcnemar_p_value,
     resample,
 )
 from ecgfeat.predictions import Predictions, positive_class
 from ecgfeat.protocol import LEAK
 from ecgfeat.runs import Cost, Run, decision_from, open_run
+from ecgfeat.runtime import as_frame, html_table
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = [
     "ComparedRun",
@@ -130,7 +136,7 @@ class LeftAside:
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Comparison:
     """Runs on the same test rows.
 
@@ -183,6 +189,48 @@ class Comparison:
     def as_json(self) -> dict[str, Any]:
         """Everything as plain values, ready for ``json.dumps``."""
         return {**dataclasses.asdict(self), "positive": self.positive}
+
+    def __repr__(self) -> str:
+        heads, *rows = self._table()
+        lines = [", ".join(f"{h} {v}".strip() for h, v in zip(heads, row)) for row in rows]
+        return "\n  ".join([f"Comparison of {self.title}", *lines])
+
+    def _repr_html_(self) -> str:
+        heads, *rows = self._table()
+        return html_table(f"{self.title}; 95 % intervals", heads, rows)
+
+    def _table(self) -> list[list[str]]:
+        """A row for each run and each pair, after the heads."""
+        number = {run.name: f"R{index}" for index, run in enumerate(self.runs, start=1)}
+        rows = [["", "", *(METRICS[name].title for name in MAIN)]]
+        for run in self.runs:
+            what = ", ".join([run.label, *(f"{k} {v}" for k, v in run.differs.items())])
+            rows.append([number[run.name], what, *(in_words(run.scores[name]) for name in MAIN)])
+        for pair in self.pairs:
+            who = f"{number[pair.second]} - {number[pair.first]}"
+            rows.append([who, "", *(in_words(pair.differences[name]) for name in MAIN)])
+        return rows
+
+    def to_frame(self) -> DataFrame:
+        """A row for each run as a pandas DataFrame: every score with its interval, and costs.
+
+        Raises
+        ------
+        ConfigError
+            When pandas isn't installed.
+        """
+        columns: dict[str, list[object]] = {
+            "run": [run.name for run in self.runs],
+            "way": [run.label for run in self.runs],
+        }
+        for name in self.runs[0].scores:
+            scores = [run.scores[name] for run in self.runs]
+            for end in ("value", "low", "high"):
+                column = name if end == "value" else f"{name}_{end}"
+                columns[column] = [score and getattr(score, end) for score in scores]
+        for cost in ("features_s", "wall_s", "peak_memory_mib"):
+            columns[cost] = [getattr(run.cost, cost) for run in self.runs]
+        return as_frame(columns)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

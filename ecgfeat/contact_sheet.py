@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from ecgfeat.errors import ConfigError, ImageError
 from ecgfeat.figures.style import import_matplotlib
 from ecgfeat.files import replacing
 from ecgfeat.images import MAX_PIXELS, decode, prepare
-from ecgfeat.manifest import Manifest
+from ecgfeat.manifest import Manifest, read_manifest
 from ecgfeat.preprocessing import Geometry, Preprocessing
 from ecgfeat.protocol import hash_place
 from ecgfeat.runtime import Progress, Report, silent
@@ -29,8 +31,9 @@ PAPER, INK, GREY, RULE, OUTLINE = "#ffffff", "#222222", "#666666", "#cccccc", "#
 MARGIN_PX, GAP_PX, LINE_PX, FONT_PX, LETTER_PX = 24, 8, 18, 13, 8
 MIN_ROW_PX = 160
 """Height of the pages on the sheet, where the network's input is smaller than that."""
-MIN_WIDTH_PX = 640
-"""Width of the sheet at least, so that its title has room."""
+MIN_WIDTH_PX, MAX_WIDTH_PX = 640, 1600
+"""Width of a preview: room for its title at least, and at most what a screen shows. A network's
+input is drawn pixel for pixel, and may need more."""
 PAGE_ASPECT = 1.5
 """Width over height of the room for a page: between A4 (1.41) and a printed sheet (1.73)."""
 PALER = 0.55
@@ -81,6 +84,10 @@ class Preview:
         How many images each class has in all.
     missing : int
         Listed files that are absent.
+    recipe : str
+        Name of the recipe that crop mode and size began as; empty where it was none.
+    beside : tuple of Preview
+        The same pages by other recipes, in the same figure.
     """
 
     figure: Path
@@ -89,6 +96,8 @@ class Preview:
     images: tuple[Seen, ...]
     n_images: Mapping[str, int]
     missing: int
+    recipe: str = ""
+    beside: tuple[Preview, ...] = ()
 
     @property
     def undecodable(self) -> list[Seen]:
@@ -97,7 +106,8 @@ class Preview:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for ``json.dumps``."""
-        return {**asdict(self), "figure": str(self.figure)}
+        others = [other.as_json() for other in self.beside]
+        return {**asdict(self), "figure": str(self.figure), "beside": others}
 
     def summary(self) -> list[str]:
         """The same in words, one line each."""
@@ -109,16 +119,26 @@ class Preview:
         if self.missing:
             lines.append(f"{self.missing} listed images are missing")
         lines += [f"can't be decoded: {seen.path}: {seen.reason}" for seen in self.undecodable]
-        seen = [seen for seen in self.images if not seen.reason]
-        if seen:
-            lines.append(
-                f"--crop-mode {self.crop_mode} --size {self.size}: "
-                f"{_range([s.kept for s in seen])} of the page is kept, at "
-                f"{_range([s.scale[0] for s in seen])} of its width and "
-                f"{_range([s.scale[1] for s in seen])} of its height; "
-                f"{_range([s.padding for s in seen])} of the input is padding"
-            )
+        lines += [line for each in (self, *self.beside) for line in each._kept_in_words()]
         return [*lines, f"sheet: {self.figure}"]
+
+    def _kept_in_words(self) -> list[str]:
+        seen = [seen for seen in self.images if not seen.reason]
+        if not seen:
+            return []
+        return [
+            f"{in_words(self.recipe, self.crop_mode, self.size)}: "
+            f"{_range([s.kept for s in seen])} of the page is kept, at "
+            f"{_range([s.scale[0] for s in seen])} of its width and "
+            f"{_range([s.scale[1] for s in seen])} of its height; "
+            f"{_range([s.padding for s in seen])} of the input is padding"
+        ]
+
+
+def in_words(recipe: str, crop_mode: str, size: str) -> str:
+    """How pages were prepared, as options have it, after the recipe that they began as."""
+    options = f"--crop-mode {crop_mode} --size {size}"
+    return f"recipe {recipe}, {options}" if recipe else options
 
 
 def _range(shares: Sequence[float]) -> str:
@@ -127,10 +147,12 @@ def _range(shares: Sequence[float]) -> str:
 
 
 def preview(
-    manifest: Manifest,
+    manifest: Manifest | str | Path,
     *,
     figure: str | Path = "preview.png",
     page: PageSettings = PageSettings(),
+    recipe: str = "",
+    beside: Mapping[str, PageSettings] = MappingProxyType({}),
     sheet: PreviewSettings = PreviewSettings(),
     report: Report = silent,
 ) -> Preview:
@@ -138,10 +160,15 @@ def preview(
 
     Parameters
     ----------
-    manifest : Manifest
+    manifest : Manifest, str or Path
+        What `read_manifest` gives, or takes.
     figure : Path
         The PNG to write.
     page, sheet : settings
+    recipe : str
+        Name of the recipe that `page` began as, for the title.
+    beside : mapping of str to PageSettings
+        By their names, other recipes' pages, drawn beside the first one's.
     report : callable
         Told the progress; may raise `Interrupted`.
 
@@ -158,33 +185,42 @@ def preview(
 
     Examples
     --------
-    >>> preview(read_manifest("pages"), page=PageSettings(crop_mode="squash"))  # doctest: +SKIP
+    >>> preview("pages", page=PageSettings(crop_mode="squash"))  # doctest: +SKIP
     """
     figure = Path(figure)
     if figure.suffix.lower() != ".png":
         raise ConfigError(f"--figure must end in .png; found {figure}")
+    if not isinstance(manifest, Manifest):
+        manifest = read_manifest(manifest)
     manifest.refuse_inside(figure, "--figure")
     chosen = {label: _chosen(manifest, label, sheet.n) for label in manifest.classes}
-    preprocessing = Preprocessing.from_settings(page)
-    drawing = _Sheet(preprocessing, n_columns=max(map(len, chosen.values())), n_bands=len(chosen))
-    drawing.title(f"{manifest.name}, as --crop-mode {page.crop_mode} --size {page.size} shows it")
+    pages = {recipe or ("by hand" if beside else ""): page, **beside}
+    views = {name: Preprocessing.from_settings(each) for name, each in pages.items()}
+    drawing = _Sheet(views, [len(rows) for rows in chosen.values()])
+    words = [in_words(name, each.crop_mode, each.size) for name, each in pages.items()]
+    drawing.title(f"{manifest.name}, {'; beside it '.join(words)}")
     n_images = {label: manifest.labels.count(label) for label in chosen}
     n_chosen = sum(map(len, chosen.values()))
-    images: list[Seen] = []
+    seen: list[list[Seen]] = []
     for band, (label, rows) in enumerate(chosen.items()):
         drawing.heading(band, f"{label}: {len(rows)} of {n_images[label]}")
-        for column, row in enumerate(rows):
-            report(Progress(stage="drawing", done=len(images), total=n_chosen))
-            images.append(_draw(drawing, (band, column), manifest, row))
+        for number, row in enumerate(rows):
+            report(Progress(stage="drawing", done=len(seen), total=n_chosen))
+            seen.append(_draw(drawing, (band, number), manifest, row))
     drawing.save(figure)
-    return Preview(
-        figure=figure,
-        crop_mode=page.crop_mode,
-        size=preprocessing.size,
-        images=tuple(images),
-        n_images=n_images,
-        missing=len(manifest.missing),
+    first, *others = (
+        Preview(
+            figure=figure,
+            crop_mode=pages[name].crop_mode,
+            size=views[name].size,
+            images=tuple(images),
+            n_images=n_images,
+            missing=len(manifest.missing),
+            recipe=name,
+        )
+        for name, images in zip(pages, zip(*seen))
     )
+    return replace(first, beside=tuple(others))
 
 
 def _chosen(manifest: Manifest, label: str, n: int) -> list[int]:
@@ -193,17 +229,36 @@ def _chosen(manifest: Manifest, label: str, n: int) -> list[int]:
     return sorted(rows, key=lambda row: hash_place(manifest.paths[row]))[:n]
 
 
-def _draw(sheet: _Sheet, place: tuple[int, int], manifest: Manifest, row: int) -> Seen:
+def _draw(sheet: _Sheet, place: Place, manifest: Manifest, row: int) -> list[Seen]:
+    """Draw a page as each view has it."""
     path, label = manifest.paths[row], manifest.labels[row]
+    page: NDArray[np.uint8] | ImageError
     try:
         page = decode(manifest.image_path(row))
-        pixels = prepare(page, sheet.preprocessing)
     except ImageError as error:
-        sheet.fail(place, path, str(error))
+        page = error
+    return [_draw_view(sheet, place, name, page, path, label) for name in sheet.views]
+
+
+def _draw_view(
+    sheet: _Sheet,
+    place: Place,
+    view: str,
+    page: NDArray[np.uint8] | ImageError,
+    path: str,
+    label: str,
+) -> Seen:
+    preprocessing = sheet.views[view]
+    try:
+        if isinstance(page, ImageError):
+            raise page
+        pixels = prepare(page, preprocessing)
+    except ImageError as error:
+        sheet.fail(place, view, path, str(error))
         return Seen(path=path, label=label, reason=str(error))
     height, width = page.shape[:2]
     size_px = (pixels.shape[1], pixels.shape[0])
-    geometry = sheet.preprocessing.geometry((width, height))
+    geometry = preprocessing.geometry((width, height))
     box = _kept_box(geometry, (width, height), size_px)
     covered_px = [min(r, s) for r, s in zip(geometry.resized_px, size_px)]
     seen = Seen(
@@ -215,7 +270,7 @@ def _draw(sheet: _Sheet, place: tuple[int, int], manifest: Manifest, row: int) -
         padding=1 - covered_px[0] * covered_px[1] / (size_px[0] * size_px[1]),
     )
     caption = f"{width} x {height} px, {seen.kept:.0%} kept"
-    sheet.show(place, (path, caption), page, box, pixels)
+    sheet.show(place, view, (path, caption), page, box, pixels)
     return seen
 
 
@@ -233,17 +288,40 @@ def _kept_box(geometry: Geometry, page_px: tuple[int, int], size_px: tuple[int, 
     return (starts[0], starts[1], ends[0], ends[1])
 
 
-class _Sheet:
-    """The picture under way: bands of classes, and in each a row of pages with their inputs."""
+Place = tuple[int, int]
+"""Of a page on the sheet: the number of its class, and its own in the class."""
 
-    def __init__(self, preprocessing: Preprocessing, *, n_columns: int, n_bands: int) -> None:
-        self.preprocessing = preprocessing
-        self._row_px = max(preprocessing.height_px, MIN_ROW_PX)
-        self._page_px = round(self._row_px * PAGE_ASPECT)
-        self._cell_px = self._page_px + GAP_PX + max(preprocessing.width_px, MIN_ROW_PX)
-        self._band_px = 3 * LINE_PX + self._row_px + MARGIN_PX
-        width = max(MIN_WIDTH_PX, MARGIN_PX + n_columns * (self._cell_px + MARGIN_PX))
-        height = 2 * MARGIN_PX + 2 * LINE_PX + n_bands * self._band_px
+
+class _Sheet:
+    """The picture under way: bands of classes, and in each its pages with their inputs.
+
+    Parameters
+    ----------
+    views : mapping of str to Preprocessing
+        By name, the ways to prepare a page that are drawn beside each other.
+    n_pages : sequence of int
+        By class.
+    """
+
+    def __init__(self, views: Mapping[str, Preprocessing], n_pages: Sequence[int]) -> None:
+        self.views = views
+        self._row_px = max(MIN_ROW_PX, *(view.height_px for view in views.values()))
+        input_px = [max(view.width_px, MIN_ROW_PX) for view in views.values()]
+        room_px = MAX_WIDTH_PX - MARGIN_PX
+        pages_px = room_px - sum(width + GAP_PX + MARGIN_PX for width in input_px)
+        # Inputs are shown pixel for pixel: only the pages beside them may be smaller.
+        fitting_px = max(MIN_ROW_PX, pages_px // len(views))
+        self._page_px = min(round(self._row_px * PAGE_ASPECT), fitting_px)
+        self._cells_px = [self._page_px + GAP_PX + width for width in input_px]
+        self._group_px = sum(width + MARGIN_PX for width in self._cells_px)
+        self._n_columns = max(1, min(max(n_pages), room_px // self._group_px))
+        self._line_px = 2 * LINE_PX + self._row_px + MARGIN_PX
+        width = max(MIN_WIDTH_PX, MARGIN_PX + self._n_columns * self._group_px)
+        self._tops_px = [2 * MARGIN_PX + 2 * LINE_PX]
+        for n in n_pages:
+            n_lines = math.ceil(n / self._n_columns)
+            self._tops_px.append(self._tops_px[-1] + LINE_PX + n_lines * self._line_px)
+        height = self._tops_px[-1]
         self._room_px = width - 2 * MARGIN_PX
         if width * height > MAX_PIXELS:
             raise ConfigError(
@@ -260,17 +338,18 @@ class _Sheet:
         self._write((MARGIN_PX, MARGIN_PX + LINE_PX), note, self._room_px, colour=GREY)
 
     def heading(self, band: int, text: str) -> None:
-        self._write((MARGIN_PX, self._top_px(band)), text, self._room_px, bold=True)
+        self._write((MARGIN_PX, self._tops_px[band]), text, self._room_px, bold=True)
 
     def show(
         self,
-        place: tuple[int, int],
+        place: Place,
+        view: str,
         caption: Sequence[str],
         page: NDArray[np.uint8],
         box: Box,
         pixels: NDArray[np.uint8],
     ) -> None:
-        left, top = self._caption(place, caption)
+        left, top, _ = self._caption(place, view, caption)
         scale = min(1.0, self._page_px / page.shape[1], self._row_px / page.shape[0])
         shown_px = [max(1, round(side * scale)) for side in (page.shape[1], page.shape[0])]
         shown = Image.fromarray(page).resize((shown_px[0], shown_px[1]), reducing_gap=3.0)
@@ -285,12 +364,10 @@ class _Sheet:
         self._paste(shown, left, top)
         self._paste(Image.fromarray(pixels), left + shown.width + GAP_PX, top)
 
-    def fail(self, place: tuple[int, int], path: str, reason: str) -> None:
-        left, top = self._caption(place, (path, "can't be decoded"))
-        self._draw.rectangle(
-            (left, top, left + self._cell_px - 1, top + self._row_px - 1), outline=GREY
-        )
-        room_px = self._cell_px - 2 * GAP_PX
+    def fail(self, place: Place, view: str, path: str, reason: str) -> None:
+        left, top, cell_px = self._caption(place, view, (path, "can't be decoded"))
+        self._draw.rectangle((left, top, left + cell_px - 1, top + self._row_px - 1), outline=GREY)
+        room_px = cell_px - 2 * GAP_PX
         for number, line in enumerate(textwrap.wrap(reason, room_px // LETTER_PX)):
             at = (left + GAP_PX, top + GAP_PX + number * LINE_PX)
             self._write(at, line, room_px)
@@ -304,16 +381,19 @@ class _Sheet:
         self._draw.rectangle(around, outline=RULE)
         self._image.paste(picture, (left, top))
 
-    def _top_px(self, band: int) -> int:
-        return 2 * MARGIN_PX + 2 * LINE_PX + band * self._band_px
-
-    def _caption(self, place: tuple[int, int], lines: Sequence[str]) -> tuple[int, int]:
-        """Write a cell's lines; returns where its pictures begin."""
-        left = MARGIN_PX + place[1] * (self._cell_px + MARGIN_PX)
-        top = self._top_px(place[0]) + LINE_PX
-        for number, line in enumerate(lines):
-            self._write((left, top + number * LINE_PX), line, self._cell_px, colour=GREY)
-        return left, top + 2 * LINE_PX
+    def _caption(self, place: Place, view: str, lines: Sequence[str]) -> tuple[int, int, int]:
+        """Write a cell's lines; returns where its pictures begin, and its width."""
+        (band, number), position = place, list(self.views).index(view)
+        line, column = divmod(number, self._n_columns)
+        before_px = sum(width + MARGIN_PX for width in self._cells_px[:position])
+        left = MARGIN_PX + column * self._group_px + before_px
+        top = self._tops_px[band] + LINE_PX + line * self._line_px
+        cell_px = self._cells_px[position]
+        first, *others = lines
+        named = f"{view}: {first}" if len(self.views) > 1 else first
+        for row, text in enumerate((named, *others)):
+            self._write((left, top + row * LINE_PX), text, cell_px, colour=GREY)
+        return left, top + 2 * LINE_PX, cell_px
 
     def _write(
         self, at: tuple[int, int], text: str, room_px: int, *, bold: bool = False, colour: str = INK

@@ -29,11 +29,13 @@ from ecgfeat.backbones import (
     tap_widths,
 )
 from ecgfeat.config import (
+    DEFAULT_RECIPE,
     TAPS,
     ComputeSettings,
     ExtractionSettings,
     NetworkSettings,
     PageSettings,
+    RecipeSettings,
     as_json,
 )
 from ecgfeat.errors import (
@@ -68,11 +70,11 @@ def extract(
     manifest: Manifest | str | Path,
     *,
     cache: str | Path = "cache",
-    page: PageSettings = PageSettings(),
+    page: PageSettings | None = None,
     network: NetworkSettings = NetworkSettings(),
-    work: ExtractionSettings = ExtractionSettings(),
+    work: ExtractionSettings | None = None,
     compute: ComputeSettings = ComputeSettings(),
-    recipe: str = "",
+    recipe: str = DEFAULT_RECIPE,
     rehash: bool = False,
     shard: str = "",
     report: Report = silent,
@@ -85,9 +87,11 @@ def extract(
         What `read_manifest` gives, or takes.
     cache : str or Path
         A folder, in which the settings name the file, or a file ending in ``.h5``.
-    page, network, work, compute : settings
+    page, work : settings, optional
+        The recipe's by default.
+    network, compute : settings
     recipe : str
-        Name of the recipe that the settings were taken from, for those who use the cache. A
+        Name of the recipe that the settings are taken from, for those who use the cache. A
         cache that has one keeps it.
     rehash : bool
         Compare every image's bytes with what was computed, not just size and time of change.
@@ -116,6 +120,8 @@ def extract(
     >>> X, y, groups = open_cache(done.cache).arrays("train", ["layer4"])  # doctest: +SKIP
     """
     started = time.monotonic()
+    chosen = RecipeSettings().chosen(recipe)
+    page, work = page or chosen.page, work or chosen.extraction
     share = shard_of(shard, os.environ)
     if share and not shard:
         _say(report, f"the environment (torchrun or srun) makes this share {share[0]}/{share[1]}")

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
@@ -85,7 +85,8 @@ def refuse_overwriting(path: Path, mark: bytes, *, name: str) -> None:
     path : Path
         Where to write.
     mark : bytes
-        What files of this kind that we made hold near their beginning.
+        What files of this kind that we made hold near their beginning or, as a PDF does, their
+        end.
     name : str
         What gave the path, for the message.
 
@@ -96,7 +97,7 @@ def refuse_overwriting(path: Path, mark: bytes, *, name: str) -> None:
     """
     try:
         with path.open("rb") as file:
-            is_own = mark in file.read(1024)
+            is_own = mark in file.read(1024) or mark in _end_of(file)
     except FileNotFoundError:
         return
     except OSError:
@@ -106,6 +107,13 @@ def refuse_overwriting(path: Path, mark: bytes, *, name: str) -> None:
             f"{path} exists and was not made by this command: give another {name}, or --force to "
             "write over it"
         )
+
+
+def _end_of(file: BinaryIO) -> bytes:
+    """The last bytes of a file, in which a PDF says who made it."""
+    length = file.seek(0, os.SEEK_END)
+    file.seek(max(0, length - 64 * 1024))
+    return file.read()
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ from ecgfeat.files import write_text
 from ecgfeat.images import decode
 from ecgfeat.manifest import Manifest, read_manifest
 from ecgfeat.methods import commands_of, digests_of, methods_of
-from ecgfeat.metrics import MAIN, METRICS, Curves, Score, curves
+from ecgfeat.metrics import MAIN, METRICS, Curves, Score, curves, in_words
 from ecgfeat.protocol import LEAK, hash_place
 from ecgfeat.runs import Run, open_run, parse_json, read_file
 from ecgfeat.runtime import Progress, Report, silent
@@ -313,12 +313,12 @@ def _how_good(way: _Way, *, is_one_of_several: bool) -> str:
     rows = f"{len(way.run.predictions):,} test images"
     rows += f", telling {positive} from the rest" if positive else ""
     if not is_one_of_several:
-        found = f"{way.label} has an accuracy of {_written(scores['accuracy'])}"
-        found += f" and {_article(title)} of {_written(main)}" if name != "accuracy" else ""
+        found = f"{way.label} has an accuracy of {in_words(scores['accuracy'])}"
+        found += f" and {_article(title)} of {in_words(main)}" if name != "accuracy" else ""
         return f"{found} on {rows}. In brackets are 95 % intervals."
-    found = f"{way.label} ({way.number}) has the highest {title}, {_written(main)}"
+    found = f"{way.label} ({way.number}) has the highest {title}, {in_words(main)}"
     if name != "accuracy":
-        found += f", and an accuracy of {_written(scores['accuracy'])}"
+        found += f", and an accuracy of {in_words(scores['accuracy'])}"
     return f"{found}, on {rows}. In brackets are 95 % intervals."
 
 
@@ -396,12 +396,6 @@ def _time(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
-
-
-def _written(score: Mapping[str, Any] | None) -> str:
-    if score is None:
-        return "–"
-    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
 
 
 # Pictures
@@ -485,7 +479,7 @@ def _ways_section(page: _Page) -> dict[str, Any]:
                 "label": way.label,
                 "name": way.run.name,
                 "differs": differs,
-                "scores": [(_written(_score(way, name)), _value(way, name)) for name in names],
+                "scores": [(in_words(_score(way, name)), _value(way, name)) for name in names],
                 "cost": asdict(way.run.cost),
                 "times": (_time(way.run.cost.features_s), _time(way.run.cost.wall_s)),
             }
@@ -527,7 +521,7 @@ def _pairs(page: _Page) -> list[dict[str, Any]]:
         {
             "name": f"{number[pair.second]} − {number[pair.first]}",
             "differences": [
-                (METRICS[name].title, _written(vars(score) if score else None))
+                (METRICS[name].title, in_words(score))
                 for name in MAIN
                 for score in [pair.differences.get(name)]
             ],
@@ -703,8 +697,8 @@ def _strata_section(page: _Page) -> dict[str, Any] | None:
                 "column": row["column"],
                 "value": row["value"],
                 "n_tested": row["n_tested"],
-                "accuracy": _written(row["scores"].get("accuracy")),
-                "auroc": _written(row["scores"].get("auroc")),
+                "accuracy": in_words(row["scores"].get("accuracy")),
+                "auroc": in_words(row["scores"].get("auroc")),
             }
             for row in table
             if row in largest

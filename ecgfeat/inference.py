@@ -27,7 +27,7 @@ from ecgfeat.images import decoder_of, stream
 from ecgfeat.manifest import IMAGE_KINDS, images_below, list_images
 from ecgfeat.predictions import positive_class
 from ecgfeat.preprocessing import Preprocessing
-from ecgfeat.runs import Run, damaged
+from ecgfeat.runs import Run, damaged, open_run
 from ecgfeat.runtime import (
     Compute,
     Progress,
@@ -174,8 +174,8 @@ class InferenceResult:
 
 
 def predict(
-    run: Run,
-    images: Sequence[str | Path],
+    run: Run | str | Path,
+    images: Sequence[str | Path] | str | Path,
     *,
     compute: ComputeSettings = ComputeSettings(),
     weights: str | None = None,
@@ -187,8 +187,8 @@ def predict(
 
     Parameters
     ----------
-    run : Run
-    images : sequence of str or Path
+    run : Run, str or Path
+    images : str, Path or a sequence of them
         Files; folders, of which all images are taken, their sub-folders' too; CSVs with a column
         of paths, of which the others are kept; or patterns such as ``new/*.png``.
     compute : ComputeSettings
@@ -221,7 +221,7 @@ def predict(
     >>> predict(run, [Path("new/page1.jpg")]).predicted  # doctest: +SKIP
     ('normal',)
     """
-    model = read_model(run)
+    model = read_model(run if isinstance(run, Run) else open_run(run))
     paths, columns = list_given(images)
     backbone = model.load_backbone(weights, _resolve(compute, model.precision))
     decoder = decoder_of(map(str, paths))
@@ -238,7 +238,7 @@ class Listed(NamedTuple):
     columns: dict[str, list[str]]
 
 
-def list_given(images: Sequence[str | Path]) -> Listed:
+def list_given(images: Sequence[str | Path] | str | Path) -> Listed:
     """The images that files, folders, CSVs and patterns stand for.
 
     Raises
@@ -248,7 +248,7 @@ def list_given(images: Sequence[str | Path]) -> Listed:
     """
     paths: list[Path] = []
     columns: dict[str, list[str]] = {}
-    for given in map(Path, images):
+    for given in map(Path, [images] if isinstance(images, (str, Path)) else images):
         found, said = _images_of(given)
         for name in {**columns, **said}:
             cells = columns.setdefault(name, [""] * len(paths))

@@ -27,7 +27,7 @@ from ecgfeat.feature_cache import FeatureCache
 from ecgfeat.files import typed
 from ecgfeat.heads import idle_options
 from ecgfeat.manifest import Manifest
-from ecgfeat.metrics import MAIN, METRICS, Score
+from ecgfeat.metrics import MAIN, METRICS, Score, in_words
 from ecgfeat.predictions import Predictions
 from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.runs import Run
@@ -259,7 +259,7 @@ def paper_tables(comparison: Comparison, runs: Sequence[Run], form: str) -> str:
                 [
                     number[run.name],
                     ", ".join([run.label, *(f"{k} {v}" for k, v in run.differs.items())]),
-                    *(_interval(run.scores.get(name)) for name in names),
+                    *(in_words(run.scores.get(name)) for name in names),
                     run.operating_point,
                 ]
                 for run in comparison.runs
@@ -273,7 +273,7 @@ def paper_tables(comparison: Comparison, runs: Sequence[Run], form: str) -> str:
             [
                 [
                     f"{number[pair.second]} − {number[pair.first]}",
-                    *(_interval(pair.differences.get(name)) for name in MAIN),
+                    *(in_words(pair.differences.get(name)) for name in MAIN),
                     _p_value(pair.p_adjusted),
                     _p_value(pair.auroc_p_adjusted),
                 ]
@@ -368,10 +368,6 @@ def _as_csv(comparison: Comparison) -> str:
 
 def _numbers(scores: Mapping[str, Score | None]) -> list[list[object]]:
     return [[name, s.value, s.low, s.high] for name, s in scores.items() if s is not None]
-
-
-def _interval(score: Score | None) -> str:
-    return "–" if score is None else f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
 
 
 def _p_value(p_value: float | None) -> str:

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import ecgfeat
-from ecgfeat.attribution import Explainer, Explanation, explanation_plot
+from ecgfeat.attribution import RANDOM_WEIGHTS, Explainer, Explanation, explanation_plot
 from ecgfeat.cli import app
 from ecgfeat.config import (
     ComputeSettings,
@@ -212,7 +212,7 @@ def test_random_weights_are_the_check(study: Path, pages: list[Path]) -> None:
         ecgfeat.read_manifest(study / "pages2"),
         cache=study / "seed0",
         page=PageSettings(size="64x48", crop_mode="border"),
-        network=NetworkSettings(weights="random:0"),
+        network=NetworkSettings(weights=RANDOM_WEIGHTS),
         work=ExtractionSettings(layers="layer4"),
         compute=FP32,
     ).cache

@@ -18,6 +18,7 @@ from ecgfeat.config import (
     DataSettings,
     EvaluationSettings,
     ExtractionSettings,
+    FigureSettings,
     FinetuneSettings,
     HeadSettings,
     NetworkSettings,
@@ -264,3 +265,29 @@ def test_the_study_s_defaults_stand() -> None:
     assert HeadSettings().C == 1
     assert (NetworkSettings().arch, NetworkSettings().weights) == ("resnet18", "imagenet")
     assert DataSettings().test_fraction == 0.2
+
+
+def test_names_of_classes_keep_their_order() -> None:
+    look = FigureSettings(names=" no-lvh = no LVH,lvh=LVH = a thick heart")
+    assert look.rename(("no-lvh", "lvh", "other")) == ("no LVH", "LVH = a thick heart", "other")
+    assert FigureSettings().rename(("b", "a")) == ("b", "a")
+
+
+@pytest.mark.parametrize("names", ["lvh", "lvh=", "=LVH", "a=A,a=B"])
+def test_names_must_be_pairs(names: str) -> None:
+    assert message_of(FigureSettings, names=names) == (
+        f"--names must give each class a name once, such as no-lvh=no LVH,lvh=LVH; found {names!r}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("c=C", "--names has a name for 'c', which is no class: there are a, b"),
+        ("a=b", "--names would call two classes 'b': give each its own"),
+    ],
+)
+def test_names_must_be_of_classes_and_differ(names: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        FigureSettings(names=names).rename(("a", "b"))
+    assert str(caught.value) == message

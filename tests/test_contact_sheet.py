@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import ecgfeat
+from ecgfeat import contact_sheet
 from ecgfeat.cli import app
 from ecgfeat.config import DataSettings, PageSettings, PreviewSettings
 from ecgfeat.contact_sheet import Preview, preview
@@ -23,9 +25,11 @@ from .conftest import draw_page
 PAGE = PageSettings(crop_mode="center", size="64x48")
 
 
-def draw(data: Path, figure: Path, page: PageSettings = PAGE, n: int = 2) -> Preview:
+def draw(
+    data: Path, figure: Path, page: PageSettings = PAGE, n: int = 2, **recipes: Any
+) -> Preview:
     manifest = read_manifest(data, DataSettings())
-    return preview(manifest, figure=figure, page=page, sheet=PreviewSettings(n=n))
+    return preview(manifest, figure=figure, page=page, sheet=PreviewSettings(n=n), **recipes)
 
 
 def pixels_of(figure: Path) -> NDArray[np.uint8]:
@@ -116,6 +120,60 @@ def test_a_smaller_sheet_shows_part_of_a_larger_one_of_every_class(tiny_pages, t
     assert [seen.label for seen in large.images] == ["a"] * 4 + ["b"] * 4 + ["c"] * 4
     assert [seen.path for seen in small.images] == [seen.path for seen in large.images[::4]]
     assert small.n_images == {"a": 6, "b": 6, "c": 6}
+
+
+@pytest.mark.parametrize(
+    ("size", "n", "size_px"),
+    [
+        # A cell of 160·1.5 + 8 + 160 pixels beside margins of 24: three in a line.
+        ("64x48", 3, (24 + 3 * 432, 84 + 2 * (18 + 220))),
+        ("64x48", 4, (24 + 3 * 432, 84 + 2 * (18 + 2 * 220))),
+        ("448x320", 2, (24 + 960, 84 + 2 * (18 + 2 * 380))),
+        ("896x640", 1, (1600, 84 + 2 * (18 + 700))),  # beside a smaller page
+        ("1600x64", 1, (24 + 1792, 84 + 2 * (18 + 220))),  # such an input alone is wider
+    ],
+)
+def test_a_sheet_is_as_wide_as_a_screen_and_goes_on_below(tiny_pages, tmp_path, size, n, size_px):
+    page = PageSettings(crop_mode="squash", size=size)
+    pages = tiny_pages(n_train=4, n_test=4)
+    shown = draw(pages, tmp_path / "sheet.png", page, n=n)
+    sheet = pixels_of(shown.figure)
+    assert (sheet.shape[1], sheet.shape[0]) == size_px
+    for seen in shown.images:
+        pixels = prepare(decode(pages / seen.path), Preprocessing.from_settings(page))
+        assert holds(sheet, pixels), seen.path
+
+
+def test_two_recipes_are_drawn_beside_each_other(tiny_pages, tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(contact_sheet._Sheet, "title", lambda _, text: titles.append(text))
+    pages, other = tiny_pages(), PageSettings(crop_mode="squash", size="80x50")
+    shown = draw(pages, tmp_path / "sheet.png", recipe="paper", beside={"ecg": other})
+    sheet = pixels_of(shown.figure)
+    (second,) = shown.beside
+    assert [seen.path for seen in second.images] == [seen.path for seen in shown.images]
+    for view, page in ((shown, PAGE), (second, other)):
+        assert (view.crop_mode, view.size) == (page.crop_mode, page.size)
+        for seen in view.images:
+            pixels = prepare(decode(pages / seen.path), Preprocessing.from_settings(page))
+            assert holds(sheet, pixels), seen.path
+    words = ["recipe paper, --crop-mode center --size 64x48"]
+    words.append("recipe ecg, --crop-mode squash --size 80x50")
+    assert titles == [f"pages, {'; beside it '.join(words)}"]
+    assert [line.split(":")[0] for line in shown.summary()[1:3]] == words
+    described = json.loads(json.dumps(shown.as_json()))
+    assert described["recipe"] == "paper"
+    assert [other["recipe"] for other in described["beside"]] == ["ecg"]
+    assert described["beside"][0]["figure"] == described["figure"]
+
+
+def test_an_undecodable_page_is_named_once_beside_another_recipe(tiny_pages, tmp_path):
+    pages = tiny_pages()
+    chosen = [seen.path for seen in draw(pages, tmp_path / "sheet.png").images]
+    (pages / chosen[1]).write_bytes(b"")
+    shown = draw(pages, tmp_path / "sheet.png", recipe="paper", beside={"ecg": PAGE})
+    assert sum(chosen[1] in line for line in shown.summary()) == 1
+    assert [seen.path for seen in shown.beside[0].undecodable] == [chosen[1]]
 
 
 def test_undecodable_images_are_named_and_not_replaced(tiny_pages, tmp_path):
@@ -212,3 +270,43 @@ def test_the_command_s_json_lists_what_is_shown(tiny_pages, tmp_path):
     assert shown["figure"] == str(figure)
     assert [image["label"] for image in shown["images"]] == ["a"] * 3 + ["b"] * 3
     assert shown["images"][0]["page_px"] == [96, 72]
+
+
+def test_the_command_takes_several_recipes(tiny_pages, tmp_path):
+    figure = tmp_path / "sheet.png"
+    words = ["preview", str(tiny_pages()), "--n", "1", "--figure", str(figure), "--json"]
+    done = CliRunner().invoke(app, [*words, "--recipe", "paper,quick", "--size", "64"])
+    assert done.exit_code == 0, done.output
+    shown = json.loads(done.stdout)
+    (other,) = shown["beside"]
+    found = [(each["recipe"], each["crop_mode"], each["size"]) for each in (shown, other)]
+    assert found == [("paper", "center", "64"), ("quick", "squash", "64")]
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [([], "ecg"), (["--recipe", "paper"], "paper"), (["--crop-mode", "center"], "")],
+)
+def test_the_command_names_the_recipe_that_was_used(tiny_pages, tmp_path, options, name):
+    words = ["preview", str(tiny_pages()), "--n", "1", "--figure", str(tmp_path / "sheet.png")]
+    done = CliRunner().invoke(app, [*words, "--json", *options])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["recipe"] == name
+
+
+@pytest.mark.parametrize("names", ["paper,new", "paper,paper"])
+def test_recipes_that_there_are_not_or_twice_are_refused(tiny_pages, names):
+    done = CliRunner().invoke(app, ["preview", str(tiny_pages()), "--recipe", names])
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1] == (
+        f"Error: --recipe takes recipes, each once, of paper, quick, ecg; found {names!r}"
+    )
+
+
+@pytest.mark.parametrize("command", ["extract", "fit-head", "finetune"])
+def test_other_commands_take_one_recipe(command):
+    done = CliRunner().invoke(app, [command, "pages", "--recipe", "paper,ecg"])
+    assert done.exit_code == 2
+    said = " ".join(done.stderr.replace("│", " ").split())
+    assert "'--recipe'" in said
+    assert "'paper,ecg' is not one of 'paper', 'quick', 'ecg'" in said

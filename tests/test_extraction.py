@@ -14,6 +14,7 @@ import ecgfeat.extraction as extraction_module
 from ecgfeat.backbones import Backbone
 from ecgfeat.backbones.extractor import Engine
 from ecgfeat.config import (
+    RECIPES,
     ComputeSettings,
     DataSettings,
     ExtractionSettings,
@@ -454,15 +455,24 @@ def test_taps_by_region_keep_threads_shards_and_stops_to_the_bit(tiny_pages, tmp
 def test_the_recipe_s_name_goes_with_the_cache_and_decides_nothing(tiny_pages, tmp_path):
     root = tiny_pages()
     manifest = read_manifest(root, DataSettings())
-    assert open_cache(run(manifest, tmp_path).cache).header.recipe == ""
-    named = run(manifest, tmp_path, recipe="ecg")
-    assert named.n_computed == 0
-    assert open_cache(named.cache).header.recipe == "ecg"
-    assert open_cache(run(manifest, tmp_path, recipe="quick").cache).header.recipe == "ecg"
+    named = run(manifest, tmp_path)
+    assert open_cache(named.cache).header.recipe == "ecg"  # the default, as the command's
+    again = run(manifest, tmp_path, recipe="quick")
+    assert again.n_computed == 0
+    assert open_cache(again.cache).header.recipe == "ecg"
     draw_page(77).save(root / "train/a/new.png")
     grown = run(read_manifest(root, DataSettings()), tmp_path)
     assert (grown.cache, grown.n_computed) == (named.cache, 1)
     assert open_cache(grown.cache).header.recipe == "ecg"
+
+
+def test_the_library_takes_the_recipe_s_page_and_layers(tiny_pages, tmp_path):
+    plain = NetworkSettings(weights="random")
+    for name in ("quick", "paper"):
+        done = extract(tiny_pages(n_train=2, n_test=2), cache=tmp_path, network=plain, recipe=name)
+        header, recipe = open_cache(done.cache).header, RECIPES[name]
+        assert (header.crop_mode, header.size) == (recipe.page.crop_mode, recipe.page.size)
+        assert list(header.taps) == recipe.extraction.layers.split(",")
 
 
 def nan_features(monkeypatch: pytest.MonkeyPatch, of_image: int | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,10 +13,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
-from ecgfeat.errors import StorageError
+from ecgfeat.errors import ConfigError, StorageError
 from ecgfeat.figures import (
     accuracy_curve,
     comparison_plot,
@@ -27,6 +31,7 @@ from ecgfeat.figures import (
     roc_plot,
     sweep_plot,
 )
+from ecgfeat.figures.style import FORMATS
 from ecgfeat.metrics import MACRO, curves, evaluate
 from ecgfeat.predictions import Predictions
 
@@ -143,15 +148,26 @@ class TestConfusionMatrix:
         confusion_matrix_plot(np.array([[4, 0], [0, 0]]), ["a", "b"], tmp_path / "m.png", "A title")
         assert texts_of(drawn[0])[2:] == ["0\n–", "0\n–"]
 
-    def test_long_class_names_are_turned_and_cut(self, tmp_path: Path, drawn: list[Figure]) -> None:
+    def test_long_class_names_are_turned_and_broken(
+        self, tmp_path: Path, drawn: list[Figure]
+    ) -> None:
         names = ["normal", "atrioventricular reentrant tachycardia", "b", "c", "d", "e"]
         confusion_matrix_plot(np.eye(6, dtype=int), names, tmp_path / "m.png", "A title")
         labels = drawn[0].axes[0].get_xticklabels()
         assert {label.get_rotation() for label in labels} == {40.0}
-        assert labels[1].get_text() == "atrioventricular reentrant…"
+        assert labels[1].get_text() == "atrioventricular\nreentrant tachycardia"
         assert drawn[0].axes[0].get_yticklabels()[1].get_text() == (
             "atrioventricular\nreentrant tachycardia\n(n = 1)"
         )
+
+    def test_a_word_longer_than_a_line_makes_longer_lines(
+        self, tmp_path: Path, drawn: list[Figure]
+    ) -> None:
+        names = ["electroencephalographically", "b"]
+        confusion_matrix_plot(np.eye(2, dtype=int), names, tmp_path / "m.png", "A title")
+        (axes,) = drawn[0].axes
+        assert axes.get_xticklabels()[0].get_text() == names[0]
+        assert axes.get_yticklabels()[0].get_text() == f"{names[0]}\n(n = 1)"
 
     def test_too_many_classes_are_drawn_without_numbers(
         self, tmp_path: Path, drawn: list[Figure]
@@ -162,7 +178,31 @@ class TestConfusionMatrix:
         assert not axes.texts
         assert len(axes.get_xticklabels()) == 30
         with Image.open(tmp_path / "m.png") as image:
-            assert max(image.size) < 3500
+            assert max(image.size) < 6000
+
+
+def comparison_of(
+    runs: Sequence[dict[str, Any]], *, positive: str | None = "lvh", **changes: Any
+) -> dict[str, Any]:
+    """As `Comparison.as_json` has it, with the differences that the runs' values give."""
+    pairs = []
+    for number, first in enumerate(runs):
+        for second in runs[number + 1 :]:
+            differences = {}
+            for name, score in second["scores"].items():
+                if score is None:
+                    differences[name] = None
+                    continue
+                value = score["value"] - first["scores"][name]["value"]
+                differences[name] = {"value": value, "low": value - 0.01, "high": value + 0.02}
+            pairs.append(
+                {"first": first["name"], "second": second["name"], "differences": differences}
+            )
+    return {"runs": [{**run, **changes} for run in runs], "pairs": pairs, "positive": positive}
+
+
+def dotted_lines_of(axes: Axes) -> list[float]:
+    return [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"]
 
 
 class TestComparisonPlot:
@@ -170,61 +210,181 @@ class TestComparisonPlot:
         self, tmp_path: Path, drawn: list[Figure]
     ) -> None:
         runs = [run_of("first", 0.666), run_of("second", 0.735, wall_s=5230.0)]
-        comparison_plot(runs, tmp_path / "comparison.png", "2 runs")
-        accuracy, _, _, _, time, memory = drawn[0].axes
+        comparison_plot(comparison_of(runs), tmp_path / "comparison.png", "2 runs")
+        accuracy, _, _, _, time, memory = drawn[0].axes[:6]
         interval, dot = accuracy.lines[2:]
         assert interval.get_xdata() == pytest.approx([0.715, 0.765])
         assert dot.get_xdata() == pytest.approx([0.735])
         assert [text.get_text() for text in accuracy.texts][:2] == ["0.666", "0.735"]
         assert [bar.get_width() for bar in time.patches] == [4.2, 5230.0]
-        assert [text.get_text() for text in time.texts] == ["4.2 s", "87.2 min"]
         assert [text.get_text() for text in memory.texts] == ["812 MiB", "812 MiB"]
+
+    @pytest.mark.parametrize(
+        ("wall_s", "words"),
+        [
+            ((0.2, 599.0), ["0.2 s", "599 s"]),
+            ((4.2, 5230.0), ["0.07 min", "87.2 min"]),
+            ((0.2, 90_000.0), ["< 0.01 h", "25 h"]),
+        ],
+    )
+    def test_all_times_have_one_unit(
+        self, tmp_path: Path, drawn: list[Figure], wall_s: tuple[float, float], words: list[str]
+    ) -> None:
+        runs = [run_of(str(seconds), 0.6, wall_s=seconds) for seconds in wall_s]
+        comparison_plot(comparison_of(runs), tmp_path / "comparison.png", "2 runs")
+        extraction, time = drawn[0].axes[3:5]
+        assert [text.get_text() for text in time.texts] == words
+        unit = words[0].split()[-1]
+        assert {text.get_text().split()[-1] for text in extraction.texts} == {unit}
+
+    def test_chance_is_a_line_in_each_score(self, tmp_path: Path, drawn: list[Figure]) -> None:
+        runs = [run_of("first", 0.9), run_of("second", 0.95)]
+        comparison = comparison_of(runs, majority_accuracy=0.625)
+        comparison_plot(comparison, tmp_path / "c.png", "2 runs")
+        panels = drawn[0].axes[:3]
+        assert [dotted_lines_of(axes) for axes in panels] == [[0.625], [0.5], [0.5]]
+        low, high = panels[0].get_xlim()
+        assert low < 0.5 < 0.98 < high < 1.1
+
+    def test_no_chance_is_claimed_of_many_classes_or_an_unknown_majority(
+        self, tmp_path: Path, drawn: list[Figure]
+    ) -> None:
+        runs = [run_of("first", 0.9), run_of("second", 0.95)]
+        comparison = comparison_of(runs, positive=None, majority_accuracy=None)
+        comparison_plot(comparison, tmp_path / "c.png", "2 runs")
+        assert [dotted_lines_of(axes) for axes in drawn[0].axes[:3]] == [[], [], []]
+
+    def test_differences_to_the_first_run_lie_around_a_line_at_zero(
+        self, tmp_path: Path, drawn: list[Figure]
+    ) -> None:
+        runs = [run_of("first", 0.6), run_of("second", 0.7), run_of("third", 0.55)]
+        comparison_plot(comparison_of(runs), tmp_path / "c.png", "3 runs")
+        accuracy = drawn[0].axes[6]
+        zero, *others = accuracy.lines
+        assert list(zero.get_xdata()) == [0, 0]
+        assert others[0].get_xdata() == pytest.approx([0.09, 0.12])
+        assert others[3].get_xdata() == pytest.approx([-0.05])
+        words = [text.get_text() for text in accuracy.texts]
+        assert words == ["+0.100", "−0.050", "R2 − R1", "R3 − R1"]
+        assert accuracy.get_xlabel() == "Difference to R1"
 
     def test_a_score_that_is_not_drawn_does_not_stretch_the_axes(
         self, tmp_path: Path, drawn: list[Figure]
     ) -> None:
         run = run_of("first", 0.6)
         run["scores"]["log_loss"] = {"value": 18.0, "low": 9.0, "high": 30.0}
-        comparison_plot([run, run_of("second", 0.7)], tmp_path / "c.png", "2 runs")
+        other = run_of("second", 0.7)
+        other["scores"]["log_loss"] = {"value": 3.0, "low": 2.0, "high": 4.0}
+        comparison_plot(comparison_of([run, other]), tmp_path / "c.png", "2 runs")
         low, high = drawn[0].axes[0].get_xlim()
-        assert 0.5 < low < high < 0.8
+        assert 0.4 < low < high < 0.8
 
-    def test_runs_are_named_from_the_top(self, tmp_path: Path, drawn: list[Figure]) -> None:
-        comparison_plot([run_of("first", 0.6), run_of("x$y$z", 0.7)], tmp_path / "c.png", "2 runs")
+    def test_runs_are_numbered_from_the_top(self, tmp_path: Path, drawn: list[Figure]) -> None:
+        runs = [run_of("first", 0.6), run_of("x$y$z", 0.7)]
+        comparison_plot(comparison_of(runs), tmp_path / "c.png", "2 runs")
         axes = drawn[0].axes[0]
         names = [text.get_text() for text in axes.texts][2:]
         details = "resnet18, batch 64, cpu"
-        assert names == ["Linear head", details, "first", "Linear head", details, "x$y$z"]
+        assert names == ["R1  Linear head", details, "first", "R2  Linear head", details, "x$y$z"]
         assert axes.get_ylim()[0] > axes.get_ylim()[1]
+
+    @pytest.mark.parametrize(("n_runs", "n_colours"), [(6, 6), (7, 1)])
+    def test_no_two_runs_share_a_colour_unless_all_do(
+        self, tmp_path: Path, drawn: list[Figure], n_runs: int, n_colours: int
+    ) -> None:
+        runs = [run_of(str(number), 0.6) for number in range(n_runs)]
+        comparison_plot(comparison_of(runs), tmp_path / "c.png", "Runs")
+        upper, lower, bars = drawn[0].axes[0], drawn[0].axes[6], drawn[0].axes[4].patches
+        dots = [line.get_color() for line in upper.lines if line.get_marker() == "o"]
+        assert len(dots) == n_runs
+        assert len(set(dots)) == n_colours
+        differing = [line.get_color() for line in lower.lines if line.get_marker() == "o"]
+        assert differing == dots[1:]
+        assert [to_hex(bar.get_facecolor()).upper() for bar in bars] == dots
 
     def test_an_undefined_score_is_said_to_be(self, tmp_path: Path, drawn: list[Figure]) -> None:
         runs = [run_of("first", 0.6, auroc=False), run_of("second", 0.7, auroc=False)]
-        comparison_plot(runs, tmp_path / "c.png", "2 runs")
+        comparison_plot(comparison_of(runs), tmp_path / "c.png", "2 runs")
         assert [text.get_text() for text in drawn[0].axes[2].texts] == ["undefined", "undefined"]
+        assert [text.get_text() for text in drawn[0].axes[8].texts] == ["undefined"]
 
 
 class TestFiles:
-    def test_same_numbers_give_the_same_bytes(self, tmp_path: Path) -> None:
-        runs = [run_of("first", 0.6), run_of("second", 0.7)]
-        for name in ("one.png", "two.png"):
-            comparison_plot(runs, tmp_path / name, "2 runs")
-        assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    @pytest.mark.parametrize("suffix", FORMATS)
+    def test_same_numbers_give_the_same_bytes(
+        self, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        comparison = comparison_of([run_of("first", 0.6), run_of("second", 0.7)])
+        comparison_plot(comparison, tmp_path / f"one.{suffix}", "2 runs")
+        # A later time, in another folder and with another seed of hashes.
+        program = (
+            "import json, sys, time; from ecgfeat.figures import comparison_plot\n"
+            "time.time = lambda: 2e9\n"
+            "comparison_plot(json.loads(sys.argv[1]), sys.argv[2], '2 runs')\n"
+        )
+        path = tmp_path / "other" / f"two.{suffix}"
+        command = [sys.executable, "-c", program, json.dumps(comparison), str(path)]
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
+        one, two = (tmp_path / f"one.{suffix}").read_bytes(), path.read_bytes()
+        assert one == two
+        assert b"Date" not in one
+        assert b"dc:date" not in one
 
-    def test_file_is_a_png_of_150_dpi_that_says_who_made_it(self, tmp_path: Path) -> None:
+    def test_text_of_a_pdf_or_svg_stays_text(self, tmp_path: Path) -> None:
+        for suffix in ("pdf", "svg"):
+            accuracy_curve(history_of(2), tmp_path / f"curve.{suffix}", "Linear head on pages")
+        assert ">Linear head on pages</text>" in (tmp_path / "curve.svg").read_text()
+        pdf = (tmp_path / "curve.pdf").read_bytes()
+        assert b"/FontFile2" in pdf  # TrueType, type 42
+        assert b"/Type3" not in pdf
+
+    def test_another_suffix_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"a figure must end in \.png, \.pdf or \.svg; found"):
+            accuracy_curve(history_of(2), tmp_path / "curve.jpg", "Linear head")
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("suffix", FORMATS)
+    def test_an_empty_title_takes_no_room(
+        self, tmp_path: Path, drawn: list[Figure], suffix: str
+    ) -> None:
+        for number, title in enumerate(("A title", "")):
+            accuracy_curve(history_of(2), tmp_path / f"{number}.{suffix}", title)
+        titled, plain = (figure.axes[0].get_position().y1 for figure in drawn)
+        assert drawn[1].get_suptitle() == ""
+        assert plain > titled + 0.03
+
+    def test_a_figure_is_laid_out_and_drawn_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        done: list[str] = []
+        for owner, name in ((ConstrainedLayoutEngine, "execute"), (Figure, "draw")):
+            plain = getattr(owner, name)
+
+            def counted(*args: Any, plain: Any = plain, name: str = name) -> None:
+                done.append(name)
+                plain(*args)
+
+            monkeypatch.setattr(owner, name, counted)
+        accuracy_curve(history_of(2), tmp_path / "curve.png", "Linear head")
+        assert done == ["execute", "draw"]
+
+    def test_file_is_a_png_of_300_dpi_that_says_who_made_it(self, tmp_path: Path) -> None:
         accuracy_curve(history_of(2), tmp_path / "curve.png", "Linear head")
         assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
         with Image.open(tmp_path / "curve.png") as image:
             assert image.format == "PNG"
-            assert image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
+            assert image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
             assert image.info["Software"] == "ecgfeat"
 
-    def test_names_in_any_script_are_drawn_without_warnings(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("suffix", FORMATS)
+    def test_names_in_any_script_are_drawn_without_warnings(
+        self, tmp_path: Path, suffix: str
+    ) -> None:
         n = len(STRANGE_NAMES)
-        confusion_matrix_plot(
-            np.eye(n, dtype=int), STRANGE_NAMES, tmp_path / "m.png", " ".join(STRANGE_NAMES)
-        )
+        title = " ".join(STRANGE_NAMES)
+        confusion_matrix_plot(np.eye(n, dtype=int), STRANGE_NAMES, tmp_path / f"m.{suffix}", title)
         runs = [run_of(name, 0.6) for name in STRANGE_NAMES]
-        comparison_plot(runs, tmp_path / "c.png", STRANGE_NAMES[0])
+        comparison_plot(comparison_of(runs), tmp_path / f"c.{suffix}", STRANGE_NAMES[0])
         assert len(list(tmp_path.iterdir())) == 2
 
     def test_a_folder_that_can_not_be_made_is_named(self, tmp_path: Path) -> None:
@@ -303,7 +463,36 @@ def test_a_figure_leaves_personal_settings_as_they_were(tmp_path: Path) -> None:
 def test_the_majority_is_a_line_in_the_accuracy_curve(tmp_path: Path, drawn: list[Figure]) -> None:
     accuracy_curve(history_of(3), tmp_path / "curve.png", "A title", 0.625)
     assert [list(line.get_ydata()) for line in drawn[0].axes[0].lines][-1] == [0.625, 0.625]
-    assert "0.625" in drawn[0].get_supxlabel()
+    assert legend_of(drawn[0])[-1] == "Majority class: 0.625"
+    assert "majority class" in drawn[0].get_supxlabel()
+
+
+class TestChosenEpoch:
+    def test_a_ring_marks_it_on_the_validation_line(
+        self, tmp_path: Path, drawn: list[Figure]
+    ) -> None:
+        history = history_of(5, validated=True)
+        accuracy_curve(history, tmp_path / "curve.png", "Fine-tuning", chosen=[3])
+        loss_curve(history, tmp_path / "loss.png", "Fine-tuning", chosen=[3])
+        for figure, value in zip(drawn, (0.43, 1 / 3)):
+            (ring,) = [line for line in figure.axes[0].lines if line.get_markersize() == 13]
+            assert list(ring.get_xdata()) == [3]
+            assert ring.get_ydata() == pytest.approx([value])
+            assert legend_of(figure)[-1] == "Chosen: epoch 3"
+
+    def test_each_fold_has_its_own(self, tmp_path: Path, drawn: list[Figure]) -> None:
+        accuracy_curve(history_of(4, n_folds=2), tmp_path / "c.png", "Linear head", chosen=[4, 2])
+        (ring,) = [line for line in drawn[0].axes[0].lines if line.get_markersize() == 13]
+        assert list(ring.get_xdata()) == [4, 2]
+        assert ring.get_ydata() == pytest.approx([0.58, 0.64])
+        assert legend_of(drawn[0])[-1] == "Chosen: epochs 4, 2"
+
+    def test_none_is_marked_where_none_was_chosen(
+        self, tmp_path: Path, drawn: list[Figure]
+    ) -> None:
+        accuracy_curve(history_of(4), tmp_path / "c.png", "Linear head")
+        assert "Chosen" not in " ".join(legend_of(drawn[0]))
+        assert "Ring" not in drawn[0].get_supxlabel()
 
 
 def predictions_of(classes: Sequence[str], *, n: int = 60) -> Predictions:
@@ -366,19 +555,39 @@ class TestCurves:
         predictions = predictions_of([*STRANGE_NAMES, "more"][:k], n=140)
         found, scores = curves(predictions, n_bootstrap=5), evaluate(predictions, n_bootstrap=5)
         roc_plot(found.roc, scores, tmp_path / "roc.png", "Title")
-        assert len(legend_of(drawn[0])) == n_lines - ("" in predictions.classes and k == 6)
-        assert legend_of(drawn[0])[-1].startswith(f"{MACRO}: AUROC")
+        assert len(legend_of(drawn[0])) == n_lines
+        assert legend_of(drawn[0])[-1].startswith(f"{MACRO}:\nAUROC")
+        if k < 7:
+            assert legend_of(drawn[0])[0] == f"a$b$c: AUROC {found.roc.areas['a$b$c']:.3f}"
 
-    def test_reliability_names_the_positive_class_and_counts_the_rows(
+    def test_reliability_names_the_positive_class_and_hides_no_point(
         self, tmp_path: Path, drawn: list[Figure]
     ) -> None:
         predictions = predictions_of(("no-lvh", "lvh"))
         found, scores = curves(predictions, n_bootstrap=30), evaluate(predictions, n_bootstrap=30)
         reliability_plot(found.reliability, scores, "lvh", tmp_path / "r.png", "Title")
-        upper, lower = drawn[0].axes
-        assert lower.get_xlabel() == "Probability of lvh"
+        (axes,) = drawn[0].axes
+        assert axes.get_xlabel() == "Probability of lvh"
         assert legend_of(drawn[0])[0].startswith("Calibration error 0.")
-        assert upper.lines[1].get_ydata().tolist() == found.reliability.true.tolist()
+        assert legend_of(drawn[0])[-1] == "10 rows"
+        assert axes.lines[1].get_ydata().tolist() == found.reliability.true.tolist()
+        assert not axes.get_legend().get_window_extent().overlaps(axes.get_window_extent())
+        assert "about equal numbers of rows" in drawn[0].get_supxlabel()
+
+    def test_points_of_the_reliability_are_as_large_as_their_rows(
+        self, tmp_path: Path, drawn: list[Figure]
+    ) -> None:
+        predictions = predictions_of(("no-lvh", "lvh"), n=600)
+        found, scores = curves(predictions, n_bootstrap=5), evaluate(predictions, n_bootstrap=5)
+        reliability_plot(found.reliability, scores, "lvh", tmp_path / "r.png", "Title")
+        (axes,) = drawn[0].axes
+        n_rows = found.reliability.n_rows
+        _, points, *_ = axes.collections
+        assert points.get_sizes() / n_rows == pytest.approx(
+            [points.get_sizes()[0] / n_rows[0]] * 10
+        )
+        assert legend_of(drawn[0])[-2:] == [f"{n_rows.min()} rows", f"{n_rows.max()} rows"]
+        assert "equal width" in drawn[0].get_supxlabel()
 
 
 def candidate(**changes: Any) -> dict[str, Any]:
@@ -419,6 +628,41 @@ class TestSweep:
         assert axes.get_ylabel() == "weight decay"
         (outline,) = axes.patches
         assert outline.get_xy() == (-0.5, -0.5)
+
+    def test_all_maps_share_one_scale_with_a_bar(self, tmp_path: Path, drawn: list[Figure]) -> None:
+        rows = [
+            candidate(lr=lr, weight_decay=decay, auroc=0.6 + lr)
+            for lr in (1e-3, 1e-2)
+            for decay in (0.0, 0.1)
+        ]
+        layers = [f"layer{number}" for number in range(7)]
+        rows += [
+            candidate(head="logreg", lr=None, C=C, layers=name, auroc=0.8 + C / 100)
+            for C in (0.1, 1.0)
+            for name in layers
+        ]
+        sweep_plot(rows, "auroc", tmp_path / "sweep.png", "Sweep")
+        linear, logreg, bar = drawn[0].axes
+        limits = [axes.images[0].get_clim() for axes in (linear, logreg)]
+        assert limits[0] == limits[1] == pytest.approx((0.601, 0.81))
+        assert bar.get_ylabel() == "AUROC"
+        assert bar.get_ylim() == pytest.approx((0.601, 0.81))
+
+    def test_each_line_is_named_in_full_beside_the_panel(
+        self, tmp_path: Path, drawn: list[Figure]
+    ) -> None:
+        long = "layer1-4x4,layer2-4x4,layer3,layer4"
+        rows = [
+            candidate(head="logreg", lr=None, C=C, layers=layers)
+            for C in (0.1, 1.0)
+            for layers in ("layer4", long)
+        ]
+        sweep_plot(rows, "auroc", tmp_path / "sweep.png", "Sweep")
+        (legend,) = drawn[0].legends
+        words = ["".join(text.get_text().split()) for text in legend.get_texts()]
+        assert words == [f"layers:{long}", "layers:layer4"]
+        (axes,) = drawn[0].axes
+        assert not legend.get_window_extent().overlaps(axes.get_window_extent())
 
     def test_folds_are_averaged_and_a_path_over_c_is_a_line(
         self, tmp_path: Path, drawn: list[Figure]

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from ecgfeat import metrics, runs
 from ecgfeat.calibration import Decision
+from ecgfeat.config import FigureSettings
 from ecgfeat.errors import RunError, StorageError
 from ecgfeat.predictions import Predictions
 from ecgfeat.protocol import Partition
@@ -554,6 +555,67 @@ def test_a_disk_that_stays_full_leaves_a_finished_run_and_tells_whoever_waits_fo
         "roc.png is missing, the run's other files are whole: no such font"
     )
     assert open_run(folder).metrics["scores"] == run.metrics["scores"]
+
+
+@pytest.mark.figures
+def test_figures_look_as_they_are_asked_to(folder: Path) -> None:
+    look = FigureSettings(figure_format="svg", title=False, names="no-lvh=no LVH, lvh=LVH")
+    run = write_run(folder, full_result(), look=look)
+    assert not run.metrics["notices"][1:]
+    drawn = {path.stem: path.read_text() for path in folder.glob("*.svg")}
+    assert drawn.keys() == {
+        *("accuracy_curve", "loss_curve", "confusion_matrix", "roc", "precision_recall"),
+        *("reliability", "sweep", "learning_curve"),
+    }
+    assert not list(folder.glob("*.png"))
+    assert ">no LVH</text>" in drawn["confusion_matrix"]
+    assert ">Probability of LVH</text>" in drawn["reliability"]
+    assert not any("on pages" in text for text in drawn.values())
+    assert run.metrics["classes"] == ["no-lvh", "lvh"]
+
+
+@pytest.mark.figures
+def test_a_run_is_given_before_its_figures_are_drawn(folder: Path) -> None:
+    found: list[tuple[list[str], set[str]]] = []
+
+    def look_at(run: runs.Run) -> None:
+        assert open_run(run.path).metrics == run.metrics
+        found.append((run.metrics["notices"], {path.suffix for path in folder.iterdir()}))
+
+    run = write_run(folder, some_result(), on_written=look_at)
+    ((notices, suffixes),) = found
+    assert ".png" not in suffixes
+    assert run.metrics["notices"] == notices
+    assert (folder / "roc.png").exists()
+
+
+@pytest.mark.figures
+@pytest.mark.parametrize(
+    ("history", "choice", "expected"),
+    [
+        (HISTORY, {}, []),
+        (HISTORY, {"by": "auroc", "epoch": [2], "score": [0.7]}, [2]),
+        (HISTORY, {"by": "auroc", "chosen": [{"fold": 0, "epoch": 1}]}, [1]),
+        # Of another fold's logistic regression there is no history.
+        (
+            [replace(record, fold=1) for record in HISTORY],
+            {"chosen": [{"fold": 0, "epoch": None}, {"fold": 1, "epoch": 2}]},
+            [2],
+        ),
+    ],
+)
+def test_the_chosen_epoch_of_each_fold_is_drawn(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    history: list[EpochRecord],
+    choice: dict[str, object],
+    expected: list[int],
+) -> None:
+    drawn = []
+    for name in ("accuracy_curve", "loss_curve"):
+        monkeypatch.setattr(runs.writing.figures, name, lambda *given: drawn.append(given[-1]))
+    write_run(folder, some_result(history=tuple(history), choice=choice))
+    assert drawn == [expected, expected]
 
 
 def skewed_predictions(right: int, *, n: int = 40, n_positive: int = 10) -> Predictions:

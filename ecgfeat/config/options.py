@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -29,6 +29,8 @@ __all__ = [
     "EpochChoice",
     "EvaluationSettings",
     "ExtractionSettings",
+    "FigureFormat",
+    "FigureSettings",
     "FinetuneSettings",
     "FreezeTo",
     "HeadChoice",
@@ -40,6 +42,7 @@ __all__ = [
     "PageSettings",
     "Precision",
     "PreviewSettings",
+    "ReportSettings",
     "RunKind",
     "Schedule",
     "SplitSettings",
@@ -105,6 +108,62 @@ class PreviewSettings(Settings):
         minimum=1,
         maximum=1000,
     )
+
+
+FigureFormat = Literal["png", "pdf", "svg"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureSettings(Settings):
+    """The figures."""
+
+    figure_format: FigureFormat = setting(
+        "png",
+        "png at 300 dpi, or pdf or svg, whose text stays text and whose lines are sharp at any "
+        "size.",
+        choices=get_args(FigureFormat),
+    )
+    title: bool = setting(
+        True, "Write above each figure what it is of; a paper says that in its caption."
+    )
+    names: str = setting(
+        "",
+        "What classes are called in the figures, such as no-lvh=no LVH,lvh=LVH; the others keep "
+        "their names.",
+        metavar="CLASS=NAME[,…]",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        pairs = [word.partition("=") for word in comma_separated(self.names)]
+        classes = [name.strip() for name, _, called in pairs if name.strip() and called.strip()]
+        if len(set(classes)) < len(pairs):
+            raise ConfigError(
+                "--names must give each class a name once, such as no-lvh=no LVH,lvh=LVH; found "
+                f"{self.names!r}"
+            )
+
+    def rename(self, classes: Sequence[str]) -> tuple[str, ...]:
+        """What the classes are called in the figures, in the same order.
+
+        Raises
+        ------
+        ConfigError
+            When `names` has a name for what is no class, or one name for two of them.
+        """
+        pairs = (word.partition("=") for word in comma_separated(self.names))
+        called = {name.strip(): new.strip() for name, _, new in pairs}
+        unknown = [name for name in called if name not in classes]
+        if unknown:
+            raise ConfigError(
+                f"--names has a name for {unknown[0]!r}, which is no class: there are "
+                f"{', '.join(classes)}"
+            )
+        renamed = tuple(called.get(name, name) for name in classes)
+        twice = [name for name in renamed if renamed.count(name) > 1]
+        if twice:
+            raise ConfigError(f"--names would call two classes {twice[0]!r}: give each its own")
+        return renamed
 
 
 Difficulty = Literal["easy", "medium", "hard"]
@@ -201,6 +260,28 @@ class AuditSettings(Settings):
         minimum=0,
     )
     seed: int = setting(0, "Seed of folds and of shuffled classes.", minimum=0, maximum=2**31 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings(Settings):
+    """The page."""
+
+    samples: int = setting(3, "Images of each class to show.", minimum=0, maximum=50)
+    mistakes: int = setting(
+        6,
+        "The most confident mistakes to show of each of the four best runs, with where the "
+        "network looked; 0 loads no network.",
+        minimum=0,
+        maximum=200,
+    )
+    root: Path | None = setting(
+        None, "Folder where the images are, if they were moved (default: where they were read)."
+    )
+    weights: str = setting(
+        "",
+        "Where the backbone's weights are now, if not where the runs found them.",
+        metavar="PATH",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -735,6 +816,11 @@ class FinetuneSettings(Settings):
         "Minutes between checkpoints within an epoch, all that a kill in it can cost; 0 keeps one "
         "after epochs only.",
         minimum=0,
+    )
+    tensorboard: bool = setting(
+        False,
+        "Also write the curves for TensorBoard, as they come, into tensorboard/ in the run's "
+        "folder. Needs the extra tensorboard.",
     )
     compile: bool = setting(
         False, "Let torch.compile fuse the network: minutes at the start, faster steps on a GPU."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, get_args
 
-from ecgfeat.config.base import Settings, setting
+from ecgfeat.config.base import Settings, comma_separated, setting
 from ecgfeat.config.options import (
     ExtractionSettings,
     FinetuneSettings,
@@ -22,6 +22,7 @@ __all__ = [
     "RECIPES",
     "RECIPE_OF_OLD_CACHES",
     "Recipe",
+    "RecipeListSettings",
     "RecipeName",
     "RecipeSettings",
 ]
@@ -105,15 +106,20 @@ RECIPE_OF_OLD_CACHES: RecipeName = "paper"
 """Of those that were written before caches named theirs."""
 
 
+_DEFAULTS = (
+    "A set of the options below, of which those given by hand win (default: "
+    f"{DEFAULT_RECIPE}; in fit-head the cache's; with --from-head the head's)."
+)
+_SUMMARIES = "\n\n".join(f"{recipe.name}: {recipe.summary}." for recipe in _ALL)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RecipeSettings(Settings):
     """The recipe."""
 
     recipe: RecipeName | None = setting(
         None,
-        "A set of the options below, of which those given by hand win (default: "
-        f"{DEFAULT_RECIPE}; in fit-head the cache's; with --from-head the head's).\n\n"
-        + "\n\n".join(f"{recipe.name}: {recipe.summary}." for recipe in _ALL),
+        f"{_DEFAULTS}\n\n{_SUMMARIES}",
         choices=get_args(RecipeName),
         metavar="|".join(RECIPES),
     )
@@ -132,3 +138,30 @@ class RecipeSettings(Settings):
                 f"this ecgfeat has no recipe {name!r}: give --recipe, one of {', '.join(RECIPES)}"
             )
         return RECIPES[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeListSettings(Settings):
+    """The recipes."""
+
+    recipe: str = setting(
+        "",
+        f"{_DEFAULTS} Several, such as paper,ecg, are drawn beside each other.\n\n{_SUMMARIES}",
+        metavar=f"{'|'.join(RECIPES)}[,…]",
+    )
+
+    def chosen(self) -> tuple[Recipe, ...]:
+        """The recipes asked for, in the order given; else the default one.
+
+        Raises
+        ------
+        ConfigError
+            When a name is none's, or comes twice.
+        """
+        names = comma_separated(self.recipe) or (DEFAULT_RECIPE,)
+        unknown = [name for name in names if name not in RECIPES]
+        if unknown or len(set(names)) < len(names):
+            raise ConfigError(
+                f"--recipe takes recipes, each once, of {', '.join(RECIPES)}; found {self.recipe!r}"
+            )
+        return tuple(RECIPES[name] for name in names)

@@ -30,7 +30,7 @@ from ecgfeat.errors import ConfigError, DataError
 from ecgfeat.feature_cache import FeatureCache, open_cache
 from ecgfeat.files import write_csv, write_json
 from ecgfeat.manifest import group_in, looks_like_patient, plain
-from ecgfeat.metrics import METRICS, evaluate
+from ecgfeat.metrics import METRICS, evaluate, in_words
 from ecgfeat.protocol import define_task, hash_place, joined
 from ecgfeat.runs import Run, open_run, write_records
 from ecgfeat.runtime import Progress, Report, silent
@@ -946,12 +946,6 @@ def _scores(run: Run, rows: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _written(score: Mapping[str, Any] | None) -> str:
-    if score is None:
-        return ""
-    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
-
-
 def _spread(table: Sequence[Mapping[str, Any]]) -> str:
     """The stratum that does worst, of those whose accuracy is surest to differ."""
     known = [row for row in table if row.get("scores", {}).get("accuracy")]
@@ -960,6 +954,6 @@ def _spread(table: Sequence[Mapping[str, Any]]) -> str:
     worst = min(known, key=lambda row: row["scores"]["accuracy"]["high"])
     title = METRICS["accuracy"].title.lower()
     return (
-        f"Lowest {title}: {_written(worst['scores']['accuracy'])} where {worst['column']} is "
+        f"Lowest {title}: {in_words(worst['scores']['accuracy'])} where {worst['column']} is "
         f"{worst['value']} ({worst['n_tested']} images)."
     )

@@ -11,12 +11,13 @@ import math
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedReader
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import h5py
 import msgspec
@@ -50,6 +51,10 @@ from ecgfeat.feature_cache.format import (
     decode_texts,
 )
 from ecgfeat.protocol import group_numbers
+from ecgfeat.runtime import as_frame, html_table
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = [
     "FeatureCache",
@@ -188,6 +193,63 @@ class FeatureCache:
 
     def __len__(self) -> int:
         return self._layout.data_sets["path"].shape[0]
+
+    def __repr__(self) -> str:
+        layers = ", ".join(f"{tap} ({width})" for tap, width in self.header.taps.items())
+        return f"FeatureCache {self.path}\n  {self._made}\n  {self._parts}\n  layers: {layers}"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("images", self._parts),
+            ("made", self._made),
+            *(("layer", f"{tap}, {width} features") for tap, width in self.header.taps.items()),
+        ]
+        return html_table(str(self.path), ("", ""), rows)
+
+    @property
+    def _made(self) -> str:
+        how = self.header
+        return (
+            f"{how.arch} ({how.weights}), {how.crop_mode} {how.size}, {how.precision}, "
+            f"{self.created}"
+        )
+
+    @property
+    def _parts(self) -> str:
+        """Images by part and class."""
+        counts = Counter(zip(self.splits, self.labels))
+        parts = [
+            f"{split} " + ", ".join(f"{counts[split, label]} {label}" for label in self.classes)
+            for split in ("train", "val", "test")
+            if split in self.splits
+        ]
+        return f"{len(self)} images of {self.data_name}: {'; '.join(parts)}"
+
+    def to_frame(self, taps: Sequence[str] | str = ()) -> DataFrame:
+        """The rows as a pandas DataFrame: path, label, split, group, the data's other columns.
+
+        Parameters
+        ----------
+        taps : sequence of str
+            Layers whose features are added, a column each, such as ``layer4[0]``.
+
+        Raises
+        ------
+        ConfigError
+            When pandas isn't installed, or there is no such layer.
+        """
+        names = (taps,) if isinstance(taps, str) else tuple(taps)
+        columns: dict[str, Sequence[object]] = {
+            "path": self.paths,
+            "label": self.labels,
+            "split": self.splits,
+            "group": self.groups,
+            **self.metadata,
+        }
+        for tap in names:
+            features = self.features(tap)
+            columns |= {f"{tap}[{number}]": column for number, column in enumerate(features.T)}
+        return as_frame(columns)
 
     def __reduce__(self) -> tuple[Callable[[Path, str], FeatureCache], tuple[Path, str]]:
         return _reopen, (self.path.absolute(), self.digest)

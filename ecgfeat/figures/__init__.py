@@ -1,4 +1,4 @@
-"""The figures of runs and comparisons, as PNG files.
+"""The figures of runs and comparisons, as PNG, PDF or SVG files by their suffix.
 
 Drawn with matplotlib's objects, without pyplot: no window system is asked for, and no state is
 shared between figures. The same numbers give the same bytes.
@@ -14,7 +14,7 @@ from ecgfeat.figures.classification import (
     reliability_plot,
     roc_plot,
 )
-from ecgfeat.figures.side_by_side import comparison_plot
+from ecgfeat.figures.side_by_side import comparison_plot, roc_comparison_plot
 from ecgfeat.figures.training import accuracy_curve, learning_curve_plot, loss_curve, lr_range_plot
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "lr_range_plot",
     "precision_recall_plot",
     "reliability_plot",
+    "roc_comparison_plot",
     "roc_plot",
     "sweep_plot",
 ]

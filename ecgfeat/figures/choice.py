@@ -16,6 +16,7 @@ from ecgfeat.figures.style import (
     GREY,
     INK,
     RULE,
+    VERMILION,
     capitalised,
     in_lines,
     new_panels,
@@ -27,6 +28,8 @@ from ecgfeat.metrics import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
 
 __all__ = ["sweep_plot"]
 
@@ -39,7 +42,6 @@ NO_SETTINGS = {"fold", "head", "epoch", "spread", "chosen", *METRICS}
 FIRST_AXES = ("C", "lr")
 """Settings that go along the horizontal axis wherever they were varied."""
 
-LEGIBLE_LINES = 6
 LEGIBLE_CELLS = 14
 """With more values along an axis, a heat map's cells are drawn without numbers."""
 
@@ -60,8 +62,9 @@ def sweep_plot(rows: Sequence[Row], by: str, path: str | Path, title: str) -> No
     by : str
         Name of the score.
     path : str or Path
-        The PNG to write.
+        The file to write: a PNG, PDF or SVG by its suffix.
     title : str
+        An empty one takes no room.
 
     Raises
     ------
@@ -71,10 +74,24 @@ def sweep_plot(rows: Sequence[Row], by: str, path: str | Path, title: str) -> No
     kinds = [kind for kind in RUN_KINDS if any(row["head"] == kind for row in rows)]
     tried = [_Tried.of([row for row in rows if row["head"] == kind], by) for kind in kinds]
     widths = [each.width_in for each in tried]
-    figure, panels = new_panels(max(6.4, sum(widths) + 0.6), 4.8, title, len(kinds), widths=widths)
+    is_named = any(each.is_named for each in tried)
+    width_in = max(6.4, sum(widths) + 0.6) + (2.4 if is_named else 0)
+    figure, panels = new_panels(width_in, 4.8, title, len(kinds), widths=widths)
+    scale = _scale([each.best_map() for each in tried if each.is_map], by)
     for axes, kind, each in zip(panels, kinds, tried):
         axes.set_title(RUN_KINDS[kind].title, fontsize=10, loc="left")
-        (_draw_map if each.is_map else _draw_lines)(axes, each)
+        if each.is_map:
+            _draw_map(axes, each, scale)
+        else:
+            _draw_lines(axes, each)
+    maps = [axes for axes, each in zip(panels, tried) if each.is_map]
+    if maps:
+        bar = figure.colorbar(scale, ax=maps, aspect=30, pad=0.02)
+        bar.set_label(capitalised(METRICS[by].title))
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(labelsize=9)
+    if is_named:
+        _name_lines(figure, panels)
     n_folds = len({row.get("fold", 0) for row in rows})
     better = "less is better" if METRICS[by].is_loss else "more is better"
     caption = f"{capitalised(METRICS[by].title)} on the rows that choose ({better})"
@@ -149,6 +166,11 @@ class _Tried:
         return len(self.varied) > 1 and (self.varied[0] != "C" or len(self.combinations) > 6)
 
     @property
+    def is_named(self) -> bool:
+        """Whether its lines need a legend."""
+        return not self.is_map and len(self.varied) > 1
+
+    @property
     def combinations(self) -> list[tuple[Any, ...]]:
         """What was tried of the settings beside the first."""
         return sorted({place[1:] for place in self.scores}, key=lambda rest: [*map(_order, rest)])
@@ -169,19 +191,30 @@ class _Tried:
         return cells
 
 
-def _draw_map(axes: Axes, tried: _Tried) -> None:
+def _scale(maps: Sequence[NDArray[np.float64]], by: str) -> ScalarMappable:
+    """The one colour of each score in all maps; the better the lighter."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    scores = np.concatenate([cells[np.isfinite(cells)] for cells in maps] or [np.empty(0)])
+    # Equal scores would have no scale.
+    low, high = (scores.min(), scores.max()) if len(scores) else (0.0, 1.0)
+    if low == high:
+        low, high = low - 0.01, high + 0.01
+    name = "cividis_r" if METRICS[by].is_loss else "cividis"
+    return ScalarMappable(Normalize(low, high), cmap=name)
+
+
+def _draw_map(axes: Axes, tried: _Tried, scale: ScalarMappable) -> None:
     cells = tried.best_map()
     across, down = (tried.values[name] for name in tried.varied[:2])
-    is_loss = METRICS[tried.by].is_loss
-    axes.imshow(
-        np.ma.masked_invalid(cells), cmap="cividis_r" if is_loss else "cividis", aspect="auto"
-    )
-    low, high = np.nanmin(cells, initial=np.inf), np.nanmax(cells, initial=-np.inf)
+    low, high = scale.get_clim()
+    shown = np.ma.masked_invalid(cells)
+    axes.imshow(shown, cmap=scale.cmap, vmin=low, vmax=high, aspect="auto")
     for (row, column), score in np.ndenumerate(cells):
         if max(len(across), len(down)) > LEGIBLE_CELLS:
             break
-        shade = (score - low) / (high - low) if high > low else 1.0
-        is_dark = (shade < 0.5) != is_loss
+        is_dark = np.isfinite(score) and sum(scale.to_rgba(np.array([score]))[0, :3]) < 1.5
         axes.text(
             column,
             row,
@@ -189,13 +222,14 @@ def _draw_map(axes: Axes, tried: _Tried) -> None:
             ha="center",
             va="center",
             fontsize=8,
-            color="white" if is_dark and np.isfinite(score) else INK,
+            color="white" if is_dark else INK,
         )
     for place in tried.chosen:
         corner = across.index(place[0]) - 0.5, down.index(place[1]) - 0.5
         axes.add_patch(_outline(corner))
     _name_values(axes, tried.varied[0], across)
-    axes.set_yticks(range(len(down)), [_short(value) for value in down], parse_math=False)
+    labels = [in_lines(_text(value).replace(",", ", "), 22, n_lines=5) for value in down]
+    axes.set_yticks(range(len(down)), labels, parse_math=False)
     axes.set_ylabel(_in_words(tried.varied[1]))
     axes.tick_params(left=True, labelleft=True, length=0)
 
@@ -207,8 +241,8 @@ def _draw_lines(axes: Axes, tried: _Tried) -> None:
         scores = np.array([tried.scores.get(place, np.nan) for place in places])
         spreads = np.array([tried.spreads.get(place, np.nan) for place in places])
         x = np.arange(len(across))
-        label = ", ".join(
-            f"{_in_words(name)} {_short(value)}" for name, value in zip(tried.varied[1:], rest)
+        label = "; ".join(
+            f"{_in_words(name)}: {_text(value)}" for name, value in zip(tried.varied[1:], rest)
         )
         axes.plot(x, scores, color=colour, marker="o", markersize=5, linewidth=1.8, label=label)
         if np.isfinite(spreads).any():
@@ -223,13 +257,9 @@ def _draw_lines(axes: Axes, tried: _Tried) -> None:
                     marker="s",
                     markersize=12,
                     markerfacecolor="none",
-                    markeredgecolor=INK,
+                    markeredgecolor=VERMILION,
                     markeredgewidth=2,
                 )
-    if len(tried.varied) > 1:
-        legend = axes.legend(fontsize=8, frameon=False)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
     axes.grid(axis="y", color=RULE)
     axes.set_xlim(-0.5, len(across) - 0.5)
     _name_values(axes, tried.varied[0], across)
@@ -238,10 +268,21 @@ def _draw_lines(axes: Axes, tried: _Tried) -> None:
     axes.spines[["left", "bottom"]].set_color(GREY)
 
 
+def _name_lines(figure: Figure, panels: Sequence[Axes]) -> None:
+    """Say in full what each line is, beside the panels, where nothing is hidden."""
+    lines = [line for axes in panels for line in axes.get_legend_handles_labels()[0]]
+    labels = [in_lines(str(line.get_label()).replace(",", ", "), 40, n_lines=6) for line in lines]
+    legend = figure.legend(
+        lines, labels, loc="outside right upper", fontsize=8, frameon=False, labelspacing=0.8
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
 def _outline(corner: tuple[float, float]) -> Any:
     from matplotlib.patches import Rectangle
 
-    return Rectangle(corner, 1, 1, fill=False, edgecolor=INK, linewidth=2.5)
+    return Rectangle(corner, 1, 1, fill=False, edgecolor=VERMILION, linewidth=2.5, zorder=3)
 
 
 def _name_values(axes: Axes, name: str, values: Sequence[Any]) -> None:
@@ -257,9 +298,12 @@ def _in_words(name: str) -> str:
     return {"lr": "learning rate"}.get(name, name.replace("_", " "))
 
 
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _short(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return in_lines(text, 24, n_lines=1)
+    return in_lines(_text(value), 24, n_lines=1)
 
 
 def _number(value: float | None) -> float:

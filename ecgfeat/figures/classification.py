@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -39,6 +40,10 @@ Scores = Mapping[str, Score | None]
 LEGIBLE_LINES = 6
 """With more classes, only the mean of their curves is drawn."""
 
+LEAST_AREA, LARGEST_AREA = 20, 120
+"""Of a reliability curve's points, in square points of type: it goes by their rows, but the
+smallest must be seen."""
+
 BAND = "Band: 95 %, point by point, by bootstrap"
 
 
@@ -53,24 +58,25 @@ def roc_plot(curve: Curve, scores: Scores, path: str | Path, title: str) -> None
     scores : mapping of str to Score or None
         As `metrics.evaluate` gives them.
     path : str or Path
-        The PNG to write.
+        The file to write: a PNG, PDF or SVG by its suffix.
     title : str
+        An empty one takes no room.
 
     Raises
     ------
     StorageError
         When the disk refuses.
     """
-    figure, axes = _square(title)
+    figure, axes = _square(title, width_in=_width_in(curve))
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
-    _draw_curve(axes, curve, in_words("auroc", scores))
+    _draw_curve(axes, curve, "auroc", scores)
     sensitivity, specificity = scores.get("sensitivity"), scores.get("specificity")
     if sensitivity and specificity:
         label = f"answers: sensitivity {sensitivity.value:.3f}, specificity {specificity.value:.3f}"
         _mark(axes, 1 - specificity.value, sensitivity.value, label)
     axes.set_xlabel("False positive rate (1 − specificity)")
     axes.set_ylabel("True positive rate (sensitivity)")
-    _name_lines(axes, "lower right")
+    _name_lines(axes, "beside" if _has_classes(curve) else "lower right")
     write_caption(figure, f"{BAND}. Dotted: chance.")
     save(figure, path)
 
@@ -93,19 +99,19 @@ def precision_recall_plot(
     StorageError
         When the disk refuses.
     """
-    figure, axes = _square(title)
+    figure, axes = _square(title, width_in=_width_in(curve))
     caption = BAND
     if prevalence is not None:
         axes.axhline(prevalence, color=GREY, linewidth=1, linestyle=":")
         caption += f". Dotted: chance, the share of positives ({prevalence:.3f})"
-    _draw_curve(axes, curve, in_words("average_precision", scores), drawstyle="steps-pre")
+    _draw_curve(axes, curve, "average_precision", scores, drawstyle="steps-pre")
     sensitivity, ppv = scores.get("sensitivity"), scores.get("ppv")
     if sensitivity and ppv:
         label = f"answers: recall {sensitivity.value:.3f}, precision {ppv.value:.3f}"
         _mark(axes, sensitivity.value, ppv.value, label)
     axes.set_xlabel("Recall (sensitivity)")
     axes.set_ylabel("Precision (PPV)")
-    _name_lines(axes, "lower left")
+    _name_lines(axes, "beside" if _has_classes(curve) else "lower left")
     write_caption(figure, f"{caption}.")
     save(figure, path)
 
@@ -130,35 +136,29 @@ def reliability_plot(
     StorageError
         When the disk refuses.
     """
-    from matplotlib.ticker import MaxNLocator
-
-    figure, axes = _square(title)
-    rooms = figure.add_gridspec(2, 1, height_ratios=(6, 1))
-    axes.set_subplotspec(rooms[0])
-    axes.set_box_aspect(None)
-    counts = figure.add_subplot(rooms[1], sharex=axes)
-    counts.spines[["top", "right"]].set_visible(False)
-    counts.tick_params(labelsize=9)
+    figure, axes = _square(title, width_in=7.2)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
-    axes.fill_between(found.said, found.low, found.high, color=BLUE, alpha=0.15, linewidth=0)
-    axes.vlines(found.said, found.low, found.high, color=BLUE, linewidth=1.2, alpha=0.6)
-    axes.plot(found.said, found.true, color=BLUE, linewidth=2, marker="o", markersize=5)
+    axes.vlines(found.said, found.low, found.high, color=BLUE, linewidth=1.4, alpha=0.6)
+    axes.plot(found.said, found.true, color=BLUE, linewidth=1.2)
+    sizes = np.maximum(LEAST_AREA, LARGEST_AREA * found.n_rows / found.n_rows.max())
+    axes.scatter(
+        found.said, found.true, s=sizes, color=BLUE, edgecolor="white", zorder=3, clip_on=False
+    )
     for name in ("ece", "brier", "log_loss"):
         axes.plot([], [], linestyle="none", label=in_words(name, scores))
-    counts.vlines(found.said, 0, found.n_rows, color=GREY, linewidth=6)
-    counts.set_ylim(0, None)
-    counts.yaxis.set_major_locator(MaxNLocator(2, integer=True))
-    counts.set_ylabel("Rows")
-    axes.tick_params(labelbottom=False)
+    for n_rows in sorted({int(found.n_rows.min()), int(found.n_rows.max())}):
+        size = sizes[found.n_rows == n_rows][0]
+        label = f"{n_rows:,} {'row' if n_rows == 1 else 'rows'}"
+        axes.scatter([], [], s=size, color=BLUE, label=label)
     of_whom = f"of {in_lines(positive, 40, 1)}" if positive else "of the most probable class"
-    counts.set_xlabel(f"Probability {of_whom}", parse_math=False)
-    share = "Share that is positive" if positive else "Share that is right"
-    axes.set_ylabel(share)
-    _name_lines(axes, "lower right")
+    axes.set_xlabel(f"Probability {of_whom}", parse_math=False)
+    axes.set_ylabel("Share that is positive" if positive else "Share that is right")
+    _name_lines(axes, "beside")
+    bins = "equal width" if found.is_equal_width else "about equal numbers of rows"
     write_caption(
         figure,
-        "Dots: rows of similar probability, in bins of equal width, with 95 % intervals. "
-        "Dotted: perfect calibration.",
+        f"Dots: rows of similar probability, in bins of {bins}, with 95 % intervals. "
+        "Dotted: perfect calibration. The calibration error has 15 bins of its own.",
     )
     save(figure, path)
 
@@ -171,8 +171,8 @@ def in_words(name: str, scores: Scores) -> str:
     return f"{title} {score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
 
 
-def _square(title: str) -> tuple[Figure, Axes]:
-    figure, axes = new_figure(5.8, 5.8, title)
+def _square(title: str, *, width_in: float = 4.8) -> tuple[Figure, Axes]:
+    figure, axes = new_figure(width_in, 5.0, title)
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.01)
     axes.set_box_aspect(1)
@@ -180,16 +180,32 @@ def _square(title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _draw_curve(axes: Axes, curve: Curve, label: str, drawstyle: DrawStyle = "default") -> None:
+def _has_classes(curve: Curve) -> bool:
+    """Whether a line is drawn for each of several classes."""
+    return 2 < len(curve.lines) <= LEGIBLE_LINES + 1
+
+
+def _width_in(curve: Curve) -> float:
+    """Several classes are named beside the axes."""
+    return 7.8 if _has_classes(curve) else 4.8
+
+
+def _draw_curve(
+    axes: Axes, curve: Curve, name_of_area: str, scores: Scores, drawstyle: DrawStyle = "default"
+) -> None:
+    area = METRICS[name_of_area].title
     axes.fill_between(curve.x, curve.low, curve.high, color=BLUE, alpha=0.2, linewidth=0)
     *classes, last = curve.lines
-    if len(classes) <= LEGIBLE_LINES:
+    if _has_classes(curve):
         for name, colour in zip(classes, (*COLOURS[1:], GREY)):
             x, y = curve.lines[name]
-            label_of_class = in_lines(name, 30, 1)
+            called = in_lines(name, 34, 2)
+            gap = "\n" if len(called) > 20 else " "
+            label_of_class = f"{called}:{gap}{area} {curve.areas[name]:.3f}"
             axes.plot(x, y, color=colour, linewidth=1.1, label=label_of_class, drawstyle=drawstyle)
     x, y = curve.lines[last]
-    whole = f"{MACRO}: {label}" if classes else label
+    label = in_words(name_of_area, scores)
+    whole = f"{MACRO}:\n{label}" if classes else label
     axes.plot(x, y, color=BLUE, linewidth=2.2, label=whole, drawstyle=drawstyle)
 
 
@@ -197,8 +213,12 @@ def _mark(axes: Axes, x: float, y: float, label: str) -> None:
     axes.plot(x, y, linestyle="none", marker="D", color=VERMILION, markersize=7, label=label)
 
 
-def _name_lines(axes: Axes, place: Literal["lower left", "lower right"]) -> None:
-    legend = axes.legend(loc=place, fontsize=8.5)
+def _name_lines(axes: Axes, place: Literal["lower left", "lower right", "beside"]) -> None:
+    """Say what is what, in a corner that curves leave free or where nothing can be hidden."""
+    if place == "beside":
+        legend = axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8.5)
+    else:
+        legend = axes.legend(loc=place, fontsize=8.5)
     legend.get_frame().set(edgecolor="none", alpha=0.85)
     for text in legend.get_texts():
         text.set(parse_math=False, color=INK)
@@ -223,8 +243,9 @@ def confusion_matrix_plot(
         True classes along the first axis.
     classes : sequence of str
     path : str or Path
-        The PNG to write.
+        The file to write: a PNG, PDF or SVG by its suffix.
     title : str
+        An empty one takes no room.
 
     Raises
     ------
@@ -267,16 +288,21 @@ def _name_classes(
     axes: Axes, classes: Sequence[str], support: NDArray[np.int64], cell_in: float
 ) -> None:
     named = range(0, len(classes), math.ceil(len(classes) / LEGIBLE_CLASSES))
-    truths = [f"{in_lines(classes[index], 22)}\n(n = {support[index]:,})" for index in named]
+    words = re.split("[ _-]", " ".join(classes))
+    longest = max(map(len, words)) + 1  # and a hyphen
+    truth_width = min(max(22, longest), 34)
+    truths = [
+        f"{in_lines(classes[index], truth_width)}\n(n = {support[index]:,})" for index in named
+    ]
     axes.set_yticks(named, truths, parse_math=False)
     axes.set_ylabel("True class")
     width = int(cell_in / CHARACTER_IN)
-    words = " ".join(classes).replace("_", "_ ").replace("-", "- ").split()
-    if max(map(len, words), default=0) <= width:
-        labels = [in_lines(classes[index], width) for index in named]
+    if longest <= width:
+        labels = [in_lines(classes[index], width, n_lines=5) for index in named]
         axes.set_xticks(named, labels, parse_math=False)
     else:
-        labels = [in_lines(classes[index], 30, n_lines=1) for index in named]
+        n_lines = 2 if cell_in > 0.45 else 1
+        labels = [in_lines(classes[index], max(24, longest), n_lines=n_lines) for index in named]
         axes.set_xticks(named, labels, parse_math=False)
         for label in axes.get_xticklabels():
             label.set(rotation=40, ha="right", rotation_mode="anchor")

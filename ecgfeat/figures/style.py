@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import sys
-import textwrap
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec, get_args
 
+from ecgfeat.config import FigureFormat
+from ecgfeat.errors import ConfigError
 from ecgfeat.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.gridspec import GridSpec
 
 __all__ = [
     "BLUE",
@@ -31,16 +34,35 @@ __all__ = [
     "import_matplotlib",
     "in_lines",
     "new_figure",
+    "new_grid",
     "new_panels",
     "save",
     "show_legend",
     "with_default_settings",
     "write_caption",
+    "write_title",
 ]
 
 P = ParamSpec("P")
 
-DPI = 150
+FORMATS = get_args(FigureFormat)
+DPI = 300
+# Most of a PNG's time went into compressing it, for a quarter of its bytes.
+PNG_OPTIONS = {"pil_kwargs": {"compress_level": 1}}
+
+MARKS: Mapping[str, dict[str, Any]] = {
+    "png": {"Software": "ecgfeat"},
+    "pdf": {"Creator": "ecgfeat", "Producer": None, "CreationDate": None},
+    "svg": {"Creator": "ecgfeat", "Date": None},
+}
+"""What each file says of itself: by whom it was made, and no date, which would change its bytes."""
+
+OWN_SETTINGS: Mapping[Any, Any] = {
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ecgfeat",
+}
+"""Text stays text, which can be searched and edited; an SVG's ids are the same every time."""
 
 # Okabe & Ito 2008, "Color universal design": told apart with any colour vision.
 BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -75,7 +97,7 @@ def default_settings() -> Iterator[None]:
         with matplotlib.rc_context(), warnings.catch_warnings():
             # A setting that a later matplotlib is to lose is set to what it is anyway.
             warnings.simplefilter("ignore", matplotlib.MatplotlibDeprecationWarning)
-            matplotlib.rcParams.update(defaults)
+            matplotlib.rcParams.update({**defaults, **OWN_SETTINGS})
             yield
 
 
@@ -111,28 +133,43 @@ def new_panels(
     *,
     widths: Sequence[float] | None = None,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with panels side by side, which share their y axis unless they have own widths."""
+    """A figure with panels side by side, which share their y axis unless they have own widths.
+
+    An empty title takes no room.
+    """
+    figure = _empty(width_in, height_in, title)
+    grid = figure.add_gridspec(1, n_panels, width_ratios=widths)
+    return figure, _add_row(figure, grid, 0, is_sharing=not widths)
+
+
+def new_grid(
+    width_in: float, heights_in: Sequence[float], title: str, n_columns: int
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure with rows of panels, which share their y axis in each row."""
+    figure = _empty(width_in, sum(heights_in) + 0.6 + 0.7 * len(heights_in), title)
+    grid = figure.add_gridspec(len(heights_in), n_columns, height_ratios=heights_in)
+    rows = [_add_row(figure, grid, row, is_sharing=True) for row in range(len(heights_in))]
+    return figure, rows
+
+
+def _empty(width_in: float, height_in: float, title: str) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     # Not savefig's tight box: it would draw everything twice.
     margins = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
-    figure = Figure(figsize=(width_in, height_in), layout=margins)
+    figure = Figure(figsize=(width_in, height_in), dpi=DPI, layout=margins)
     FigureCanvasAgg(figure)
-    figure.suptitle(
-        in_lines(title, int(width_in * 11.5)),
-        x=0.01,
-        ha="left",
-        fontsize=11,
-        color=INK,
-        parse_math=False,
-    )
-    grid = figure.add_gridspec(1, n_panels, width_ratios=widths)
-    panels = [figure.add_subplot(grid[0])]
-    for position in range(1, n_panels):
-        shared = None if widths else panels[0]
-        panels.append(figure.add_subplot(grid[position], sharey=shared))
+    write_title(figure, title)
+    return figure
+
+
+def _add_row(figure: Figure, grid: GridSpec, row: int, *, is_sharing: bool) -> list[Axes]:
+    panels: list[Axes] = []
+    for column in range(grid.ncols):
+        shared = panels[0] if is_sharing and panels else None
+        panels.append(figure.add_subplot(grid[row, column], sharey=shared))
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(GREY)
@@ -140,7 +177,14 @@ def new_panels(
         axes.tick_params(labelsize=9)
     for axes in panels[1:]:
         axes.tick_params(labelleft=False, left=False)
-    return figure, panels
+    return panels
+
+
+def write_title(figure: Figure, title: str) -> None:
+    """What the figure is of, above its panels; nothing where it is empty."""
+    if title:
+        lines = in_lines(title, int(figure.get_figwidth() * 11.5))
+        figure.suptitle(lines, x=0.01, ha="left", fontsize=11, color=INK, parse_math=False)
 
 
 def show_legend(axes: Axes, n_columns: int) -> None:
@@ -162,21 +206,57 @@ def write_caption(figure: Figure, text: str) -> None:
 
 
 def in_lines(text: str, width: int, n_lines: int = 3) -> str:
-    """Break text into at most `n_lines` lines, also after underscores; cut off what is left."""
+    """Break text into at most `n_lines` lines and cut off what is left.
+
+    It is broken at spaces and after hyphens and underscores; inside a word only where that alone
+    is longer than a line.
+    """
     printable = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
-    wrapped = textwrap.wrap(printable.replace("_", "_ "), width, max_lines=n_lines, placeholder="…")
-    return "\n".join(line.replace("_ ", "_") for line in wrapped)
+    lines = [""]
+    for piece in re.findall(r" *[^ _-]*[_-]*", printable):
+        if len((lines[-1] + piece).strip()) <= width:
+            lines[-1] += piece
+            continue
+        rest = piece.strip()
+        lines += [rest[start : start + width] for start in range(0, len(rest), width)]
+    lines = [line.strip() for line in lines if line.strip()]
+    if len(lines) > n_lines:
+        lines = [*lines[: n_lines - 1], _cut(lines[n_lines - 1], width)]
+    return "\n".join(lines)
+
+
+def _cut(line: str, width: int) -> str:
+    """The line with an ellipsis in place of what follows it, and of a word that leaves no room."""
+    if len(line) < width:
+        return f"{line}…"
+    whole_words = re.match(r"(.*[ _-])[^ _-]*[_-]*$", line)
+    return f"{(whole_words[1] if whole_words else line)[: width - 1].rstrip()}…"
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write the figure as a PNG.
+    """Write the figure as a PNG, PDF or SVG, by the path's suffix.
 
     Raises
     ------
+    ConfigError
+        When it has another suffix.
     StorageError
         When the disk refuses.
     """
+    kind = Path(path).suffix.lower().removeprefix(".")
+    if kind not in FORMATS:
+        raise ConfigError(f"a figure must end in .png, .pdf or .svg; found {path}")
     with warnings.catch_warnings(), replacing(Path(path)) as aside:
         # Classes may be named in any script; what the font lacks is drawn as a box.
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
-        figure.savefig(aside, format="png", dpi=DPI, metadata={"Software": "ecgfeat"})
+        _lay_out(figure)
+        options: dict[str, Any] = PNG_OPTIONS if kind == "png" else {}
+        figure.savefig(aside, format=kind, dpi="figure", metadata=MARKS[kind], **options)
+
+
+def _lay_out(figure: Figure) -> None:
+    """Find room for everything once; a layout engine left in place has savefig draw twice."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine(None)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ecgfeat.figures.style import (
     BLUE,
     GREY,
+    INK,
     RULE,
     VERMILION,
     capitalised,
@@ -37,6 +38,7 @@ def accuracy_curve(
     path: str | Path,
     title: str,
     majority: float | None = None,
+    chosen: Sequence[int] = (),
 ) -> None:
     """Draw accuracy by epoch; of several folds, each as a thin line and their mean in bold.
 
@@ -46,23 +48,31 @@ def accuracy_curve(
         ``fold``, ``epoch`` (from 1), ``accuracy`` and ``val_accuracy`` (None where there are no
         validation rows) of each epoch.
     path : str or Path
-        The PNG to write.
+        The file to write: a PNG, PDF or SVG by its suffix.
     title : str
+        An empty one takes no room.
     majority : float, optional
         Accuracy on the test rows of always answering the training rows' majority; a dotted line.
+    chosen : sequence of int, optional
+        By fold, the epoch that validation rows chose; a ring around its point.
 
     Raises
     ------
     StorageError
         When the disk refuses.
     """
-    _draw_history(history, "accuracy", "Accuracy", path, title, majority)
+    _draw_history(history, "accuracy", "Accuracy", path, title, majority, chosen)
 
 
 @with_default_settings
-def loss_curve(history: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
+def loss_curve(
+    history: Sequence[Mapping[str, Any]],
+    path: str | Path,
+    title: str,
+    chosen: Sequence[int] = (),
+) -> None:
     """Draw the loss by epoch, from ``loss`` and ``val_loss``, as `accuracy_curve` does."""
-    _draw_history(history, "loss", "Loss (cross-entropy)", path, title)
+    _draw_history(history, "loss", "Loss (cross-entropy)", path, title, None, chosen)
 
 
 def _draw_history(
@@ -71,22 +81,29 @@ def _draw_history(
     label: str,
     path: str | Path,
     title: str,
-    majority: float | None = None,
+    majority: float | None,
+    chosen: Sequence[int],
 ) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = new_figure(6.4, 4.2, title)
+    figure, axes = new_figure(5.8, 3.9, title)
     training = _by_fold(history, key)
     caption = "Training: mean over the epoch, while the weights change."
     _draw_folds(axes, training, "Training", BLUE, "o")
+    deciding = training
     if history[0][f"val_{key}"] is not None:
-        _draw_folds(axes, _by_fold(history, f"val_{key}"), "Validation", VERMILION, "s")
+        deciding = _by_fold(history, f"val_{key}")
+        _draw_folds(axes, deciding, "Validation", VERMILION, "s")
         caption += " Validation: after the epoch."
     if len(training) > 1:
         caption += f" Bold: mean of {len(training)} folds."
+    if chosen:
+        _ring(axes, deciding, chosen)
+        caption += " Ring: the epoch that validation rows chose."
     if majority is not None:
-        axes.axhline(majority, color=GREY, linewidth=1, linestyle=":")
-        caption += f" Dotted: always the majority class, {majority:.3f} of the test rows."
+        name = f"Majority class: {majority:.3f}"
+        axes.axhline(majority, color=GREY, linewidth=1, linestyle=":", label=name)
+        caption += " Dotted: always the training rows' majority class, on the test rows."
     write_caption(figure, caption)
     axes.set_xlim(0.5, max(record["epoch"] for record in history) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
@@ -128,6 +145,24 @@ def _draw_folds(
     )
 
 
+def _ring(axes: Axes, values: NDArray[np.float64], chosen: Sequence[int]) -> None:
+    """Put a ring around each fold's chosen epoch."""
+    fold_of = np.arange(len(values))
+    epochs = np.array(chosen)
+    axes.plot(
+        epochs,
+        values[fold_of, epochs - 1],
+        linestyle="none",
+        marker="o",
+        markersize=13,
+        markerfacecolor="none",
+        markeredgecolor=INK,
+        markeredgewidth=1.5,
+        clip_on=False,
+        label=f"Chosen: {'epoch' if len(chosen) == 1 else 'epochs'} {', '.join(map(str, chosen))}",
+    )
+
+
 @with_default_settings
 def lr_range_plot(
     tried: Sequence[Mapping[str, float]], chosen: float, path: str | Path, title: str
@@ -140,15 +175,16 @@ def lr_range_plot(
         ``lr``, ``loss`` and ``smoothed`` of each step.
     chosen : float
     path : str or Path
-        The PNG to write.
+        The file to write: a PNG, PDF or SVG by its suffix.
     title : str
+        An empty one takes no room.
 
     Raises
     ------
     StorageError
         When the disk refuses.
     """
-    figure, axes = new_figure(6.4, 4.2, title)
+    figure, axes = new_figure(5.8, 3.9, title)
     rates, smoothed = [step["lr"] for step in tried], [step["smoothed"] for step in tried]
     axes.plot(rates, [step["loss"] for step in tried], color=GREY, linewidth=0.8, alpha=0.6)
     axes.plot(rates, smoothed, color=BLUE, linewidth=2)
@@ -186,8 +222,9 @@ def learning_curve_plot(rows: Sequence[Mapping[str, Any]], path: str | Path, tit
         undefined). Of groups, the seeds of one fraction draw unlike numbers of rows; their mean is
         drawn.
     path : str or Path
-        The PNG to write.
+        The file to write: a PNG, PDF or SVG by its suffix.
     title : str
+        An empty one takes no room.
 
     Raises
     ------

@@ -22,6 +22,7 @@ from ecgfeat.config import (
     ComputeSettings,
     DataSettings,
     EvaluationSettings,
+    FigureSettings,
     FinetuneSettings,
     NetworkSettings,
     PageSettings,
@@ -67,12 +68,12 @@ KIND = "finetune"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Job:
-    """Everything that decides a fine-tuning's numbers.
+    """Everything that decides a fine-tuning's numbers, and how its figures look.
 
     Attributes
     ----------
     manifest : Manifest
-    network, page, training, evaluation : settings
+    network, page, training, evaluation, figures : settings
     compute : Compute
     from_head : Path or None
         Run of the head that the last layer begins as; None for random weights.
@@ -86,6 +87,7 @@ class Job:
     compute: Compute
     training: FinetuneSettings
     evaluation: EvaluationSettings
+    figures: FigureSettings = FigureSettings()
     from_head: Path | None = None
     ranks: Ranks = ALONE
 
@@ -199,6 +201,7 @@ class Job:
             },
             "training": as_json(self.training),
             "evaluation": as_json(self.evaluation),
+            "figures": as_json(self.figures),
             "from_head": self.head and self.head.describe(),
             "preprocessing": self.preprocessing.as_json(),
             "partitions": count_rows(self.plan),
@@ -247,6 +250,7 @@ SECTIONS = {
     "compute": ComputeSettings,
     "training": FinetuneSettings,
     "evaluation": EvaluationSettings,
+    "figures": FigureSettings,
 }
 """The settings in ``config.json``."""
 
@@ -263,7 +267,8 @@ class Begun:
         As `describe_rows` gives them.
     backbone, from_head : dict
         As `describe_backbone` and `FittedHead.describe` give them; without a head None.
-    network, page, compute, training, evaluation : settings
+    network, page, compute, training, evaluation, figures : settings
+        Runs of earlier versions say nothing of figures.
     """
 
     data: Path
@@ -276,11 +281,15 @@ class Begun:
     compute: ComputeSettings
     training: FinetuneSettings
     evaluation: EvaluationSettings
+    figures: FigureSettings = FigureSettings()
 
     @staticmethod
     def of(config: Mapping[str, Any]) -> Begun:
         """Check ``config.json``; ValueError where it can't be gone on by."""
-        sections = typed({name: config.get(name) for name in SECTIONS}, dict[str, dict[str, Any]])
+        with_figures = {"figures": {}, **config}
+        sections = typed(
+            {name: with_figures.get(name) for name in SECTIONS}, dict[str, dict[str, Any]]
+        )
         data = sections["source"].pop("data", None)
         for name, found in sections.items():
             unknown = found.keys() - {field.name for field in dataclasses.fields(SECTIONS[name])}
@@ -297,6 +306,7 @@ class Begun:
             compute=compute,
             training=self.training,
             evaluation=self.evaluation,
+            figures=self.figures,
             from_head=Path(self.from_head["run"]) if self.from_head else None,
             ranks=ranks,
         )
@@ -317,6 +327,7 @@ def refuse_impossible(job: Job, weights: Weights) -> None:
     """
     training, evaluation = job.training, job.evaluation
     _refuse_unchoosable(training, evaluation, job.manifest.splits)
+    job.figures.rename(job.task.classes)
     _refuse_thin_shares(training, job.ranks)
     refuse_undecidable(
         evaluation,

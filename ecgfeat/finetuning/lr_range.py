@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfeat import figures
+from ecgfeat.config import FigureSettings
 from ecgfeat.errors import DivergedError
 from ecgfeat.files import write_csv
 from ecgfeat.finetuning.trainer import Batches, Images, Tick, shuffled_batches
@@ -175,8 +176,14 @@ def _smoothed(losses: NDArray[np.float64]) -> NDArray[np.float64]:
     return smoothed
 
 
-def write_lr_range(folder: Path, found: LrRange, part: Partition, n_folds: int) -> str:
-    """Write ``lr_range.csv`` and ``lr_range.png``, of several folds numbered from 1.
+def write_lr_range(
+    folder: Path,
+    found: LrRange,
+    part: Partition,
+    n_folds: int,
+    look: FigureSettings = FigureSettings(),
+) -> str:
+    """Write ``lr_range.csv`` and its figure, ``lr_range.png``, of several folds numbered from 1.
 
     Gives the figure's name, or the table's and why there is no figure: it costs no training.
 
@@ -189,13 +196,13 @@ def write_lr_range(folder: Path, found: LrRange, part: Partition, n_folds: int) 
     rows = [dataclasses.astuple(step) for step in found.tried]
     write_csv(folder / f"lr_range{number}.csv", [("lr", "loss", "smoothed"), *rows])
     fold = f", fold {part.fold + 1} of {n_folds}" if n_folds > 1 else ""
-    path = folder / f"lr_range{number}.png"
+    path = folder / f"lr_range{number}.{look.figure_format}"
     try:
         figures.lr_range_plot(
             [dataclasses.asdict(step) for step in found.tried],
             found.lr,
             path,
-            f"Learning-rate range test{fold}",
+            f"Learning-rate range test{fold}" if look.title else "",
         )
     # A training is worth more than a picture of it, whatever went wrong in drawing that.
     except Exception as error:  # noqa: BLE001

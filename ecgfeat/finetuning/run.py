@@ -10,7 +10,7 @@ import os
 import shlex
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ from ecgfeat.backbones import Weights, load_weights
 from ecgfeat.calibration import Decision, decide
 from ecgfeat.config import (
     DEFAULT_RECIPE,
-    RECIPES,
     ComputeSettings,
     EvaluationSettings,
+    FigureSettings,
     FinetuneSettings,
     NetworkSettings,
     PageSettings,
+    RecipeSettings,
 )
 from ecgfeat.errors import (
     DataError,
@@ -78,14 +79,17 @@ from ecgfeat.protocol import Partition
 from ecgfeat.runs import (
     Cost,
     EpochRecord,
+    EventFiles,
     Result,
     Run,
     count_classes,
     create_run,
     damaged,
+    ignore,
     is_finished,
     open_run,
     read_config,
+    refuse_without_tensorboard,
     write_config,
     write_history,
     write_run,
@@ -119,10 +123,18 @@ class Running:
     state : State
         Brought up to date as the work goes on.
     report : callable
+    on_written : callable
+        Given the finished run before its figures are drawn, in the first process.
     """
 
     def __init__(
-        self, job: Job, folder: Path, config: dict[str, Any], state: State, report: Report
+        self,
+        job: Job,
+        folder: Path,
+        config: dict[str, Any],
+        state: State,
+        report: Report,
+        on_written: Callable[[Run], None] = ignore,
     ) -> None:
         self._job = job
         self._ranks = job.ranks
@@ -130,12 +142,16 @@ class Running:
         self._config = config
         self._state = state
         self._report = report
+        self._on_written = on_written
         self._images = job.images(state.failures)
         self._keeping = Keeping(job, folder, state)
+        self._events = EventFiles(folder, len(job.plan)) if job.training.tensorboard else None
 
     def run(self, snapshot: Snapshot) -> Run:
         """Do what is left; `snapshot` is of the network under way, if it has had a step."""
         with self._naming_the_way_on():
+            with self._ranks.together():
+                self._write_curves()  # a kill may have come between a checkpoint and its curves
             for part in self._job.plan[self._state.fold :]:
                 trainer = self._trainer(part, snapshot)
                 try:
@@ -186,7 +202,8 @@ class Running:
             raise
         with self._ranks.together():
             if self._ranks.is_first:
-                shown = write_lr_range(self._folder, found, part, len(self._job.plan))
+                n_folds, look = len(self._job.plan), self._job.figures
+                shown = write_lr_range(self._folder, found, part, n_folds, look)
                 self._tell(
                     f"[Fine-Tuning] Learning rate {found.lr:g}, by the range test in {shown}"
                 )
@@ -219,8 +236,7 @@ class Running:
             self._keeping.save(trainer)
             line = record.log_line("Fine-Tuning", len(self._job.plan))
             with self._ranks.together():
-                if self._ranks.is_first:
-                    write_history(self._folder, state.history)
+                self._write_curves()
                 self._tell_training(part, epoch, len(part.train), line)
 
     def _train_epoch(self, trainer: Trainer, part: Partition, epoch: int) -> float | None:
@@ -314,8 +330,16 @@ class Running:
     def _write(self, trainer: Trainer) -> None:
         """Write the run's files; the checkpoint goes last."""
         result = result_of(self._job, self._state, self._config, trainer, self._keeping.wall_s)
-        write_run(self._folder, result)
+        write_run(self._folder, result, look=self._job.figures, on_written=self._on_written)
         remove_checkpoint(self._folder)
+
+    def _write_curves(self) -> None:
+        """What the finished epochs gave, for whoever watches; the first process does."""
+        history = self._state.history
+        if self._ranks.is_first and (history or (self._folder / "history.csv").exists()):
+            write_history(self._folder, history)
+            if self._events is not None:
+                self._events.write(history, self._state.rates)
 
     def _tell_training(self, part: Partition, epoch: int, done: int, message: str = "") -> None:
         # Counted over all folds and epochs, so that the time left is the job's.
@@ -350,14 +374,16 @@ def finetune(
     manifest: Manifest | str | Path,
     *,
     network: NetworkSettings = NetworkSettings(),
-    page: PageSettings = PageSettings(),
+    page: PageSettings | None = None,
     compute: ComputeSettings = ComputeSettings(),
-    training: FinetuneSettings = RECIPES[DEFAULT_RECIPE].training,
+    training: FinetuneSettings | None = None,
     evaluation: EvaluationSettings = EvaluationSettings(),
+    figures: FigureSettings = FigureSettings(),
     from_head: str | Path | None = None,
     out_dir: str | Path = "runs",
-    recipe: str = "",
+    recipe: str = DEFAULT_RECIPE,
     report: Report = silent,
+    on_written: Callable[[Run], None] = ignore,
 ) -> Run:
     """Train all weights of a network on the images, and test it once at the end.
 
@@ -368,18 +394,23 @@ def finetune(
     ----------
     manifest : Manifest, str or Path
         What `read_manifest` gives, or takes.
-    network, page, compute, training, evaluation : settings
+    page, training : settings, optional
+        The recipe's by default.
+    network, compute, evaluation, figures : settings
     from_head : str or Path, optional
         Run of a fitted head that the last layer begins as. Where `network` and `page` are left
         at their defaults, the head's own are taken.
     out_dir : str or Path
         Parent of the run's folder.
     recipe : str
-        Name of the recipe that the settings began as, for ``config.json``; the settings decide.
+        Name of the recipe that the settings are taken from, for ``config.json``.
     report : callable
         Told the progress before every batch, and a log line after every epoch. When it raises
         `Interrupted`, every step that was done is kept; a note on the exception names the folder
         that `resume_finetune` takes.
+    on_written : callable, optional
+        Given the run once its results are written, before its figures are drawn; under
+        ``torchrun`` in the first process alone.
 
     Returns
     -------
@@ -410,6 +441,12 @@ def finetune(
     >>> from ecgfeat.config import FinetuneSettings
     >>> run = finetune("pages", training=FinetuneSettings(lr=1e-4))  # doctest: +SKIP
     """
+    chosen = RecipeSettings().chosen(recipe)
+    training = training or chosen.training
+    # A head brings its own page, which the recipe's would contradict.
+    page = page or (PageSettings() if from_head else chosen.page)
+    if training.tensorboard:
+        refuse_without_tensorboard()
     if not isinstance(manifest, Manifest):
         manifest = read_manifest(manifest)
     manifest.refuse_inside(Path(out_dir), "--out")
@@ -431,6 +468,7 @@ def finetune(
             compute=_with_own_threads(resolved, compute),
             training=training,
             evaluation=evaluation,
+            figures=figures,
             from_head=None if head is None else head.run.path.resolve(),
             ranks=ranks,
         )
@@ -441,7 +479,7 @@ def finetune(
                 report(Progress(stage="training", done=0, total=0, message=f"warning: {line}"))
         folder, config = _begin(job, weights, Path(out_dir), recipe)
         with _sole(ranks, folder):
-            return Running(job, folder, config, State(), report).run(Snapshot())
+            return Running(job, folder, config, State(), report, on_written).run(Snapshot())
 
 
 def _with_own_threads(compute: Compute, asked: ComputeSettings) -> Compute:
@@ -480,7 +518,11 @@ def _sole(ranks: Ranks, folder: Path) -> Iterator[None]:
 
 
 def resume_finetune(
-    run_folder: str | Path, *, manifest: Manifest | None = None, report: Report = silent
+    run_folder: str | Path,
+    *,
+    manifest: Manifest | None = None,
+    report: Report = silent,
+    on_written: Callable[[Run], None] = ignore,
 ) -> Run:
     """Go on with an interrupted fine-tuning, from its last checkpoint.
 
@@ -491,7 +533,7 @@ def resume_finetune(
     manifest : Manifest, optional
         The run's images, where they were not simply what the data listed; by default the data
         are listed again as they were at the start.
-    report : callable
+    report, on_written : callable
         As in `finetune`.
 
     Returns
@@ -508,6 +550,8 @@ def resume_finetune(
     """
     folder = Path(run_folder).resolve()
     config, begun = _unfinished(folder)
+    if begun.training.tensorboard:
+        refuse_without_tensorboard()
     compute = _same_compute(begun.compute, folder)
     with joined(compute.device) as ranks, _sole(ranks, folder):
         config, begun = _unfinished(folder)  # perhaps somebody else has just finished it
@@ -519,7 +563,7 @@ def resume_finetune(
         refuse_other_state(state, job, folder)
         if not state.is_within_fold or state.fold + 1 < len(job.plan):
             refuse_changed_beginning(begun, job)
-        return Running(job, folder, config, state, report).run(snapshot)
+        return Running(job, folder, config, state, report, on_written).run(snapshot)
 
 
 def _same_compute(settings: ComputeSettings, folder: Path) -> Compute:

@@ -16,6 +16,7 @@ from ecgfeat.metrics.intervals import (
     compare_areas,
     evaluate,
     holm,
+    in_words,
     mcnemar_p_value,
     resample,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "evaluate",
     "holm",
     "in_id_order",
+    "in_words",
     "mcnemar_p_value",
     "resample",
     "score_values",

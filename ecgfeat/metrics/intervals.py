@@ -6,8 +6,9 @@ Intervals by Wilson and by bootstrap, of rows or of groups; tests of two models 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ __all__ = [
     "compare_areas",
     "evaluate",
     "holm",
+    "in_words",
     "interval_of",
     "mcnemar_p_value",
     "resample",
@@ -61,6 +63,20 @@ class Score:
     low: float
     high: float
     method: str
+
+
+def in_words(score: Score | Mapping[str, Any] | None) -> str:
+    """A score with its interval, ``0.841 [0.835, 0.846]``; a dash where it isn't defined.
+
+    Parameters
+    ----------
+    score : Score, mapping or None
+        A mapping as ``metrics.json`` has it.
+    """
+    if score is None:
+        return "–"
+    found = score if isinstance(score, Mapping) else vars(score)
+    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
 def evaluate(

@@ -10,12 +10,10 @@ import numpy as np
 from ecgfeat.metrics.intervals import interval_of
 from ecgfeat.metrics.scores import (
     GRID,
-    N_BINS,
     Floats,
     Integers,
     Ranking,
     Sample,
-    bin_numbers,
     bootstrap_weights,
     in_id_order,
     rankings,
@@ -34,6 +32,10 @@ of a band's ends."""
 
 MACRO = "mean of the classes"
 
+MOST_BINS, LEAST_ROWS = 10, 10
+"""Bins of a reliability curve at most, and rows of each: of fewer the share that came true is
+mostly chance. (The calibration error has bins of its own, see `scores.N_BINS`.)"""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Curve:
@@ -44,11 +46,14 @@ class Curve:
     lines : mapping of str to (x, y), ndarrays of one shape, float64
         By class: the positive one or, with more than two, each that the rows hold; then `MACRO`
         last, the mean of their y at each x.
+    areas : mapping of str to float
+        AUROC, or average precision, by class as in `lines`, without `MACRO`.
     x, low, high : ndarray of shape (m,), float64
         The 95 % band of the last line, point by point.
     """
 
     lines: Mapping[str, tuple[Floats, Floats]]
+    areas: Mapping[str, float]
     x: Floats
     low: Floats
     high: Floats
@@ -58,11 +63,15 @@ class Curve:
 class Reliability:
     """How often what was said with some probability came true, by bin of it.
 
+    There are `MOST_BINS` bins at most, of `LEAST_ROWS` rows or more; of fewer rows there is one.
+
     Attributes
     ----------
     said, true, low, high : ndarray of shape (n_bins,), float64
         Mean probability, share that came true, and its 95 % interval, of bins that hold any row.
     n_rows : ndarray of shape (n_bins,), int64
+    is_equal_width : bool
+        Whether the bins are equally wide; else they hold equal numbers of rows, but for ties.
     """
 
     said: Floats
@@ -70,6 +79,7 @@ class Reliability:
     low: Floats
     high: Floats
     n_rows: Integers
+    is_equal_width: bool
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,7 +110,7 @@ def curves(predictions: Predictions, *, seed: int = 0, n_bootstrap: int = N_BOOT
         predictions.classes[index]: ranking
         for index, ranking in rankings(predictions.targets, predictions.probabilities).items()
     }
-    in_bins, came_true = _bins(predictions)
+    in_bins, came_true, is_equal_width = _bins(predictions)
     drawn: dict[str, list[Floats]] = {"roc": [], "precision_recall": [], "reliability": []}
     for weights in bootstrap_weights(sample.units, n_bootstrap, seed):
         if ranked:
@@ -111,7 +121,12 @@ def curves(predictions: Predictions, *, seed: int = 0, n_bootstrap: int = N_BOOT
             ratio(weighted_sums(weights, came_true.T), weighted_sums(weights, in_bins.T))
         )
     reliability = _reliability(
-        predictions, sample, in_bins, came_true, np.concatenate(drawn["reliability"])
+        predictions,
+        sample,
+        in_bins,
+        came_true,
+        np.concatenate(drawn["reliability"]),
+        is_equal_width=is_equal_width,
     )
     if not ranked:
         return Curves(roc=None, precision_recall=None, reliability=reliability)
@@ -121,6 +136,7 @@ def curves(predictions: Predictions, *, seed: int = 0, n_bootstrap: int = N_BOOT
     n_units = sample.n_units_by_basis["positives" if len(ranked) == 1 else "rarest"]
     roc_curve = _curve(
         {name: (found.fallout[0], found.recall[0]) for name, found in rates.items()},
+        {name: float(ranking.auroc(ranking.tally(ones))[0]) for name, ranking in ranked.items()},
         roc,
         np.concatenate(drawn["roc"]),
         n_units,
@@ -130,6 +146,10 @@ def curves(predictions: Predictions, *, seed: int = 0, n_bootstrap: int = N_BOOT
         roc=replace(roc_curve, low=np.maximum.accumulate(roc_curve.low)),
         precision_recall=_curve(
             {name: (found.recall[0], found.precision[0]) for name, found in rates.items()},
+            {
+                name: float(ranking.average_precision(ranking.tally(ones))[0])
+                for name, ranking in ranked.items()
+            },
             precision,
             np.concatenate(drawn["precision_recall"]),
             n_units,
@@ -147,19 +167,45 @@ def _mean_curves(ranked: Mapping[str, Ranking], weights: Floats) -> tuple[Floats
 
 
 def _curve(
-    lines: dict[str, tuple[Floats, Floats]], mean: Floats, drawn: Floats, n_units: int
+    lines: dict[str, tuple[Floats, Floats]],
+    areas: dict[str, float],
+    mean: Floats,
+    drawn: Floats,
+    n_units: int,
 ) -> Curve:
     ends = [interval_of(value, column, n_units, (0.0, 1.0)) for value, column in zip(mean, drawn.T)]
     low, high = np.array(ends).T
     whole = lines if len(lines) == 1 else {**lines, MACRO: (GRID, mean)}
-    return Curve(lines=whole, x=GRID, low=low, high=high)
+    return Curve(lines=whole, areas=areas, x=GRID, low=low, high=high)
 
 
-def _bins(predictions: Predictions) -> tuple[Floats, Floats]:
-    """Which bin each row is in, and the same of those that came true, (n_bins, n) each."""
+def _bins(predictions: Predictions) -> tuple[Floats, Floats, bool]:
+    """Which bin each row is in, and the same of those that came true, (n_bins, n) each.
+
+    Last, whether the bins are equally wide.
+    """
     sureness, came_true = sureness_of(predictions)
-    in_bins = (np.arange(N_BINS)[:, np.newaxis] == bin_numbers(sureness)).astype(np.float64)
-    return in_bins, in_bins * came_true
+    wide = np.minimum((sureness * MOST_BINS).astype(np.int64), MOST_BINS - 1)
+    n_rows = np.bincount(wide)
+    is_equal_width = bool(n_rows[n_rows > 0].min() >= LEAST_ROWS)
+    numbers = np.unique(wide, return_inverse=True)[1] if is_equal_width else _full_bins(sureness)
+    in_bins = (np.arange(numbers.max() + 1)[:, np.newaxis] == numbers).astype(np.float64)
+    return in_bins, in_bins * came_true, is_equal_width
+
+
+def _full_bins(sureness: Floats) -> Integers:
+    """Bins of about equal numbers of rows, each row's from 0; equal probabilities share one."""
+    values, number_of, counts = np.unique(sureness, return_inverse=True, return_counts=True)
+    n, n_bins = len(sureness), max(1, min(MOST_BINS, len(sureness) // LEAST_ROWS))
+    bins = np.zeros(len(values), np.int64)
+    n_behind = in_last = last = 0
+    for place, count in enumerate(counts.tolist()):
+        is_full = in_last >= LEAST_ROWS and n_behind * n_bins >= (last + 1) * n
+        if is_full and n - n_behind >= LEAST_ROWS:
+            last, in_last = last + 1, 0
+        bins[place] = last
+        n_behind, in_last = n_behind + count, in_last + count
+    return bins[number_of]
 
 
 def _reliability(
@@ -168,20 +214,22 @@ def _reliability(
     in_bins: Floats,
     came_true: Floats,
     drawn: Floats,
+    *,
+    is_equal_width: bool,
 ) -> Reliability:
     sureness, _ = sureness_of(predictions)
     n_rows = in_bins.sum(axis=1)
-    held = np.flatnonzero(n_rows)
-    true = came_true.sum(axis=1)[held] / n_rows[held]
+    true = came_true.sum(axis=1) / n_rows
     ends = []
-    for number, value in zip(held, true):
+    for number, value in enumerate(true):
         n_units = len(np.unique(sample.units[in_bins[number] > 0]))
         ends.append(interval_of(float(value), drawn[:, number], n_units, (0.0, 1.0)))
     low, high = np.array(ends).T
     return Reliability(
-        said=(in_bins @ sureness)[held] / n_rows[held],
+        said=(in_bins @ sureness) / n_rows,
         true=true,
         low=low,
         high=high,
-        n_rows=n_rows[held].astype(np.int64),
+        n_rows=n_rows.astype(np.int64),
+        is_equal_width=is_equal_width,
     )

@@ -10,13 +10,18 @@ files' forms.
 """
 
 from ecgfeat.runs.folder import (
+    EventFiles,
     Run,
     damaged,
     decision_from,
     is_finished,
     open_run,
+    parse_json,
     read_config,
+    read_file,
+    refuse_without_tensorboard,
     write_history,
+    write_records,
     write_sweep,
 )
 from ecgfeat.runs.records import (
@@ -29,12 +34,13 @@ from ecgfeat.runs.records import (
     count_classes,
     count_rows,
 )
-from ecgfeat.runs.writing import create_run, write_config, write_run
+from ecgfeat.runs.writing import create_run, ignore, write_config, write_run
 
 __all__ = [
     "Cost",
     "Count",
     "EpochRecord",
+    "EventFiles",
     "ModelCard",
     "Number",
     "Result",
@@ -44,11 +50,16 @@ __all__ = [
     "create_run",
     "damaged",
     "decision_from",
+    "ignore",
     "is_finished",
     "open_run",
+    "parse_json",
     "read_config",
+    "read_file",
+    "refuse_without_tensorboard",
     "write_config",
     "write_history",
+    "write_records",
     "write_run",
     "write_sweep",
 ]

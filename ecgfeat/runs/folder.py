@@ -6,19 +6,22 @@ import csv
 import dataclasses
 import io
 import json
+import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ecgfeat.calibration import Decision
-from ecgfeat.errors import DataError, RunError, storage_error
+from ecgfeat.errors import ConfigError, DataError, RunError, storage_error
 from ecgfeat.files import typed, write_csv
+from ecgfeat.metrics import MAIN, METRICS, in_words
 from ecgfeat.predictions import Predictions
 from ecgfeat.runs.records import (
     FORMAT_VERSION,
@@ -29,8 +32,13 @@ from ecgfeat.runs.records import (
     MetricsFile,
     ModelCard,
 )
+from ecgfeat.runtime import as_frame, html_table
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = [
+    "EventFiles",
     "Run",
     "check_version",
     "damaged",
@@ -44,6 +52,7 @@ __all__ = [
     "read_file",
     "read_history",
     "read_predictions",
+    "refuse_without_tensorboard",
     "write_history",
     "write_predictions",
     "write_records",
@@ -51,7 +60,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Run:
     """A finished run; its larger files are read when asked for.
 
@@ -66,6 +75,34 @@ class Run:
     path: Path
     config: dict[str, Any]
     metrics: dict[str, Any]
+
+    def __repr__(self) -> str:
+        scores = "\n".join(f"  {name}: {value}" for name, value in self._main_scores())
+        return f"Run {self.name}, test rows: {self.metrics['test_rows']}\n{scores}"
+
+    def _repr_html_(self) -> str:
+        title = f"{self.name}, test rows: {self.metrics['test_rows']}"
+        return html_table(title, ("score", "value, with its 95 % interval"), self._main_scores())
+
+    def _main_scores(self) -> list[tuple[str, str]]:
+        scores = self.metrics["scores"]
+        names = [name for name in MAIN if scores.get(name)]
+        shown = [(METRICS[name].title, in_words(scores[name])) for name in names]
+        majority = self.metrics.get("majority")
+        if majority:
+            shown.append(("always the majority", f"accuracy {majority['accuracy']:.3f}"))
+        return shown
+
+    def to_frame(self) -> DataFrame:
+        """What was predicted of each test row as a pandas DataFrame, as in ``predictions.csv``.
+
+        Raises
+        ------
+        ConfigError
+            When pandas isn't installed.
+        """
+        header, *rows = _prediction_rows(self.predictions)
+        return as_frame({str(name): column for name, column in zip(header, zip(*rows))})
 
     @property
     def name(self) -> str:
@@ -383,6 +420,99 @@ def write_history(folder: Path, history: Sequence[EpochRecord]) -> None:
 
 def _fields(values: Iterable[object]) -> list[object]:
     return ["" if value is None else value for value in values]
+
+
+def refuse_without_tensorboard() -> None:
+    """Refuse to write what needs TensorBoard where it isn't installed.
+
+    Raises
+    ------
+    ConfigError
+    """
+    try:
+        import tensorboard.compat.proto.event_pb2  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("--tensorboard needs pip install 'ecgfeat[tensorboard]'") from error
+
+
+class EventFiles:
+    """A training's curves as TensorBoard shows them while they come, in ``tensorboard/``.
+
+    An epoch is one record of a file, so that it is there whole or not at all. Records are only
+    ever added, since TensorBoard goes on reading where it stopped; each process adds to a file of
+    its own, for the last record of one that was killed may be cut off.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's.
+    n_folds : int
+        Of several each has a folder of its own, ``fold-1`` and so on.
+    """
+
+    def __init__(self, folder: Path, n_folds: int) -> None:
+        self._folder = folder / "tensorboard"
+        self._n_folds = n_folds
+        # TensorBoard reads them in the order of their names.
+        self._name = f"events.out.tfevents.{time.time():020.9f}.{os.getpid()}"
+
+    def write(self, history: Sequence[EpochRecord], rates: Sequence[float]) -> None:
+        """Add the epochs that are not there yet.
+
+        Parameters
+        ----------
+        history : sequence of EpochRecord
+        rates : sequence of float
+            Each fold's learning rate, where a record has none of its own.
+
+        Raises
+        ------
+        StorageError
+            When the disk refuses.
+        """
+        for fold in sorted({record.fold for record in history}):
+            folder = self._folder / f"fold-{fold + 1}" if self._n_folds > 1 else self._folder
+            try:
+                written = _epochs_in(folder)
+                for record in history:
+                    if record.fold == fold and record.epoch not in written:
+                        self._add(folder, record, rates[fold])
+            except OSError as error:
+                raise storage_error(error, "writing", folder) from error
+
+    def _add(self, folder: Path, record: EpochRecord, lr: float) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        found = {name: getattr(record, name) for name in HISTORY_COLUMNS[2:]}
+        found["lr"] = lr if record.lr is None else record.lr
+        values = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in found.items()
+            if value is not None
+        ]
+        now_s = time.time()
+        event = Event(wall_time=now_s, step=record.epoch, summary=Summary(value=values))
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / self._name).open("ab") as file:
+            writer = RecordWriter(file)
+            if not file.tell():
+                head = Event(wall_time=now_s, file_version="brain.Event:2")
+                writer.write(head.SerializeToString())
+            writer.write(event.SerializeToString())
+
+
+def _epochs_in(folder: Path) -> set[int]:
+    """The epochs that the event files of a folder have; one that is cut off is not there."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    return {
+        event.step
+        for path in folder.glob("events.out.tfevents.*")
+        for event in EventFileLoader(str(path)).Load()
+        if event.HasField("summary")
+    }
 
 
 def read_history(folder: Path) -> tuple[EpochRecord, ...]:

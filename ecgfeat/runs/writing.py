@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfeat import figures, metrics
-from ecgfeat.config import RUN_KINDS
+from ecgfeat.config import RUN_KINDS, FigureSettings
 from ecgfeat.errors import StorageError, storage_error
 from ecgfeat.files import write_bytes, write_json, write_text
 from ecgfeat.metrics import METRICS, Sample, Score, mcnemar_p_value
@@ -39,9 +39,14 @@ __all__ = [
     "describe_scores",
     "draw_figures",
     "headline",
+    "ignore",
     "write_config",
     "write_run",
 ]
+
+
+def ignore(_: object) -> None:
+    """Do nothing with it."""
 
 
 def create_run(out_dir: Path, kind: str, data_name: str) -> Path:
@@ -70,11 +75,30 @@ def create_run(out_dir: Path, kind: str, data_name: str) -> Path:
         raise storage_error(error, "making", folder) from error
 
 
-def write_run(folder: Path, result: Result) -> Run:
+def write_run(
+    folder: Path,
+    result: Result,
+    *,
+    look: FigureSettings = FigureSettings(),
+    on_written: Callable[[Run], None] = ignore,
+) -> Run:
     """Score a result and write the run's files into `folder`, the figures last.
 
     The run is finished with ``metrics.json``. A figure that can't be drawn or written costs
     nothing but itself: one of the run's notices says so.
+
+    Parameters
+    ----------
+    folder : Path
+    result : Result
+    look : FigureSettings
+        Of the figures.
+    on_written : callable
+        Given the finished run before its figures are drawn, which may take as long as a head.
+
+    Returns
+    -------
+    Run
 
     Raises
     ------
@@ -114,7 +138,8 @@ def write_run(folder: Path, result: Result) -> Run:
         write_json(folder / "model.json", describe_model(result))
     write_json(folder / "metrics.json", described)
     run = open_run(folder)
-    failures = draw_figures(folder, result, scores, majority.accuracy)
+    on_written(run)
+    failures = draw_figures(folder, result, scores, majority.accuracy, look)
     if not failures:
         return run
     described["notices"] = [*described["notices"], *failures]
@@ -232,9 +257,13 @@ def _tested_rows(result: Result) -> str:
 
 
 def draw_figures(
-    folder: Path, result: Result, scores: Mapping[str, Score | None], majority: float
+    folder: Path,
+    result: Result,
+    scores: Mapping[str, Score | None],
+    majority: float,
+    look: FigureSettings,
 ) -> list[str]:
-    """Draw everything that the result has, as PNG files in the run's folder.
+    """Draw everything that the result has into the run's folder.
 
     Returns
     -------
@@ -242,7 +271,11 @@ def draw_figures(
         A line for each figure that could not be drawn or written.
     """
     failures = []
-    for name, draw in _figures(result, scores, majority):
+    predictions = result.predictions
+    named = dataclasses.replace(predictions, classes=look.rename(predictions.classes))
+    drawn = dataclasses.replace(result, predictions=named)
+    for stem, draw in _figures(drawn, scores, majority, has_title=look.title):
+        name = f"{stem}.{look.figure_format}"
         try:
             draw(folder / name)
         # A trained model is worth more than its picture, whatever went wrong in drawing it.
@@ -258,13 +291,14 @@ Drawing = tuple[str, Callable[[Path], None]]
 
 
 def _figures(
-    result: Result, scores: Mapping[str, Score | None], majority: float
+    result: Result, scores: Mapping[str, Score | None], majority: float, *, has_title: bool
 ) -> Iterator[Drawing]:
-    """Name of each figure's file, and what draws it there."""
-    title, predictions = headline(result), result.predictions
-    yield from _training_figures(result, majority)
+    """Stem of each figure's file name, and what draws it there."""
+    predictions = result.predictions
+    title = headline(result) if has_title else ""
+    yield from _training_figures(result, majority, has_title=has_title)
     yield (
-        "confusion_matrix.png",
+        "confusion_matrix",
         lambda path: figures.confusion_matrix_plot(
             metrics.confusion_matrix(predictions), predictions.classes, path, title
         ),
@@ -273,44 +307,51 @@ def _figures(
     roc, precision_recall = found.roc, found.precision_recall
     if roc and precision_recall:
         share = float(np.mean(predictions.targets == 1)) if predictions.positive else None
-        yield "roc.png", lambda path: figures.roc_plot(roc, scores, path, title)
+        yield "roc", lambda path: figures.roc_plot(roc, scores, path, title)
         yield (
-            "precision_recall.png",
+            "precision_recall",
             lambda path: figures.precision_recall_plot(
                 precision_recall, scores, share, path, title
             ),
         )
     yield (
-        "reliability.png",
+        "reliability",
         lambda path: figures.reliability_plot(
             found.reliability, scores, predictions.positive, path, title
         ),
     )
 
 
-def _training_figures(result: Result, majority: float) -> Iterator[Drawing]:
-    title = f"{RUN_KINDS[result.kind].title} on {result.data_name}"
+def _training_figures(result: Result, majority: float, *, has_title: bool) -> Iterator[Drawing]:
+    on_data = f"on {result.data_name}"
+    title = f"{RUN_KINDS[result.kind].title} {on_data}" if has_title else ""
     if result.history:
         history = [dataclasses.asdict(record) for record in result.history]
+        chosen = _chosen_epochs(result)
         yield (
-            "accuracy_curve.png",
-            lambda path: figures.accuracy_curve(history, path, title, majority),
+            "accuracy_curve",
+            lambda path: figures.accuracy_curve(history, path, title, majority, chosen),
         )
-        yield "loss_curve.png", lambda path: figures.loss_curve(history, path, title)
+        yield "loss_curve", lambda path: figures.loss_curve(history, path, title, chosen)
     if result.sweep:
         by = str(result.choice.get("by", "auroc"))
         shown = by if by in METRICS and by in result.sweep[0] else "accuracy"
-        yield (
-            "sweep.png",
-            lambda path: figures.sweep_plot(
-                result.sweep, shown, path, f"Sweep on {result.data_name}"
-            ),
-        )
+        of_sweep = f"Sweep {on_data}" if has_title else ""
+        yield "sweep", lambda path: figures.sweep_plot(result.sweep, shown, path, of_sweep)
     if result.learning_curve:
         yield (
-            "learning_curve.png",
+            "learning_curve",
             lambda path: figures.learning_curve_plot(result.learning_curve, path, title),
         )
+
+
+def _chosen_epochs(result: Result) -> list[int]:
+    """The epoch that validation rows chose, by fold with epochs; empty where they chose none."""
+    choice = result.choice
+    by_fold = dict(enumerate(choice.get("epoch", ())))
+    by_fold |= {row["fold"]: row["epoch"] for row in choice.get("chosen", ())}
+    folds = sorted({record.fold for record in result.history})
+    return [by_fold[fold] for fold in folds] if by_fold.keys() >= set(folds) else []
 
 
 # What a reader should be warned of

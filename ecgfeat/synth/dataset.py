@@ -129,7 +129,9 @@ def draw_page(label: str, *, seed: int, settings: SynthSettings) -> Image.Image:
     return _render(_plan(label, subject_seed, page_seed, LEVELS[settings.difficulty]), settings)
 
 
-def synthesize(out: Path, settings: SynthSettings, *, report: Report = silent) -> SynthSummary:
+def synthesize(
+    out: str | Path, settings: SynthSettings = SynthSettings(), *, report: Report = silent
+) -> SynthSummary:
     """Draw a set of pages into a new or empty folder.
 
     Images go to ``OUT/images``, one row each to ``OUT/manifest.csv`` (path, label, split, group
@@ -138,7 +140,7 @@ def synthesize(out: Path, settings: SynthSettings, *, report: Report = silent) -
 
     Parameters
     ----------
-    out : Path
+    out : str or Path
     settings : SynthSettings
     report : callable
         Told the progress; may raise `Interrupted`.
@@ -163,6 +165,7 @@ def synthesize(out: Path, settings: SynthSettings, *, report: Report = silent) -
     PosixPath('pages/manifest.csv')
     """
     started_s = time.monotonic()
+    out = Path(out)
     _claim(out)
     manifest_path = out / "manifest.csv"
     try:

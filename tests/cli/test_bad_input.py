@@ -264,6 +264,14 @@ def test_finetune_wants_data_or_a_run_to_go_on_with(ecgfeat):
     )
 
 
+def test_a_resumed_run_keeps_its_figures_settings(ecgfeat):
+    assert ecgfeat("finetune", "--resume", "run", "--no-title") == (
+        2,
+        "Error: --resume goes on with the run's own settings: leave the others out, or start a "
+        "new run with DATA",
+    )
+
+
 def test_debug_shows_the_traceback(ecgfeat):
     done = CliRunner().invoke(app, ["extract", "absent", "--debug"])
     assert type(done.exception).__name__ == "DataError"
@@ -317,7 +325,11 @@ def test_a_file_in_the_place_of_a_folder(ecgfeat, cache):
     ("arguments", "message"),
     [
         (("extract", "pages", "--cache", "x.hdf5"), "--cache must be a folder, or a file ending"),
-        (("compare", "a", "b", "--figure", "x.txt"), "--figure must end in .png; found x.txt"),
+        (
+            ("compare", "a", "b", "--figure", "x.txt"),
+            "--figure must end in .png, .pdf or .svg; found x.txt",
+        ),
+        (("preview", "pages", "--figure", "x.pdf"), "--figure must end in .png; found x.pdf"),
     ],
 )
 def test_names_that_promise_another_format(ecgfeat, tiny_pages, arguments, message):

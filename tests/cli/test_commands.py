@@ -61,6 +61,33 @@ def test_compare_shows_every_run_and_pair(study):
     assert "subset of 10 of 16" in shown
 
 
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
+def test_compare_draws_over_its_own_figure_of_any_kind_and_over_no_other(study, suffix):
+    runs, figure = sorted((study / "runs").iterdir()), study / f"own.{suffix}"
+    options = ("--no-title", "--names", "normal=no LVH", "--figure", figure)
+    invoke("compare", *runs, *options)
+    first = figure.read_bytes()
+    invoke("compare", *runs, *options)
+    assert figure.read_bytes() == first
+    figure.write_bytes(first.replace(b"ecgfeat", b"another"))
+    done = CliRunner().invoke(app, ["compare", *map(str, runs), "--figure", str(figure)])
+    assert done.exit_code == 2
+    assert "exists and was not made by this command: give another --figure" in done.stderr
+
+
+def test_compare_names_its_figure_by_the_format(study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = sorted((study / "runs").iterdir())
+    named = ("--names", "pathological=LVH", "--figure-format", "svg")
+    assert invoke("compare", *runs, *named).splitlines()[-1] == "figure: comparison.svg"
+    assert "positive: LVH" in Path("comparison.svg").read_text()
+    done = CliRunner().invoke(app, ["compare", *map(str, runs), *named, "--figure", "x.png"])
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1] == (
+        "Error: --figure x.png and --figure-format svg are of two kinds: give one of the two"
+    )
+
+
 def test_every_output_of_a_subset_says_so(study):
     for run in (study / "runs").iterdir():
         assert "subset of 10 of 16" in (run / "classification_report.txt").read_text()

@@ -10,6 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ecgfeat.cli import app
+from ecgfeat.cli._console import Output
+from ecgfeat.runs import writing
 
 FAST = ["--recipe", "paper", "--weights", "random", "--size", "64", "--precision", "fp32"]
 
@@ -144,3 +146,50 @@ def test_too_few_images_for_the_folds_is_an_error_of_the_data(cache):
         "Error: --folds 13 needs at least 13 groups (or ungrouped rows) of every class; 'normal' "
         "has 10. Give a smaller --folds.",
     )
+
+
+@pytest.mark.figures
+def test_figures_are_drawn_as_asked_after_the_results_are_shown(cache, tmp_path, monkeypatch):
+    shown = []
+    plain = Output.say
+
+    def say(output, line):
+        shown.append((line, sorted(path.suffix for path in tmp_path.rglob("roc.*"))))
+        plain(output, line)
+
+    def fail(*_):
+        raise RuntimeError("no such font")
+
+    monkeypatch.setattr(Output, "say", say)
+    monkeypatch.setattr(writing.figures, "reliability_plot", fail)
+    command = ["fit-head", str(cache), "--head", "both", "--out", str(tmp_path / "runs")]
+    look = ["--figure-format", "svg", "--no-title", "--names", "normal=no LVH"]
+    done = CliRunner().invoke(app, [*command, *look])
+    assert done.exit_code == 0, done.output
+    reports = [suffixes for line, suffixes in shown if "precision    recall" in line]
+    assert reports == [[], [".svg"]]  # the second run's, after the first one's figures
+    words = "reliability.svg is missing, the run's other files are whole: no such font"
+    said = [line for line, _ in shown if words in line]
+    assert [line.split(": ")[0] for line in said] == ["notice", "notice"]
+    runs = sorted((tmp_path / "runs").iterdir())
+    assert all(any(run.name in line for line in said) for run in runs)
+    for run in runs:
+        assert not list(run.glob("*.png"))
+        assert ">no LVH</text>" in (run / "confusion_matrix.svg").read_text()
+        config = json.loads((run / "config.json").read_text())
+        expected = {"figure_format": "svg", "title": False, "names": "normal=no LVH"}
+        assert config["figures"] == expected
+
+
+def test_a_name_of_no_class_is_refused(cache):
+    assert refused(cache, "--names", "mi=MI") == (
+        2,
+        "Error: --names has a name for 'mi', which is no class: there are normal, pathological",
+    )
+
+
+def test_what_is_on_by_default_can_be_turned_off(fit_head):
+    run = fit_head("--recipe", "paper", "--head", "linear", "--standardize")
+    assert json.loads((Path(run["path"]) / "config.json").read_text())["head"]["standardize"]
+    run = fit_head("--head", "linear", "--no-standardize")
+    assert not json.loads((Path(run["path"]) / "config.json").read_text())["head"]["standardize"]

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from ecgfeat.calibration import Decision
-from ecgfeat.cli._console import Output
+from ecgfeat.cli._console import Output, _Log
 from ecgfeat.cli._results import show_comparison, show_runs
 from ecgfeat.comparison import compare
 from ecgfeat.runs import Run
+from ecgfeat.runtime import Progress
 
 from ..test_comparison import predictions_of, run_of
 from ..test_runs import full_result, some_predictions, some_result, write_run
@@ -56,6 +57,9 @@ def test_a_cross_validation_tells_its_folds(
     assert "±" in text
 
 
+SHOW_CURSOR = "\x1b[?25h"
+
+
 def runs_of(n: int) -> list[Run]:
     return [
         run_of(f"20260131-12000{i}-linear-pages", predictions_of(i, signal=0.2 * i))
@@ -94,3 +98,19 @@ def test_others_words_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     assert "runs in [bold]a[/bold]" in shown.out
     assert "[/y] said" in shown.out
     assert "[/z] logged" in shown.err
+
+
+def test_results_begin_on_a_line_of_their_own_though_a_progress_bar_is_drawn() -> None:
+    with contextlib.redirect_stdout(io.StringIO()) as terminal:
+        output = Output(as_json=False)
+        output._log = _Log(file=terminal, force_terminal=True)
+        with output.reporting() as report:
+            for number in (1, 2):
+                report(Progress(stage="drawing", done=number, total=3))
+                output.say(f"result {number}")
+    lines = terminal.getvalue().split("\n")
+    assert sum("drawing" in line for line in lines) >= 2
+    assert [line.removeprefix(SHOW_CURSOR) for line in lines if "result" in line] == [
+        "result 1",
+        "result 2",
+    ]

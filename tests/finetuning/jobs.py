@@ -18,6 +18,7 @@ from ecgfeat.backbones import Weights
 from ecgfeat.config import (
     ComputeSettings,
     EvaluationSettings,
+    FigureSettings,
     FinetuneSettings,
     NetworkSettings,
     PageSettings,
@@ -72,6 +73,7 @@ def train(
     report: Report = silent,
     compute: ComputeSettings = FP32,
     training: dict[str, Any] | None = None,
+    figures: FigureSettings = FigureSettings(),
     **evaluation: Any,
 ) -> Run:
     """Fine-tune for 2 epochs in batches of 4, or by what `training` gives."""
@@ -82,6 +84,7 @@ def train(
         compute=compute,
         training=FinetuneSettings(**{"epochs": 2, "batch_size": 4, **(training or {})}),
         evaluation=EvaluationSettings(**evaluation),
+        figures=figures,
         out_dir=runs,
         report=report,
     )

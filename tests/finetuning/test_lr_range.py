@@ -11,7 +11,7 @@ import torch
 
 import ecgfeat.finetuning.lr_range as lr_range_module
 import ecgfeat.finetuning.run as running_module
-from ecgfeat.config import EvaluationSettings, FinetuneSettings
+from ecgfeat.config import EvaluationSettings, FigureSettings, FinetuneSettings
 from ecgfeat.errors import DataError, DivergedError, Interrupted
 from ecgfeat.finetuning import resume_finetune
 from ecgfeat.finetuning.job import Job
@@ -149,6 +149,13 @@ def test_an_interruption_passes_through(job):
 
     with pytest.raises(Interrupted):
         find_lr(job, job.plan[0], job.images({}), stop)
+
+
+def test_the_figure_has_the_format_of_the_others(tmp_path, job):
+    look = FigureSettings(figure_format="svg", title=False)
+    write_lr_range(tmp_path, choose_lr(RATES, valley(1e-3)), job.plan[0], 1, look)
+    assert "range test" not in (tmp_path / "lr_range.svg").read_text()
+    assert len(list(tmp_path.glob("lr_range*"))) == 2
 
 
 @pytest.mark.parametrize(("n_folds", "stem"), [(1, "lr_range"), (3, "lr_range-2")])

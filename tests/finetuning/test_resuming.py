@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import signal
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from safetensors import SafetensorError
 import ecgfeat.finetuning.run as keeping_module
 import ecgfeat.finetuning.run as running_module
 import ecgfeat.finetuning.run as starting_module
-from ecgfeat.config import DataSettings
-from ecgfeat.errors import Interrupted, RunError, StorageError
+import ecgfeat.runs.writing as writing_module
+from ecgfeat.config import DataSettings, FigureSettings
+from ecgfeat.errors import ConfigError, Interrupted, RunError, StorageError
 from ecgfeat.finetuning import finetune, resume_finetune
 from ecgfeat.finetuning.checkpoint import CHECKPOINT
 from ecgfeat.finetuning.trainer import Images
@@ -384,3 +386,29 @@ def test_weights_are_not_needed_to_go_on_within_the_last_fold(pages, runs, monke
     folder = interrupted(pages, runs, after_epoch(1))
     monkeypatch.setattr(starting_module, "load_weights", None)
     assert resume_finetune(folder).history[-1].epoch == 2
+
+
+def test_a_resumed_run_draws_its_figures_as_it_was_begun(pages, runs, monkeypatch):
+    looks = []
+    monkeypatch.setattr(
+        writing_module, "draw_figures", lambda *given: looks.append(given[-1]) or []
+    )
+    look = FigureSettings(figure_format="pdf", title=False, names="a=A")
+    folder = interrupted(pages, runs, after_epoch(1), figures=look)
+    resume_finetune(folder)
+    assert looks == [look]
+
+
+def test_a_run_begun_before_figures_had_settings_can_be_gone_on_with(pages, runs):
+    folder = interrupted(pages, runs, after_epoch(1))
+    config = json.loads((folder / "config.json").read_text())
+    del config["figures"]
+    (folder / "config.json").write_text(json.dumps(config))
+    resumed = resume_finetune(folder)
+    assert len(resumed.history) == 2
+
+
+def test_names_of_no_class_are_refused_before_anything_is_written(pages, runs):
+    with pytest.raises(ConfigError, match=r"--names has a name for 'c', which is no class: .*a, b"):
+        train(pages, runs, figures=FigureSettings(names="c=C"))
+    assert not runs.exists()

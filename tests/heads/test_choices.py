@@ -34,7 +34,9 @@ PATH = ("C=0.001,0.1,10",)
 def result_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`fit` up to what is handed over to be kept: the one `Result`."""
     results: list[Result] = []
-    monkeypatch.setattr(fit_module, "write_run", lambda _, result: results.append(result))
+    monkeypatch.setattr(
+        fit_module, "write_run", lambda _, result, **options: results.append(result)
+    )
 
     def run(cache: Any = None, *kinds: Any, **options: Any) -> Result:
         results.clear()

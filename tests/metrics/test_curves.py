@@ -6,8 +6,15 @@ import dataclasses
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import precision_recall_curve, roc_curve
+from sklearn.metrics import (
+    average_precision_score,
+    precision_recall_curve,
+    roc_auc_score,
+    roc_curve,
+)
 
 from ecgfeat.metrics import MACRO, bootstrap_weights, curves
 from ecgfeat.metrics.scores import GRID
@@ -50,10 +57,36 @@ def test_the_curves_of_many_rows_keep_to_a_few_hundred_points() -> None:
 def test_reliability_is_scikit_learns_calibration_curve() -> None:
     predictions = noisy(400)
     found = curves(predictions, n_bootstrap=20).reliability
-    true, said = calibration_curve(predictions.targets, predictions.probabilities[:, 1], n_bins=15)
+    true, said = calibration_curve(predictions.targets, predictions.probabilities[:, 1], n_bins=10)
     np.testing.assert_allclose(found.true, true)
     np.testing.assert_allclose(found.said, said)
+    assert found.is_equal_width
     assert found.n_rows.sum() == 400
+
+
+def test_reliability_of_few_rows_has_bins_of_equal_numbers() -> None:
+    predictions = noisy(100)
+    targets, said = predictions.targets, predictions.probabilities[:, 1]
+    found = curves(predictions, n_bootstrap=20).reliability
+    true, means = calibration_curve(targets, said, n_bins=10, strategy="quantile")
+    np.testing.assert_allclose(found.true, true)
+    np.testing.assert_allclose(found.said, means)
+    assert not found.is_equal_width
+    assert found.n_rows.tolist() == [10] * 10
+
+
+@given(
+    said=st.lists(st.sampled_from([0, 0.01, 0.1, 0.1 + 1e-9, 0.3, 0.5, 0.77, 0.9, 1.0]), min_size=1)
+    | st.lists(st.floats(0, 1), min_size=1, max_size=300)
+)
+@settings(max_examples=60)
+def test_no_bin_of_the_reliability_has_fewer_than_ten_rows(said: list[float]) -> None:
+    targets = [row % 2 for row in range(len(said))]
+    found = curves(binary(targets, said), n_bootstrap=2).reliability
+    assert found.n_rows.sum() == len(said)
+    assert 1 <= len(found.n_rows) <= 10
+    assert len(found.n_rows) == 1 or found.n_rows.min() >= 10
+    assert (np.diff(found.said) > 0).all()
 
 
 def test_reliability_of_many_classes_is_of_the_most_probable_one() -> None:
@@ -113,4 +146,16 @@ def test_a_perfect_curve_keeps_the_doubt_of_few_rows() -> None:
 def test_one_class_alone_has_reliability_only() -> None:
     found = curves(binary([1, 1, 1], [0.2, 0.5, 0.9]), n_bootstrap=20)
     assert found.roc is found.precision_recall is None
-    assert found.reliability.true.tolist() == [1, 1, 1]
+    assert found.reliability.true.tolist() == [1]
+    assert found.reliability.said.tolist() == pytest.approx([1.6 / 3])
+
+
+def test_areas_by_class_are_scikit_learns() -> None:
+    predictions = noisy(300, 4)
+    found = curves(predictions, n_bootstrap=2)
+    for index in range(4):
+        is_class, said = predictions.targets == index, predictions.probabilities[:, index]
+        name = f"class {index}"
+        assert found.roc.areas[name] == pytest.approx(roc_auc_score(is_class, said))
+        area = average_precision_score(is_class, said)
+        assert found.precision_recall.areas[name] == pytest.approx(area)
