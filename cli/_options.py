@@ -185,27 +185,29 @@ def _expand(function: Command) -> Command:
             made = {name: _make(hint, values, by_hand) for name, hint in sections.items()}
             function(**values, **made, output=output)
 
-    parameters = [_CONTEXT]
+    parameters, rare = [_CONTEXT], []
     for parameter in inspect.signature(function).parameters.values():
         hint = hints[parameter.name]
         section = _section(hint)
         if _is_settings(section):
             shows_recipes = has_recipe and section is not hint
-            parameters += [
-                _option(item, section, shows_recipes=shows_recipes)
-                for item in dataclasses.fields(section)
-            ]
+            for item in dataclasses.fields(section):
+                option = _option(item, section, shows_recipes=shows_recipes)
+                (rare if item.metadata["rare"] else parameters).append(option)
         elif hint is not Output:
             parameters.append(
                 parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY)
             )
-    parameters += [_flag("json", "Print one JSON object instead."), _flag("debug", _DEBUG)]
+    parameters += [_flag("json", "Print one JSON object instead."), _flag("debug", _DEBUG), *rare]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     del run.__wrapped__
     return run
 
 
+_RARE = "Rarely needed"
+_WIDEST_METAVAR = 10
+"""Characters of an option's choices in the column that narrows all the others' help."""
 _N_SHOWN = 3
 """Arguments that the first line repeats; there may be thousands of images."""
 _CONTEXT = inspect.Parameter(
@@ -242,14 +244,18 @@ def _option(
     item: dataclasses.Field[Any], section: type[Settings], *, shows_recipes: bool
 ) -> inspect.Parameter:
     panel = (section.__doc__ or "").strip().splitlines()[0].rstrip(".")
+    choices, help_text = item.metadata["choices"], item.metadata["help"]
+    metavar = item.metadata["metavar"]
+    if len("|".join(choices)) > _WIDEST_METAVAR and not metavar:
+        metavar, help_text = "WORD", f"{help_text} One of {', '.join(choices)}."
     words = option_name(item.name)
     if item.default is True:
         words = f"{words}/{option_name(f'no_{item.name}')}"
     option = typer.Option(
         words,
-        help=item.metadata["help"],
-        metavar=item.metadata["metavar"],
-        rich_help_panel=panel,
+        help=help_text,
+        metavar=metavar,
+        rich_help_panel=_RARE if item.metadata["rare"] else panel,
         show_default=item.default not in (None, "", ()),
     )
     if shows_recipes and len({_default(recipe, item, section) for recipe in RECIPES.values()}) > 1:

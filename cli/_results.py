@@ -48,15 +48,21 @@ def show_later_notices(output: Output, shown: Sequence[Run], runs: Sequence[Run]
 
 
 def _score_lines(shown: Mapping[str, Any]) -> list[str]:
-    """The scores with their intervals, in two columns."""
+    """The scores with their intervals, in two columns; those at a stated prevalence below."""
     from ecgfeat.metrics import METRICS, in_words
 
     cells = [
         f"{METRICS[name].title if name in METRICS else name:<17} {in_words(score):<20}"
         for name, score in shown["scores"].items()
+        if not name.endswith("_at_prevalence")
     ]
     half = (len(cells) + 1) // 2
     lines = [f"{left}   {right}".rstrip() for left, right in zip(cells, [*cells[half:], ""][:half])]
+    lines += [
+        f"{METRICS[name].title} {shown['prevalence']:g}: {in_words(score)}"
+        for name, score in shown["scores"].items()
+        if name.endswith("_at_prevalence")
+    ]
     if shown["positive"] is None:
         lines.append("F1, AUROC and average precision: means over the classes")
     return lines
@@ -70,7 +76,8 @@ def _majority_lines(shown: Mapping[str, Any]) -> list[str]:
     names = " or ".join(dict.fromkeys(majority["classes"]))
     return [
         f"majority: always {names} has accuracy {majority['accuracy']:.3f} "
-        f"(McNemar's p {majority['p_value']:.3g})"
+        f"(McNemar's p {majority['p_value']:.3g})",
+        f"chance: balanced accuracy {1 / len(shown['classes']):.3g}, AUROC 0.5",
     ]
 
 
@@ -89,13 +96,12 @@ def _origin_lines(shown: Mapping[str, Any]) -> list[str]:
     from ecgfeat.runs import decision_from
 
     lines = []
-    if "prevalence" in shown:
-        lines.append(f"prevalence: {shown['prevalence']:g}")
     for fold, fields in enumerate(shown.get("decisions", ())):
-        words = decision_from(fields).in_words()
+        decision = decision_from(fields)
+        words, meaning = decision.in_words(), decision.meaning()
         where = f"fold {fold + 1}" if len(shown["decisions"]) > 1 else "decision"
         if words:
-            lines.append(f"{where}: {words}")
+            lines += [f"{where}: {words}", *([f"  {meaning}"] if meaning else [])]
     if "words" in shown.get("choice", {}):
         lines.append(f"choice: {shown['choice']['words']}")
     for key, what in (("over_folds", "folds"), ("over_seeds", "seeds")):

@@ -37,8 +37,7 @@ def list_(
 
     if not folder.is_dir():
         raise CacheError(f"{folder} is no folder. Name the one that extract wrote to (--cache).")
-    columns = {"cache": "left", "images": "right", "network": "left", "page": "left"}
-    table = output.table(f"caches in {folder}", {**columns, "computed": "left", "MiB": "right"})
+    output.say(f"caches in {folder}")
     found = []
     for path in list_caches(folder):
         try:
@@ -46,18 +45,14 @@ def list_(
         except EcgfeatError as error:
             found.append({"path": str(path), "error": str(error)})
             why = "can't be used: see cache verify" if path.exists() else "begun: extract goes on"
-            table.add_row(path.name, "–", why, "", "", "")
+            output.say(f"{path.name}\n    {why}")
             continue
         found.append(cache.as_json())
-        table.add_row(
-            path.name,
-            str(cache.n_images),
-            f"{cache.header.arch} ({Path(cache.header.weights).name})",
-            f"{cache.header.crop_mode} {cache.header.size}",
-            cache.created,
-            f"{cache.n_bytes / 2**20:.1f}",
+        output.say(
+            f"{path.name}\n    {cache.n_images} images, {cache.n_bytes / 2**20:.1f} MiB, "
+            f"{cache.header.arch} ({Path(cache.header.weights).name}), "
+            f"{cache.header.crop_mode} {cache.header.size}, {cache.created}"
         )
-    output.show(table)
     output.result({"caches": found})
 
 

@@ -69,14 +69,14 @@ def predict(
     parts += [f"positive: {result.positive}"] if result.positive else []
     parts += [f"mean of {result.n_models} folds"] if result.n_models > 1 else []
     parts += [decision] if decision else []
-    table = output.table(
-        ", ".join(parts),
-        {"image": "left", "class": "left", **dict.fromkeys(result.classes, "right")},
-    )
+    # Lines, whose names a narrow terminal doesn't break; those come last, of whatever length.
+    output.say(", ".join(parts))
+    width = max(map(len, result.classes))
+    heads = [f"{name:>{max(6, len(name))}}" for name in result.classes]
+    output.say("  ".join([f"{'class':<{width}}", *heads, "image"]))
     for path, name, row in zip(result.paths, result.predicted, result.probabilities.tolist()):
-        table.add_row(str(path), name, *(f"{probability:.4f}" for probability in row))
-    if result.paths:
-        output.show(table)
+        cells = [f"{value:>{len(head)}.4f}" for value, head in zip(row, heads)]
+        output.say("  ".join([f"{name:<{width}}", *cells, str(path)]))
     if out is not None:
         result.write_csv(out)
         output.say(f"predictions: {out}")

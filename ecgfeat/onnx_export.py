@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import torch
 
     from ecgfeat.backbones import Backbone
-    from ecgfeat.backbones.trunk import Trunk
+    from ecgfeat.backbones.extractor import Trunk
 
 __all__ = ["MARK", "OnnxExport", "export_onnx", "refuse_other_name"]
 
@@ -211,7 +211,7 @@ def _tell(report: Report, doing: str, done: int) -> None:
 def _trunk(model: Model, backbone: Backbone) -> Trunk:
     """The backbone in torch's plain layout; its own may lie otherwise, for speed."""
     from ecgfeat.backbones import load_weights
-    from ecgfeat.backbones.trunk import build_trunk
+    from ecgfeat.backbones.extractor import build_trunk
 
     weights = load_weights(replace(model.network, weights=backbone.weights_name))
     return build_trunk(weights, model.preprocessing, [parse_tap(name) for name in backbone.taps])
@@ -221,7 +221,7 @@ def _network(model: Model, trunk: Trunk) -> torch.nn.Module:
     """Backbone and heads as one module, from pages to probabilities and answers."""
     import torch
 
-    from ecgfeat.backbones.trunk import CENTRE
+    from ecgfeat.backbones.extractor import CENTRE
 
     threshold, centre = _rule(model).threshold, float(CENTRE)
 

@@ -5,7 +5,9 @@ Standard library only; torch is imported inside the functions that need it.
 
 from __future__ import annotations
 
+import contextlib
 import html
+import math
 import os
 import platform
 import sys
@@ -13,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from ecgfeat.config import ComputeSettings
@@ -29,6 +31,7 @@ __all__ = [
     "Progress",
     "Report",
     "as_frame",
+    "control_groups",
     "html_table",
     "machine",
     "n_cpus",
@@ -383,10 +386,48 @@ def peak_memory_mib() -> float:
 
 
 def n_cpus() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores this process may use: those it is bound to, or fewer by its container's quota."""
+    n_bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min([n_bound or 1, *(math.ceil(share) for share in _cpu_quotas())]))
+
+
+_QUOTA_FILES = (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
+"""Microseconds granted of each period, in control groups of version 2 and of version 1."""
+
+
+def _cpu_quotas() -> list[float]:
+    """Cores' worth of time that each control group grants which limits it."""
+    shares = []
+    for group in control_groups("cpu"):
+        for names in _QUOTA_FILES:
+            with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+                quota, period = " ".join((group / name).read_text() for name in names).split()
+                if int(quota) > 0:  # -1 is no limit
+                    shares.append(int(quota) / int(period))
+    return shares
+
+
+_OWN_GROUPS = Path("/proc/self/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
+
+
+def control_groups(controller: str) -> list[Path]:
+    """Folders of this process's control groups and of those above; empty where there are none.
+
+    Parameters
+    ----------
+    controller : {"cpu", "memory"}
+        Whose limits the folders have; in version 1 each controller has folders of its own.
+    """
+    folders: list[Path] = []
+    with contextlib.suppress(OSError):
+        for line in _OWN_GROUPS.read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if not controllers or controller in controllers.split(","):
+                # A container often sees its own group as the root, though it is called otherwise.
+                own = PurePosixPath(group.lstrip("/"))
+                folders += [_GROUPS / controllers / part for part in (own, *own.parents)]
+    return folders
 
 
 def versions() -> dict[str, str]:

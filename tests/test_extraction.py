@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import ecgfeat.backbones.trunk as trunk_module
+import ecgfeat.backbones.extractor as trunk_module
 import ecgfeat.extraction as extraction_module
 from ecgfeat.backbones import Backbone
 from ecgfeat.backbones.extractor import Engine

@@ -68,7 +68,7 @@ def shipped_files() -> set[str]:
     files |= {
         f"ecgfeat/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "cli").rglob("*.py")
     }
-    return files | {"ecgfeat/py.typed"}
+    return files | {"ecgfeat/py.typed", "ecgfeat/report.html.jinja"}
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +155,6 @@ def test_the_layers_of_imports_name_every_module() -> None:
     there = {
         f"ecgfeat.{path.stem}"
         for path in (ROOT / "ecgfeat").iterdir()
-        if path.name not in ("__init__.py", "__pycache__", "py.typed")
+        if (path.is_dir() or path.suffix == ".py") and not path.name.startswith("__")
     }
     assert named == {*there, "cli"}

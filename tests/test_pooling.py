@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import ecgfeat.backbones.extractor as extractor_module
 from ecgfeat.backbones import Backbone, Weights, load_weights, tap_widths
-from ecgfeat.backbones.trunk import pooled
+from ecgfeat.backbones.extractor import pooled
 from ecgfeat.config import LAYERS, TAPS, NetworkSettings, PageSettings, parse_tap
 from ecgfeat.errors import ConfigError
 from ecgfeat.preprocessing import Preprocessing

@@ -696,6 +696,19 @@ def test_what_rests_on_fewer_than_ten_validation_rows_of_a_class_says_so(
         assert "on only 9 validation rows of 'lvh': give a larger --val-fraction" in notice
 
 
+def test_an_extreme_calibration_is_a_notice(folder: Path) -> None:
+    decision = Decision(method="temperature", slope=1 / 24.98)
+    result = some_result(predictions=skewed_predictions(10), decisions=[decision])
+    (notice,) = write_run(folder, result).metrics["notices"]
+    assert notice.startswith(
+        "calibrated by temperature 24.98: it was surer than it was right, so its probabilities are "
+        "drawn together, so far that the model's own probabilities say little"
+    )
+    usual = Decision(method="temperature", slope=1 / 2.4)
+    assert not usual.is_extreme
+    assert "drawn apart" in Decision(method="platt", slope=6.0).meaning()
+
+
 def test_a_jobs_own_notices_are_kept(folder: Path) -> None:
     result = some_result(predictions=skewed_predictions(10), notices=("lr is at its grid's edge",))
     assert write_run(folder, result).metrics["notices"] == ["lr is at its grid's edge"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -137,6 +138,55 @@ def test_a_device_that_refuses_bfloat16_keeps_float32(monkeypatch):
 
 def test_peak_memory_is_in_mib_and_includes_torch():
     assert 100 < runtime.peak_memory_mib() < 100_000
+
+
+@pytest.fixture
+def groups(tmp_path, monkeypatch):
+    """Pretend to 16 cores, to these control groups, and to limits by their file's path."""
+
+    def pretend(own: str, limits: dict[str, str]) -> None:
+        monkeypatch.setattr(runtime, "_OWN_GROUPS", tmp_path / "own")
+        monkeypatch.setattr(runtime, "_GROUPS", tmp_path / "groups")
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+        (tmp_path / "own").write_text(own)
+        for name, limit in limits.items():
+            path = tmp_path / "groups" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{limit}\n")
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("limits", "n"),
+    [
+        ({}, 16),
+        ({"cpu.max": "max 100000"}, 16),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "20000 100000"}, 1),
+        ({"cpu.max": "3200000 100000"}, 16),
+        ({"box/inner/cpu.max": "max 100000", "box/cpu.max": "300000 100000"}, 3),
+        ({"cpu,cpuacct/cpu.cfs_quota_us": "-1", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, 16),
+        (
+            {
+                "cpu,cpuacct/a/cpu.cfs_quota_us": "250000",
+                "cpu,cpuacct/a/cpu.cfs_period_us": "100000",
+            },
+            3,
+        ),
+        ({"a/cpu.max": "100000 100000"}, 16),  # the name of another hierarchy's group
+    ],
+)
+def test_a_container_s_quota_limits_the_cores(groups, limits, n):
+    groups("5:memory:/m\n3:cpu,cpuacct:/a\n0::/box/inner\n", limits)
+    assert runtime.n_cpus() == n
+
+
+def test_without_control_groups_the_cores_are_those_it_is_bound_to(groups, tmp_path):
+    groups("", {"cpu.max": "100000 100000"})
+    assert runtime.n_cpus() == 16
+    (tmp_path / "own").unlink()
+    assert runtime.n_cpus() == 16
 
 
 def test_versions_name_what_can_change_a_number():

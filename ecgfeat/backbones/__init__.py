@@ -1,20 +1,20 @@
 """Pretrained networks: their weights, their four layers, and the frozen feature extractor.
 
-`weights` makes torchvision's, random or a file's tensors fit one of `ecgfeat.architectures`,
-`trunk` freezes it and takes its layers' pools, and `extractor` runs it on a device.
+`weights` makes torchvision's, random or a file's tensors fit one of `ecgfeat.architectures`, and
+`extractor` freezes it, takes its layers' pools and runs it on a device.
 """
 
 from ecgfeat.backbones.extractor import (
     Backbone,
     CheckPages,
     Lanes,
+    cell_spans,
     default_batch_size,
     filled,
     memory_format,
     repeatable_kernels,
     tap_widths,
 )
-from ecgfeat.backbones.trunk import cell_spans
 from ecgfeat.backbones.weights import Weights, load_network, load_weights, network_from_tensors
 
 __all__ = [

@@ -25,10 +25,11 @@ def setting(
     choices: tuple[str, ...] = (),
     words: tuple[str, ...] = (),
     metavar: str | None = None,
+    rare: bool = False,
 ) -> Any:
     """Declare one setting; `above` and `below` are exclusive bounds, the others inclusive.
 
-    A number may also be one of `words`.
+    A number may also be one of `words`. A rare one comes last in ``--help``.
     """
     limits = {"minimum": minimum, "above": above, "maximum": maximum, "below": below}
     return field(
@@ -38,6 +39,7 @@ def setting(
             "choices": choices,
             "words": words,
             "metavar": metavar,
+            "rare": rare,
             "limits": limits,
         },
     )

@@ -187,10 +187,10 @@ class DataSettings(Settings):
         below=1,
     )
     split_seed: int = setting(
-        0, "Seed of that split; every command given the same one agrees.", minimum=0
+        0, "Seed of that split; every command given the same one agrees.", minimum=0, rare=True
     )
     path_column: str = setting(
-        "", "A CSV's column of paths (default: path, filename, image …).", metavar="NAME"
+        "", "A CSV's column of paths (default: path, filename, image …).", metavar="NAME", rare=True
     )
     label_column: str = setting(
         "",
@@ -199,7 +199,7 @@ class DataSettings(Settings):
         metavar="NAME[,…]",
     )
     split_column: str = setting(
-        "", "A CSV's column of splits (default: split, set, subset …).", metavar="NAME"
+        "", "A CSV's column of splits (default: split, set, subset …).", metavar="NAME", rare=True
     )
     group_column: str = setting(
         "",
@@ -211,6 +211,7 @@ class DataSettings(Settings):
         "Where the data name numbered folds (a column such as strat_fold, or folders fold_1 …): "
         "those for testing, such as 9,10.",
         metavar="N[,…]",
+        rare=True,
     )
     group_by: str = setting(
         "",
@@ -220,10 +221,13 @@ class DataSettings(Settings):
         metavar="folder|name|N",
     )
     limit: int = setting(
-        0, "Only this many images, spread over classes and splits; 0 takes all.", minimum=0
+        0,
+        "Only this many images, spread over classes and splits; 0 takes all.",
+        minimum=0,
+        rare=True,
     )
     follow_links: bool = setting(
-        False, "Take images and folders that are symbolic links to outside DATA."
+        False, "Take images and folders that are symbolic links to outside DATA.", rare=True
     )
 
     def __post_init__(self) -> None:
@@ -456,6 +460,7 @@ class ComputeSettings(Settings):
         "Threads that decode images; 0 takes one per core, 32 at most.",
         minimum=0,
         maximum=256,
+        rare=True,
     )
 
 
@@ -545,12 +550,14 @@ class HeadSettings(Settings):
         "Linear head: share of each target that is spread evenly over all classes.",
         minimum=0,
         below=1,
+        rare=True,
     )
     # Features of several layers differ so much in size that Adam's equal steps would serve one.
     standardize: bool = setting(
         True,
         "Linear head: train on standardised features, as logistic regression always does; the "
         "study took them as they are.",
+        rare=True,
     )
     class_weights: ClassWeights = setting(
         "none",
@@ -615,6 +622,7 @@ class SweepSettings(Settings):
     refit: bool = setting(
         False,
         "Train the chosen head once more on all training rows, the validation rows among them.",
+        rare=True,
     )
     seeds: int = setting(
         1,
@@ -627,6 +635,7 @@ class SweepSettings(Settings):
         False,
         "Also train the head on 5 to 100 % of its training rows, each with 3 seeds or --seeds, "
         "scored on the validation rows.",
+        rare=True,
     )
 
     @property
@@ -671,6 +680,7 @@ class EvaluationSettings(Settings):
         "Test on this many rows only, stratified, the same for every run on the same data (the "
         "study used 1000); 0 takes all.",
         minimum=0,
+        rare=True,
     )
     val_fraction: float = setting(
         0.0,
@@ -690,6 +700,7 @@ class EvaluationSettings(Settings):
         "validation rows' positives is found; 0 takes the more probable class.",
         minimum=0,
         below=1,
+        rare=True,
     )
     prevalence: float = setting(
         0.0,
@@ -697,11 +708,13 @@ class EvaluationSettings(Settings):
         "them at the test rows' own share.",
         minimum=0,
         below=1,
+        rare=True,
     )
     allow_leak: bool = setting(
         False,
         "Go on where test images are also trained on, byte for byte or by their group; every "
         "result then says so.",
+        rare=True,
     )
     seed: int = setting(
         0,
@@ -766,6 +779,7 @@ class FinetuneSettings(Settings):
         "layer would throw pretrained weights about.",
         minimum=0,
         below=1,
+        rare=True,
     )
     weight_decay: float = setting(
         0.0, "Pull of the weights to 0; with adam and sgd as an L2 penalty.", minimum=0, maximum=100
@@ -775,6 +789,7 @@ class FinetuneSettings(Settings):
         "Share of each target that is spread evenly over all classes, against overconfidence.",
         minimum=0,
         below=1,
+        rare=True,
     )
     class_weights: ClassWeights = setting(
         "none",
@@ -782,7 +797,10 @@ class FinetuneSettings(Settings):
         choices=get_args(ClassWeights),
     )
     clip: float = setting(
-        0.0, "Longest gradient (its norm over all weights) let through; 0 lets all.", minimum=0
+        0.0,
+        "Longest gradient (its norm over all weights) let through; 0 lets all.",
+        minimum=0,
+        rare=True,
     )
     accumulate: int = setting(
         1,
@@ -790,12 +808,14 @@ class FinetuneSettings(Settings):
         "and the same gradient but for batch norm, which sees one part at a time. Doubled where "
         "memory runs out.",
         minimum=1,
+        rare=True,
     )
     batch_norm: BatchNorm = setting(
         "update",
         "freeze: keep the pretrained means and variances, which small batches estimate badly; "
         "nothing then holds the maps' size, and the rate must be lower, such as 1e-5.",
         choices=get_args(BatchNorm),
+        rare=True,
     )
     freeze_to: FreezeTo = setting(
         "none",
@@ -816,6 +836,7 @@ class FinetuneSettings(Settings):
         "Minutes between checkpoints within an epoch, all that a kill in it can cost; 0 keeps one "
         "after epochs only.",
         minimum=0,
+        rare=True,
     )
     tensorboard: bool = setting(
         False,
@@ -823,7 +844,9 @@ class FinetuneSettings(Settings):
         "folder. Needs the extra tensorboard.",
     )
     compile: bool = setting(
-        False, "Let torch.compile fuse the network: minutes at the start, faster steps on a GPU."
+        False,
+        "Let torch.compile fuse the network: minutes at the start, faster steps on a GPU.",
+        rare=True,
     )
     augment: Strength = setting(
         "none",

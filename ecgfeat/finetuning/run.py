@@ -176,9 +176,8 @@ class Running:
         except DivergedError:
             raise
         except (Interrupted, StorageError, TrainingError, KeyboardInterrupt) as error:
-            error.add_note(
-                f"kept: {self._keeping.kept}; go on with --resume {shlex.quote(str(self._folder))}"
-            )
+            error.add_note(f"kept: {self._keeping.kept}; to go on:")
+            error.add_note(f"ecgfeat finetune --resume {shlex.quote(str(self._folder))}")
             raise
 
     def _trainer(self, part: Partition, snapshot: Snapshot) -> Trainer:

@@ -416,7 +416,19 @@ def notices_of(result: Result, majority: Majority) -> list[str]:
             f"({majority.accuracy:.3f}; McNemar's p {majority.p_value:.2g}): test on more rows, "
             f"or try {RUN_KINDS[result.kind].retry}"
         )
-    return [*found, *_few_rows(result), *result.notices]
+    return [*found, *_few_rows(result), *_extreme(result), *result.notices]
+
+
+def _extreme(result: Result) -> list[str]:
+    """That the calibration had to correct very much."""
+    found = [decision for decision in result.decisions if decision.is_extreme]
+    if not found:
+        return []
+    return [
+        f"calibrated by {found[0].in_words()}: {found[0].meaning()}, so far that the model's own "
+        "probabilities say little, and may be off on other data: fit with a stronger penalty or "
+        "fewer epochs, and look at the reliability figure"
+    ]
 
 
 def _few_rows(result: Result) -> list[str]:

@@ -36,10 +36,11 @@ def test_a_run_is_told_in_80_columns(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert max(len(line) for line in lines if not line.startswith(("run:", "notice:"))) <= 80
     text = "\n".join(lines)
     for words in (
-        "PPV at prevalence 0.",
+        "PPV at prevalence 0.02: 0.",
         "calibration error 0.",
-        "prevalence: 0.02",
+        "chance: balanced accuracy 0.5, AUROC 0.5",
         "decision: Platt's slope 0.8, offset 0.1, positive from 0.3",
+        "  it was surer than it was right, so its probabilities are drawn together",
         "choice: lr 0.001 by AUROC on 20 validation rows",
         "over 3 seeds: accuracy 0.",
     ):

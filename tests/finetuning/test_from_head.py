@@ -268,6 +268,7 @@ def test_a_head_refitted_on_the_validation_rows_is_refused(cache, manifest, tmp_
         sweep=SweepSettings(grid=("C=0.1,1",), refit=True),
         evaluation=EvaluationSettings(val_fraction=0.2),
         out_dir=tmp_path,
+        recipe="paper",
     )
     with pytest.raises(RunError) as error:
         begin(run, manifest, val_fraction=0.2)

@@ -298,13 +298,13 @@ def test_the_way_on_stands_in_a_note_of_the_exception(pages, runs):
     with pytest.raises(Interrupted) as caught:
         train(pages, runs, report=after_epoch(1))
     (folder,) = runs.iterdir()
-    assert caught.value.__notes__ == [
-        f"kept: 1 finished epoch; go on with --resume {folder.resolve()}"
-    ]
+    whole_command = f"ecgfeat finetune --resume {folder.resolve()}"
+    assert caught.value.__notes__ == ["kept: 1 finished epoch; to go on:", whole_command]
     with pytest.raises(Interrupted) as caught:
         resume_finetune(folder, report=stop_at(lambda p: p.done == 21))
     assert caught.value.__notes__ == [
-        f"kept: 1 finished epoch and 2 steps of the next; go on with --resume {folder.resolve()}"
+        "kept: 1 finished epoch and 2 steps of the next; to go on:",
+        whole_command,
     ]
 
 
