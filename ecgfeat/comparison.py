@@ -576,6 +576,8 @@ def _settings_of(run: Run) -> dict[str, str]:
     idle = idle_options(run.kind)
     for name, usual in SECTIONS.items():
         stored = config.get(name, {})
+        if name == "sweep" and not (stored.get("sweep") or stored.get("grid")):
+            continue  # nothing was chosen, whatever it would have been chosen by
         for item in dataclasses.fields(usual):
             if item.name in stored and item.name not in idle:
                 found[item.name] = _word(stored[item.name])

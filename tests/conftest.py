@@ -16,6 +16,9 @@ from PIL import Image, ImageDraw
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 PAGE_PX = (96, 72)
 
+# As the program sets it: threads that wait for a core give theirs away (see cli/__init__.py).
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 # The same examples on every machine, however slow it is.
 hypothesis.settings.register_profile("ecgfeat", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ecgfeat")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from ecgfeat import cli
 from ecgfeat.cli import app
 from ecgfeat.feature_cache import open_cache
 from ecgfeat.runs import open_run
@@ -190,6 +191,7 @@ def test_a_signal_keeps_what_is_computed_and_says_how_to_go_on(study, tmp_path, 
 
 _REFUSED = """
 import sys
+from ecgfeat import cli
 from ecgfeat.cli import app
 try:
     app(sys.argv[1:])
@@ -248,3 +250,20 @@ def test_a_fine_tuned_network_brings_its_page(study, tmp_path):
     assert f"{run} was trained on pages by --crop-mode center --size 64: taken here" in done.stderr
     assert "--crop-mode center --size 64" in done.stdout
     assert "--size 48" in invoke(*arguments, "--size", 48)
+
+
+@pytest.mark.parametrize(
+    ("given", "spin_count"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_waiting_threads_give_their_core_away_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], spin_count: str | None
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that what main sets is taken back
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(cli, "app", lambda: None)
+    cli.main()
+    assert os.environ.get("GOMP_SPINCOUNT") == spin_count
