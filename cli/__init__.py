@@ -30,8 +30,9 @@ __all__ = ["app", "main"]
 
 _SPIN_COUNT = "1000"
 """How often a thread of GNU's OpenMP looks whether the others are done before it sleeps. By default
-it looks for milliseconds, and where another program has one of the cores, a step of training then
-takes 10 to 30 times as long. 1,000 looks cost a few per cent on a quiet machine."""
+it looks for milliseconds, which another program on one of the cores makes long. Beside a busy core,
+1,000 looks made float32 fine-tuning 1.4 times as fast (bfloat16 0.85 times, a plain training loop
+8 times); on a quiet machine they changed nothing."""
 
 
 def main() -> None:

@@ -185,7 +185,7 @@ def _expand(function: Command) -> Command:
             made = {name: _make(hint, values, by_hand) for name, hint in sections.items()}
             function(**values, **made, output=output)
 
-    parameters, rare = [_CONTEXT], []
+    parameters, rare = [_CONTEXT], list[inspect.Parameter]()
     for parameter in inspect.signature(function).parameters.values():
         hint = hints[parameter.name]
         section = _section(hint)

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from ecgfeat.config import RECIPES, Recipe
     from ecgfeat.contact_sheet import preview
     from ecgfeat.data_audit import audit
-    from ecgfeat.diagnosis import diagnose
     from ecgfeat.errors import EcgfeatError
     from ecgfeat.extraction import extract
     from ecgfeat.feature_cache import open_cache
@@ -38,7 +37,6 @@ __all__ = [
     "__version__",
     "audit",
     "compare",
-    "diagnose",
     "explain",
     "export_onnx",
     "extract",
@@ -63,7 +61,6 @@ _HOMES = {
     "Recipe": "config",
     "audit": "data_audit",
     "compare": "comparison",
-    "diagnose": "diagnosis",
     "explain": "attribution",
     "export_onnx": "onnx_export",
     "extract": "extraction",

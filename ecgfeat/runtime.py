@@ -388,7 +388,7 @@ def peak_memory_mib() -> float:
 def n_cpus() -> int:
     """Cores this process may use: those it is bound to, or fewer by its container's quota."""
     n_bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min([n_bound or 1, *(math.ceil(share) for share in _cpu_quotas())]))
+    return min([n_bound or 1, *(math.ceil(share) for share in _cpu_quotas())])
 
 
 _QUOTA_FILES = (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
@@ -398,7 +398,7 @@ _QUOTA_FILES = (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
 def _cpu_quotas() -> list[float]:
     """Cores' worth of time that each control group grants which limits it."""
     shares = []
-    for group in control_groups("cpu"):
+    for group in control_groups():
         for names in _QUOTA_FILES:
             with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
                 quota, period = " ".join((group / name).read_text() for name in names).split()
@@ -411,22 +411,18 @@ _OWN_GROUPS = Path("/proc/self/cgroup")
 _GROUPS = Path("/sys/fs/cgroup")
 
 
-def control_groups(controller: str) -> list[Path]:
-    """Folders of this process's control groups and of those above; empty where there are none.
+def control_groups() -> list[Path]:
+    """Folders of this process's control groups (cgroups) and of those above; none elsewhere.
 
-    Parameters
-    ----------
-    controller : {"cpu", "memory"}
-        Whose limits the folders have; in version 1 each controller has folders of its own.
+    In version 1 there is one for each kind of limit, in version 2 one for all.
     """
     folders: list[Path] = []
     with contextlib.suppress(OSError):
         for line in _OWN_GROUPS.read_text().splitlines():
             _, controllers, group = line.split(":", 2)
-            if not controllers or controller in controllers.split(","):
-                # A container often sees its own group as the root, though it is called otherwise.
-                own = PurePosixPath(group.lstrip("/"))
-                folders += [_GROUPS / controllers / part for part in (own, *own.parents)]
+            # A container often sees its own group as the root, though it is called otherwise.
+            own = PurePosixPath(group.lstrip("/"))
+            folders += [_GROUPS / controllers / part for part in (own, *own.parents)]
     return folders
 
 
