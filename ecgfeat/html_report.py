@@ -31,7 +31,7 @@ from ecgfeat.feature_cache import FeatureCache, open_cache
 from ecgfeat.files import write_text
 from ecgfeat.images import decode
 from ecgfeat.manifest import Manifest, read_manifest
-from ecgfeat.methods import commands_of, digests_of, methods_of
+from ecgfeat.methods import commands_of, digests_of, methods_of, refuse_incomplete
 from ecgfeat.metrics import MAIN, METRICS, Curves, Score, curves, in_words
 from ecgfeat.protocol import LEAK, hash_place
 from ecgfeat.runs import Run, open_run, parse_json, read_file
@@ -111,6 +111,8 @@ def report(
     """
     given = [runs] if isinstance(runs, (Run, str, Path)) else runs
     opened = [run if isinstance(run, Run) else open_run(run) for run in given]
+    for run in opened:
+        refuse_incomplete(run)
     audited = _read_audit(Path(audit)) if audit is not None else None
     page = _Page(opened, settings, report)
     content = {
@@ -149,6 +151,7 @@ class _Data:
 
     source: FeatureCache | Manifest
     name: str
+    digest: str
     root: Path | None
     paths: Sequence[str]
     labels: Sequence[str]
@@ -205,9 +208,16 @@ class _Page:
         reasons = []
         for way in self.ways:
             try:
-                return _data_of(way.run, self.settings.root)
+                data = _data_of(way.run, self.settings.root)
             except EcgfeatError as error:
                 reasons.append(str(error))
+                continue
+            if data.digest != way.run.config.get("manifest_digest"):
+                self.lacking.append(
+                    f"The data as they were when {way.number} was made: other rows are listed now, "
+                    "and counts, samples and strata are of these"
+                )
+            return data
         self.lacking.append(f"The data: {reasons[0]}")
         return None
 
@@ -255,6 +265,7 @@ def _data_of(run: Run, root: Path | None) -> _Data:
         return _Data(
             source=cache,
             name=cache.data_name,
+            digest=cache.data_digest,
             root=root or cache.root,
             paths=cache.paths,
             labels=cache.labels,
@@ -267,6 +278,7 @@ def _data_of(run: Run, root: Path | None) -> _Data:
     return _Data(
         source=manifest,
         name=manifest.name,
+        digest=manifest.digest,
         root=manifest.root,
         paths=manifest.paths,
         labels=manifest.labels,

@@ -30,9 +30,29 @@ from ecgfeat.manifest import Manifest
 from ecgfeat.metrics import MAIN, METRICS, Score, in_words
 from ecgfeat.predictions import Predictions
 from ecgfeat.preprocessing import Preprocessing
-from ecgfeat.runs import Run
+from ecgfeat.runs import Run, damaged
 
-__all__ = ["TABLE_FORMATS", "commands_of", "digests_of", "methods_of", "paper_tables"]
+__all__ = [
+    "TABLE_FORMATS",
+    "commands_of",
+    "digests_of",
+    "methods_of",
+    "paper_tables",
+    "refuse_incomplete",
+]
+
+
+def refuse_incomplete(run: Run) -> None:
+    """Refuse a run whose ``config.json`` lacks what says how it was made.
+
+    Raises
+    ------
+    RunError
+    """
+    way = ("cache", "head") if "cache" in run.config else ("source", "training")
+    lacking = [name for name in ("backbone", "preprocessing", *way) if name not in run.config]
+    if lacking:
+        raise damaged(run.path / "config.json", f"{lacking[0]} is missing")
 
 
 def digests_of(run: Run) -> dict[str, str]:

@@ -22,7 +22,7 @@ from ecgfeat.config import (
     PageSettings,
     ReportSettings,
 )
-from ecgfeat.errors import ConfigError
+from ecgfeat.errors import ConfigError, RunError
 from ecgfeat.feature_cache import open_cache
 from ecgfeat.methods import commands_of
 from ecgfeat.runs import open_run
@@ -33,6 +33,7 @@ from .studies import FP32, run_of, weights_drawn_once
 __all__ = ["weights_drawn_once"]  # a fixture
 
 KINDS = ("linear", "logreg", "finetune")
+OLD_RUNS = Path(__file__).parent / "data" / "runs-v1"
 VOID = {"meta", "link", "img", "br"}
 
 
@@ -308,3 +309,36 @@ def test_in_a_browser(page: Path, width: int, scheme: str) -> None:
     assert grave == []
     assert errors == []
     assert [url for url in requests if not url.startswith(("data:", "file:"))] == []
+
+
+def test_a_config_that_lacks_how_it_was_made_is_damaged(study: Path, tmp_path: Path) -> None:
+    run = run_of(study, "finetune")
+    for name in ("backbone", "preprocessing", "source", "training"):
+        copy = Path(shutil.copytree(run.path, tmp_path / name / run.name))
+        config = json.loads((copy / "config.json").read_text())
+        del config[name]
+        (copy / "config.json").write_text(json.dumps(config))
+        with pytest.raises(RunError, match=rf"config\.json is damaged: {name} is missing"):
+            ecgfeat.report(copy, out=tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_data_that_are_others_by_now_are_said_to_be(study: Path, tmp_path: Path) -> None:
+    run = run_of(study, "finetune")
+    copy = Path(shutil.copytree(run.path, tmp_path / run.name))
+    config = json.loads((copy / "config.json").read_text())
+    fewer = Path(shutil.copytree(study / "pages2", tmp_path / "pages2"))
+    next((fewer / "train").rglob("*.png")).unlink()
+    config["source"]["data"] = str(fewer)
+    (copy / "config.json").write_text(json.dumps(config))
+    settings = ReportSettings(mistakes=0, samples=0)
+    made = ecgfeat.report(copy, out=tmp_path / "r.html", settings=settings)
+    assert made.lacking[0].startswith("The data as they were when R1 was made: other rows are")
+
+
+def test_runs_of_earlier_versions_have_a_report(tmp_path: Path) -> None:
+    for name in ("linear", "logreg", "cross-validated", "sweep", "finetune"):
+        copy = Path(shutil.copytree(OLD_RUNS / name, tmp_path / name))
+        made = ecgfeat.report(copy, out=tmp_path / f"{name}.html")
+        Checked(made.path.read_text())
+        assert "has an accuracy of" in made.answer[0]

@@ -11,7 +11,14 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from ecgfeat.calibration import Decision
-from ecgfeat.config import EvaluationSettings, NetworkSettings, PageSettings
+from ecgfeat.config import (
+    EvaluationSettings,
+    FinetuneSettings,
+    HeadSettings,
+    NetworkSettings,
+    PageSettings,
+    SweepSettings,
+)
 from ecgfeat.predictions import Predictions
 from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.protocol import Partition, Task
@@ -212,6 +219,31 @@ class ConfigFile(TypedDict):
     page: NotRequired[PageSettings]
     manifest_digest: NotRequired[str]
     partitions: NotRequired[list[_PartitionRows]]
+    backbone: NotRequired[BackboneFields]
+    preprocessing: NotRequired[Preprocessing]
+    cache: NotRequired[_CacheFields]
+    source: NotRequired[_SourceFields]
+    head: NotRequired[HeadSettings]
+    sweep: NotRequired[SweepSettings]
+    training: NotRequired[FinetuneSettings]
+    versions: NotRequired[dict[str, str]]
+    machine: NotRequired[_MachineFields]
+
+
+class _CacheFields(TypedDict):
+    path: str
+    digest: str
+
+
+class _SourceFields(TypedDict):
+    data: str
+
+
+class _MachineFields(TypedDict):
+    platform: str
+    processor: str
+    n_cpus: Count
+    device: str
 
 
 class _PartitionRows(TypedDict):
