@@ -38,7 +38,7 @@ from ecgfeat.config import (
 )
 from ecgfeat.extraction import extract
 from ecgfeat.feature_cache import open_cache
-from ecgfeat.figures.style import COLOURS, GREY, RULE, new_panels, save, write_caption
+from ecgfeat.figures.style import COLOURS, RULE, new_panels, save, write_caption
 from ecgfeat.heads import fit_heads
 from ecgfeat.manifest import Manifest, read_manifest
 from ecgfeat.metrics import bootstrap_weights, in_id_order, score_values
@@ -251,31 +251,34 @@ def plot(
     costs: Mapping[str, float],
     out: Path,
 ) -> None:
-    """Draw each set's scores against what the recipe costs."""
+    """Draw each set's scores as dots, one for each recipe, with what the recipe costs."""
     order = sorted(costs, key=costs.__getitem__)
-    seconds = [costs[name] for name in order]
-    figure, panels = new_panels(11.0, 4.6, "Frozen features by recipe", len(SCORES))
+    figure, panels = new_panels(10.0, 1.9 + 0.45 * len(found), "", len(SCORES))
+    rows = np.arange(len(found))
     for axes, score in zip(panels, SCORES):
-        for (name, results), colour in zip(found.items(), COLOURS):
-            means, spreads = zip(*(results[recipe][score] for recipe in order))
+        for number, (recipe, colour) in enumerate(zip(order, COLOURS)):
+            means, spreads = zip(*(results[recipe][score] for results in found.values()))
             axes.errorbar(
-                seconds, means, spreads, color=colour, marker="o", capsize=2, label=name, lw=1.2
+                means,
+                rows + 0.16 * (number - (len(order) - 1) / 2),
+                xerr=spreads,
+                color=colour,
+                marker="o",
+                markersize=5,
+                linestyle="none",
+                label=f"{recipe}: {costs[recipe]:.1f} s per 1,000 images",
             )
         axes.set_title({"auroc": "AUROC"}.get(score, score.capitalize()), fontsize=10)
-        axes.set_xlabel("Seconds per 1,000 images")
-        axes.set_xlim(0, max(seconds) * 1.08)
-        for recipe, x in zip(order, seconds):
-            axes.axvline(x, color=RULE, zorder=0)
-            axes.annotate(
-                f" {recipe}",
-                (x, 0),
-                xycoords=("data", "axes fraction"),
-                rotation=90,
-                ha="right" if recipe == order[0] else "left",
-                va="bottom",
-                color=GREY,
-            )
-    panels[0].legend(frameon=False, fontsize=9, loc="center left")
+        axes.grid(axis="x", color=RULE)
+        axes.set_ylim(len(found) - 0.5, -0.5)
+    panels[0].set_yticks(rows, list(found))
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside upper left",
+        ncols=len(order),
+        frameon=False,
+        fontsize=9,
+    )
     write_caption(figure, "Means over seeds of grouped 5-fold cross-validation, ± their spread.")
     save(figure, out / "recipes.png")
 
