@@ -16,7 +16,7 @@ from ._console import Output
 from ._options import CACHE_FILE, command
 
 if TYPE_CHECKING:
-    from ecgfeat.data_audit import Audit
+    from ecgfeat.data_audit import Audit, Level
 
 __all__ = ["audit"]
 
@@ -28,7 +28,7 @@ ecgfeat audit cache/pages-resnet18-1a2b3c4d.h5 --root /mnt/pages --pages 5000
 
 _WIDTH = 100
 """Of a line of prose at most, however wide the terminal."""
-_WORDS = {
+_WORDS: Mapping[Level, tuple[str, str]] = {
     "error": ("ERROR", "bold red"),
     "warning": ("WARNING", "bold yellow"),
     "note": ("note", "cyan"),
@@ -72,7 +72,7 @@ def _show(output: Output, found: Audit) -> None:
 
     output.say(f"{found.data_name}: {found.n_images} images")
     for level, (word, style) in _WORDS.items():
-        for finding in found.of(level):  # type: ignore[arg-type]
+        for finding in found.of(level):
             output.show(Text(f"{word:8}", style).append(finding.check, "bold"))
             for text in (finding.number, finding.meaning):
                 for line in textwrap.wrap(text, min(output.width, _WIDTH) - 8):

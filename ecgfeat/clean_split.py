@@ -17,7 +17,15 @@ from ecgfeat.errors import ConfigError, DataError, storage_error
 from ecgfeat.feature_cache import FeatureCache, open_cache
 from ecgfeat.files import write_csv
 from ecgfeat.manifest import Manifest, group_in, read_manifest, split_called
-from ecgfeat.protocol import Task, dealt, define_task, drawn_units, joined, n_kept_out
+from ecgfeat.protocol import (
+    Task,
+    dealt,
+    define_task,
+    drawn_units,
+    joined,
+    n_kept_out,
+    same_pictures,
+)
 
 __all__ = ["CleanSplit", "split"]
 
@@ -242,10 +250,7 @@ def _below(path: str, label: str) -> list[str]:
 
 def _copies(listed: _Listed, settings: SplitSettings) -> tuple[dict[int, str], list[Sequence[int]]]:
     """Rows left out, with the reason, and rows that must stay together."""
-    rows_of: dict[bytes, list[int]] = defaultdict(list)
-    for row, picture in enumerate(listed.pictures):
-        rows_of[picture].append(row)
-    same = [(rows, "the same picture as") for rows in rows_of.values() if len(rows) > 1]
+    same = [(rows, "the same picture as") for rows in same_pictures(listed.pictures)]
     near = [(rows, "nearly the same picture as") for rows in _near(listed, settings.audit)]
     left_out: dict[int, str] = {}
     for rows, what in (*same, *near):

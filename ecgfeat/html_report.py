@@ -199,7 +199,7 @@ class _Page:
         ]
         self.data_name = str(self.runs[0].config["data"])
 
-    def report(self, stage: str, done: int = 0, total: int = 0) -> None:
+    def report(self, stage: str, done: int, total: int) -> None:
         self.tell(Progress(stage=stage, done=done, total=total, unit="runs"))
 
     @cached_property
@@ -567,7 +567,7 @@ def _roc(page: _Page) -> str:
 def _details(page: _Page, way: _Way) -> dict[str, Any]:
     """A run's own charts."""
     run = way.run
-    page.report(f"drawing {way.number}")
+    page.report("drawing", page.ways.index(way), len(page.ways))
     matrix = np.array(run.metrics["confusion_matrix"], dtype=np.int64)
     classes, scores = tuple(run.metrics["classes"]), _as_scores(run)
     history = [asdict(record) for record in run.history]
@@ -691,7 +691,7 @@ def _strata_section(page: _Page) -> dict[str, Any] | None:
     columns = strata_of(data.metadata)
     if not columns:
         return None
-    page.report("scoring strata")
+    page.report("scoring strata", 0, 1)
     try:
         scored = scored_rows(data.paths, best.run, data.name)
     except EcgfeatError as error:

@@ -20,7 +20,6 @@ from ecgfeat.data_audit.copies import (
     N_WHITENED,
     near_pairs,
     principal_components,
-    same_files,
     whitened,
 )
 from ecgfeat.data_audit.labels import Doubts, doubtful_labels, outliers
@@ -31,7 +30,7 @@ from ecgfeat.feature_cache import FeatureCache, open_cache
 from ecgfeat.files import write_csv, write_json
 from ecgfeat.manifest import group_in, looks_like_patient, plain
 from ecgfeat.metrics import METRICS, evaluate, in_words
-from ecgfeat.protocol import define_task, hash_place, joined
+from ecgfeat.protocol import define_task, hash_place, joined, same_pictures
 from ecgfeat.runs import Run, open_run, write_records
 from ecgfeat.runtime import Progress, Report, silent
 
@@ -209,7 +208,7 @@ class _Work:
     @cached_property
     def same(self) -> list[Rows]:
         """The rows of every picture that there is more than once."""
-        return same_files(self.cache.pictures)
+        return [np.array(rows, dtype=np.int64) for rows in same_pictures(self.cache.pictures)]
 
     @cached_property
     def units(self) -> Rows:

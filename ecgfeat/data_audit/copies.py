@@ -28,7 +28,6 @@ __all__ = [
     "likeness",
     "near_pairs",
     "principal_components",
-    "same_files",
     "trace_map",
     "trace_maps",
     "whitened",
@@ -66,16 +65,6 @@ class Pair:
     first: int
     second: int
     likeness: float
-
-
-def same_files(pictures: Sequence[bytes]) -> list[NDArray[np.int64]]:
-    """The rows of each picture that there is more than once, byte for byte; by first row."""
-    digests = np.frombuffer(b"".join(pictures), dtype="V16")
-    _, number, n_rows = np.unique(digests, return_inverse=True, return_counts=True)
-    rows = np.argsort(number, kind="stable")
-    groups = np.split(rows, np.cumsum(n_rows)[:-1])
-    found = [np.sort(group) for group in groups if len(group) > 1]
-    return sorted(found, key=lambda group: int(group[0]))
 
 
 N_COMPONENTS, N_WHITENED = 256, 128
@@ -207,30 +196,21 @@ def laid_over(one: Maps, other: Maps) -> tuple[float, Projection | None]:
         None where the pages are too unlike to go on.
     """
     starts = _starts(one[0], other[0])
-    alike = _upstrokes_alike(one[1], other[1], starts[0])
+    alike = likeness(one[1], other[1], starts[0])
     if alike < LEAST_AT[0]:
         return alike, None
     best, projection = 0.0, starts[0]
     for start in starts:
         if best < SURELY_LAID:
             laid = _refined(one[0], other[0], start, (1.5, 0.7))
-            alike = _upstrokes_alike(one[1], other[1], laid)
+            alike = likeness(one[1], other[1], laid)
             best, projection = max((best, projection), (alike, laid), key=lambda pair: pair[0])
     if best < LEAST_AT[1]:
         return best, None
     projection = _refined(one[1], other[1], projection, (1.5, 0.8))
     projection = _refined(one[2], other[2], projection, (1.0,))
-    alike = _upstrokes_alike(one[2], other[2], projection)
+    alike = likeness(one[2], other[2], projection)
     return alike, (projection if alike >= LEAST_AT[2] else None)
-
-
-def likeness(one: Floats, other: Floats, projection: Projection) -> float:
-    """How alike the traces of two pages are, one laid over the other; 1 for the same picture.
-
-    The maps' derivative along the page is correlated in 4x4 cells: it shows upstrokes, whose
-    places tell a recording, and neither baselines nor grid.
-    """
-    return _upstrokes_alike(one, other, projection)
 
 
 def _starts(one: Floats, other: Floats) -> list[Projection]:
@@ -279,8 +259,12 @@ def _refined(
     return projection
 
 
-def _upstrokes_alike(one: Floats, other: Floats, projection: Projection) -> float:
-    """Correlation of the maps' derivatives along the page, of each cell at its best shift."""
+def likeness(one: Floats, other: Floats, projection: Projection) -> float:
+    """How alike the traces of two pages are, one laid over the other; 1 for the same picture.
+
+    The maps' derivative along the page is correlated in 4x4 cells, each at its best shift: it
+    shows upstrokes, whose places tell a recording, and neither baselines nor grid.
+    """
     from scipy.ndimage import gaussian_filter
 
     covered = _projected(np.ones_like(other), projection) > 0.5

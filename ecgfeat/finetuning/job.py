@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,6 +44,7 @@ from ecgfeat.protocol import (
     has_validation,
     partitions,
     refuse_thin_validation,
+    same_pictures,
 )
 from ecgfeat.runs import Count, count_rows
 from ecgfeat.runtime import Compute, machine, versions
@@ -122,16 +122,12 @@ class Job:
     def _pictures(self) -> list[bytes]:
         """What is equal for equal pictures; files that are none, such as empty ones, equal none."""
         found = self.manifest.pictures()
-        rows_of: dict[bytes, list[int]] = defaultdict(list)
-        for row, picture in enumerate(found):
-            rows_of[picture].append(row)
-        for rows in rows_of.values():
-            if len(rows) > 1:
-                try:
-                    decode(self.manifest.image_path(rows[0]))
-                except ImageError:
-                    for row in rows:
-                        found[row] = os.fsencode(self.manifest.paths[row])
+        for rows in same_pictures(found):
+            try:
+                decode(self.manifest.image_path(rows[0]))
+            except ImageError:
+                for row in rows:
+                    found[row] = os.fsencode(self.manifest.paths[row])
         return found
 
     @property

@@ -22,6 +22,7 @@ from ecgfeat.protocol.splits import (
     n_kept_out,
     partitions,
     refuse_thin_validation,
+    same_pictures,
     stratified_subset,
     training_share,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "partitions",
     "positive_in_words",
     "refuse_thin_validation",
+    "same_pictures",
     "stratified_subset",
     "training_share",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -31,6 +31,7 @@ __all__ = [
     "n_kept_out",
     "partitions",
     "refuse_thin_validation",
+    "same_pictures",
     "stratified_subset",
     "training_share",
 ]
@@ -625,6 +626,14 @@ class Leaks:
             f"{shlex.quote(str(source))}`, look closer with `ecgfeat audit CACHE`, or give "
             "--allow-leak, which every result then says."
         )
+
+
+def same_pictures(pictures: Sequence[bytes]) -> list[list[int]]:
+    """The rows of each picture that there is more than once, byte for byte; by first row."""
+    rows_of: dict[bytes, list[int]] = defaultdict(list)
+    for row, picture in enumerate(pictures):
+        rows_of[picture].append(row)
+    return [rows for rows in rows_of.values() if len(rows) > 1]
 
 
 def find_leaks(
