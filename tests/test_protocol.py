@@ -24,6 +24,7 @@ from ecgfeat.protocol import (
     partitions,
     positive_in_words,
     refuse_thin_validation,
+    same_pictures,
     stratified_subset,
     training_share,
 )
@@ -115,6 +116,12 @@ def test_what_a_test_knows_already_is_counted() -> None:
     # Of every fold.
     both_ways = [*SIDES, (np.array([3, 4, 5]), np.array([0, 1, 2]))]
     assert find_leaks("uvwuxv", "abcabc", alone, both_ways) == Leaks(6, 4, 0, 1)
+
+
+def test_every_picture_that_is_there_twice_is_found() -> None:
+    pictures = [bytes([n]) * 16 for n in (5, 1, 2, 1, 5, 5, 3)]
+    assert same_pictures(pictures) == [[0, 4, 5], [1, 3]]
+    assert same_pictures(pictures[1:3]) == []
 
 
 def test_a_leak_stops_unless_it_is_allowed_and_two_labels_are_only_told() -> None:

@@ -16,19 +16,12 @@ from ecgfeat.data_audit.copies import (
     laid_over,
     likeness,
     near_pairs,
-    same_files,
     trace_map,
     trace_maps,
     whitened,
 )
 
 from .sets import LARGE, page
-
-
-def test_every_picture_that_is_there_twice_is_found() -> None:
-    pictures = [bytes([n]) * 16 for n in (5, 1, 2, 1, 5, 5, 3)]
-    assert [rows.tolist() for rows in same_files(pictures)] == [[0, 4, 5], [1, 3]]
-    assert same_files(pictures[1:3]) == []
 
 
 def saved_again(image: Image.Image) -> Image.Image:
