@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ecgfeat.config import ComputeSettings
-from ecgfeat.errors import DataError
+from ecgfeat.errors import ConfigError, DataError
 
 from ._app import app
 from ._console import Output
@@ -70,6 +70,8 @@ def explain(
     from ecgfeat.runs import open_run
 
     opened = open_run(run)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file: give a folder for the pictures")
     from ecgfeat.attribution import explain, explanation_plot  # late: it loads torch
 
     with output.reporting() as report:
@@ -117,7 +119,8 @@ def _show(output: Output, found: Explanation, picture: Path) -> None:
     output.say(f"{found.path}")
     output.say(f"  {found.label} {found.probability:.4f}, answer: {found.predicted}")
     output.say(
-        f"  log odds {found.logit:+.2f}: {found.offset:+.2f} for the average training page, and"
+        f"  {found.measure} {found.logit:+.2f}: {found.offset:+.2f} for the average training page, "
+        "and"
     )
     for tap, cells in found.cells.items():
         words = f"{tap} {cells.sum():+.2f}"

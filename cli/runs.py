@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ecgfeat.errors import ConfigError
+
 from ._app import app
 from ._console import Output
 from ._options import command
@@ -42,9 +44,14 @@ def runs(
     """List the runs of a folder: their headline, and only the settings in which they differ."""
     from ecgfeat.comparison import list_runs
 
+    if csv and output.as_json:
+        raise ConfigError("--csv and --json are two forms of the same: give one of the two")
     listed = list_runs(folder, sort=sort)
-    if csv and not output.as_json:
+    if csv:
         _write_csv(listed)
+        for one in listed:
+            if one.run is None:
+                output.log(f"left out: {one.reason}")
         return
     _show(output, folder, listed)
     output.result({"runs": [one.as_json() for one in listed]})
@@ -54,7 +61,8 @@ def _show(output: Output, folder: Path, listed: list[ListedRun]) -> None:
     from ecgfeat.metrics import in_words
 
     opened = [(one, one.run) for one in listed if one.run is not None]
-    output.say(f"{folder}: {len(opened)} runs" if opened else f"{folder} holds no finished run")
+    n_runs = "1 run" if len(opened) == 1 else f"{len(opened)} runs"
+    output.say(f"{folder}: {n_runs}" if opened else f"{folder} holds no finished run")
     for one, run in opened:
         scores, majority = run.metrics["scores"], run.metrics.get("majority")
         against = f" (majority {majority['accuracy']:.3f})" if majority else ""

@@ -23,6 +23,7 @@ from ecgfeat.config import ComputeSettings, parse_tap
 from ecgfeat.errors import ConfigError, ImageError
 from ecgfeat.figures.style import (
     RULE,
+    capitalised,
     in_lines,
     new_panels,
     save,
@@ -60,9 +61,9 @@ class Explanation:
     """What each place of one page contributes to a model's logit of one class.
 
     The logit is the class's against the mean of the others': in a binary task the calibrated log
-    odds. It is `offset`, what the model says of the average training page, plus everything in
-    `heat`, which has the same sum as all of `cells`. Of a cross-validated head all are means over
-    its folds.
+    odds (see `measure`). It is `offset`, what the model says of the average training page, plus
+    everything in `heat`, which has the same sum as all of `cells`. Of a cross-validated head all
+    are means over its folds.
 
     Attributes
     ----------
@@ -88,6 +89,8 @@ class Explanation:
         The same with random weights in the backbone's place; empty where it wasn't asked for.
     likeness_to_random : float
         Spearman's rank correlation of the two, without their signs; NaN without the check.
+    measure : str
+        What the logit is, in words.
     """
 
     path: Path
@@ -102,6 +105,7 @@ class Explanation:
     preprocessing: Preprocessing
     random_heat: Floats
     likeness_to_random: float
+    measure: str = "log odds"
 
     @property
     def extent_px(self) -> tuple[float, float, float, float]:
@@ -252,6 +256,11 @@ class Explainer:
         compute: ComputeSettings = ComputeSettings(),
         weights: str | None = None,
     ) -> None:
+        if compute.precision not in ("auto", "fp32"):
+            raise ConfigError(
+                "an explanation is computed in float32, so that it sums up: leave out --precision "
+                f"{compute.precision}"
+            )
         self._model = read_model(run)
         exact = resolve_compute(replace(compute, precision="fp32"), purpose="extract")
         self._backbone = self._model.load_backbone(weights, exact)
@@ -308,7 +317,13 @@ class Explainer:
             preprocessing=model.preprocessing,
             random_heat=np.empty((0, 0)) if shown is None else shown,
             likeness_to_random=float("nan") if shown is None else _rank_likeness(found.heat, shown),
+            measure=_measure(model),
         )
+
+
+def _measure(model: Model) -> str:
+    words = "log odds" if len(model.classes) == 2 else "logit against the other classes' mean"
+    return words if len(model.heads) == 1 else f"{words}, mean of {len(model.heads)} folds"
 
 
 def _randomised(model: Model, backbone: Backbone) -> Backbone:
@@ -511,11 +526,12 @@ def explanation_plot(found: Explanation, path: str | Path) -> None:
     )
     drawn = _draw_overlay(panels[0], found, found.heat, page)
     bar = figure.colorbar(drawn, ax=panels[0], location="bottom", shrink=0.6, aspect=40, pad=0.02)
-    what = f"log odds of {in_lines(found.label, 30, 1)} per 1 % of the network's input"
+    what = f"{in_lines(found.label, 30, 1)}, per 1 % of the network's input"
     bar.set_label(f"against  ←  {what}  →  for", fontsize=9, parse_math=False)
     bar.ax.tick_params(labelsize=8)
     caption = (
-        f"Log odds {found.logit:+.2f} = {found.offset:+.2f} for the average training page "
+        f"{capitalised(found.measure)} {found.logit:+.2f} = {found.offset:+.2f} for the average "
+        "training page "
         f"{found.logit - found.offset:+.2f} from the places of this page. "
         + ", ".join(f"{tap} {cells.sum():+.2f}" for tap, cells in found.cells.items())
         + "."

@@ -501,6 +501,10 @@ def list_runs(folder: str | Path = "runs", *, sort: str = "name") -> list[Listed
     folder = Path(folder)
     if not folder.is_dir():
         raise RunError(f"{folder} is no folder: give the folder that holds the runs' folders")
+    if (folder / "config.json").exists():
+        raise RunError(
+            f"{folder} is a run itself: give the folder that it lies in, {folder.parent}"
+        )
     paths = sorted(path for path in folder.iterdir() if (path / "config.json").exists())
     opened: list[Run] = []
     others: list[ListedRun] = []

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from ecgfeat import figures
@@ -26,10 +27,10 @@ from ecgfeat.attribution import UNCHANGED, Explainer, overlay
 from ecgfeat.comparison import Comparison, compare, differing_settings
 from ecgfeat.config import RUN_KINDS, DataSettings, ReportSettings
 from ecgfeat.data_audit import scored_rows, strata_of, stratum_table
-from ecgfeat.errors import ConfigError, EcgfeatError, ImageError
+from ecgfeat.errors import ConfigError, EcgfeatError, ImageError, RunError
 from ecgfeat.feature_cache import FeatureCache, open_cache
 from ecgfeat.files import write_text
-from ecgfeat.images import decode
+from ecgfeat.images import decode_with_digest
 from ecgfeat.manifest import Manifest, read_manifest
 from ecgfeat.methods import commands_of, digests_of, methods_of, refuse_incomplete
 from ecgfeat.metrics import MAIN, METRICS, Curves, Score, curves, in_words
@@ -110,11 +111,11 @@ def report(
     PosixPath('report.html')
     """
     given = [runs] if isinstance(runs, (Run, str, Path)) else runs
-    opened = [run if isinstance(run, Run) else open_run(run) for run in given]
-    for run in opened:
-        refuse_incomplete(run)
-    audited = _read_audit(Path(audit)) if audit is not None else None
-    page = _Page(opened, settings, report)
+    if settings.root is not None and not settings.root.is_dir():
+        raise ConfigError(f"--root {settings.root} is no folder")
+    opened, lacking = _opened(given)
+    page = _Page(opened, settings, report, lacking)
+    audited = _read_audit(Path(audit), page.data_name) if audit is not None else None
     content = {
         "title": f"{page.data_name}: {', '.join(dict.fromkeys(way.label for way in page.ways))}",
         "answer": page.answer,
@@ -130,6 +131,24 @@ def report(
     }
     write_text(Path(out), _rendered(content))
     return ReportPage(path=Path(out), answer=tuple(page.answer), lacking=tuple(page.lacking))
+
+
+def _opened(given: Sequence[Run | str | Path]) -> tuple[list[Run], list[str]]:
+    """The runs, and of several why some can't be opened."""
+    opened, lacking = [], []
+    for one in given:
+        try:
+            run = one if isinstance(one, Run) else open_run(one)
+            refuse_incomplete(run)
+        except RunError as error:
+            if len(given) == 1:
+                raise
+            lacking.append(str(error))
+            continue
+        opened.append(run)
+    if not opened:
+        raise RunError(f"none of the {len(given)} is a finished run: {lacking[0]}")
+    return opened, lacking
 
 
 def _rendered(content: Mapping[str, Any]) -> str:
@@ -159,6 +178,27 @@ class _Data:
     groups: Sequence[str]
     metadata: Mapping[str, Sequence[str]]
     lost: Mapping[str, Mapping[str, int]]
+
+    @cached_property
+    def pictures(self) -> dict[str, bytes]:
+        """Digest of each image as its features were taken; empty where no cache tells."""
+        if not isinstance(self.source, FeatureCache):
+            return {}
+        return dict(zip(self.paths, self.source.pictures))
+
+    def picture(self, path: str) -> NDArray[np.uint8]:
+        """Decode an image of the data.
+
+        Raises
+        ------
+        ImageError
+            When it isn't there, or is another one by now.
+        """
+        assert self.root is not None
+        pixels, digest, _ = decode_with_digest(self.root / path)
+        if self.pictures.get(path, digest) != digest:
+            raise ImageError(f"{path} is another picture than the one that was tested")
+        return pixels
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -218,7 +258,10 @@ class _Page:
                     "and counts, samples and strata are of these"
                 )
             return data
-        self.lacking.append(f"The data: {reasons[0]}")
+        self.lacking.append(
+            f"The data, samples, mistakes and strata: {reasons[0]} (Or put the file back where it "
+            "was when the run was made.)"
+        )
         return None
 
     @cached_property
@@ -240,7 +283,13 @@ class _Page:
 
     @property
     def _lines(self) -> list[str]:
-        return [
+        digests = [way.run.config.get("manifest_digest") for way in self.ways]
+        others = [
+            f"{way.number}: made on other rows than R1, though tested on the same"
+            for way, digest in zip(self.ways, digests)
+            if digest != digests[0]
+        ]
+        return others + [
             f"{way.number}: {line}"
             for way in self.ways
             for line in way.run.metrics.get("notices", ())
@@ -314,6 +363,11 @@ def _answer(page: _Page) -> list[str]:
         sentences += [_difference(page, best, other) for other in page.ranked[1:4]]
         if len(page.ranked) > 4:
             sentences.append(f"The tables below have the other {len(page.ranked) - 4} runs.")
+    if len(page.ranked) > 4:
+        sentences.append(
+            "The best of many on the same test images is flattered by that choice: choose inside "
+            "the training images (--sweep, --folds), and test that one."
+        )
     sentences.append(_costs(page))
     return [sentence for sentence in sentences if sentence]
 
@@ -378,7 +432,9 @@ def _difference(page: _Page, best: _Way, other: _Way) -> str:
             continue
         low, high = sorted((sign * score.low, sign * score.high))
         test, p_value = tests.get(name, ("", None))
-        words = f" ({test}: p = {p_value:.2g})" if p_value is not None else ""
+        n_pairs = len(page.comparison.pairs)
+        adjusted = f", adjusted for {n_pairs} pairs" if n_pairs > 1 else ""
+        words = f" ({test}: p = {p_value:.2g}{adjusted})" if p_value is not None else ""
         value = sign * score.value
         parts.append(f"{METRICS[name].title} {value:+.3f} [{low:+.3f}, {high:+.3f}]{words}")
         if name == main:
@@ -461,27 +517,37 @@ def _samples(page: _Page, data: _Data, classes: Sequence[str]) -> list[dict[str,
     if data.root is None:
         page.lacking.append("Samples and mistakes: it isn't known where the images are (--root)")
         return []
-    found = []
+    found, failures = [], list[str]()
     for label in classes:
         rows = [row for row, name in enumerate(data.labels) if name == label]
         rows.sort(key=lambda row: hash_place(data.paths[row]))
         for row in rows[: page.settings.samples]:
             try:
-                picture = Image.fromarray(decode(data.root / data.paths[row]))
+                picture = Image.fromarray(data.picture(data.paths[row]))
             except ImageError as error:
-                page.lacking.append(f"A sample: {data.paths[row]}: {error}")
+                failures.append(str(error))
                 continue
             found.append(
                 {"label": label, "path": data.paths[row], "uri": _photo(picture, THUMBNAIL_PX)}
             )
+    _tell_failures(page, failures, "samples")
     return found
+
+
+def _tell_failures(page: _Page, failures: Sequence[str], what: str) -> None:
+    if failures:
+        page.lacking.append(
+            f"{len(failures)} {what}, such as: {failures[0]}. Where the images were moved, give "
+            "--root the folder that they are in now"
+        )
 
 
 # The ways side by side
 
 
 def _ways_section(page: _Page) -> dict[str, Any]:
-    names = [name for name in METRICS if any(_score(way, name) for way in page.ways)]
+    order = dict.fromkeys((*MAIN, *METRICS))
+    names = [name for name in order if any(_score(way, name) for way in page.ways)]
     shown = page.comparison.as_json() if page.comparison else None
     return {
         "scores": [METRICS[name].title for name in names],
@@ -635,13 +701,13 @@ def _mistakes_section(page: _Page) -> list[dict[str, Any]]:
                 "label": way.label,
                 "n_wrong": len(wrong),
                 "n_tested": len(predictions),
-                **_looked_at(page, way, data.root, rows),
+                **_looked_at(page, way, data, rows),
             }
         )
     return sections
 
 
-def _looked_at(page: _Page, way: _Way, root: Path, rows: Sequence[int]) -> dict[str, Any]:
+def _looked_at(page: _Page, way: _Way, data: _Data, rows: Sequence[int]) -> dict[str, Any]:
     """Pictures of some test rows, with where the network looked if that can be told."""
     predictions = way.run.predictions
     explainer = None
@@ -649,19 +715,21 @@ def _looked_at(page: _Page, way: _Way, root: Path, rows: Sequence[int]) -> dict[
         explainer = Explainer(way.run, weights=page.settings.weights or None)
     except EcgfeatError as error:
         page.lacking.append(f"Where {way.number} looked: {error}")
-    shown, likeness = [], []
+    shown, likeness, failures = [], [], list[str]()
     for row in rows:
-        path = root / predictions.ids[row]
+        path = predictions.ids[row]
         answer = predictions.classes[predictions.predicted[row]]
         try:
-            pixels = decode(path)
+            pixels = data.picture(path)
             picture = pixels
-            if explainer is not None:
-                found = explainer.explain(path, label=answer, fold=int(predictions.folds[row]))
+            if explainer is not None and data.root is not None:
+                found = explainer.explain(
+                    data.root / path, label=answer, fold=int(predictions.folds[row])
+                )
                 picture, _ = overlay(found, found.heat, pixels, THUMBNAIL_PX)
                 likeness.append(found.likeness_to_random)
         except ImageError as error:
-            page.lacking.append(f"A mistake of {way.number}: {predictions.ids[row]}: {error}")
+            failures.append(str(error))
             continue
         shown.append(
             {
@@ -672,6 +740,7 @@ def _looked_at(page: _Page, way: _Way, root: Path, rows: Sequence[int]) -> dict[
                 "uri": _photo(Image.fromarray(picture), THUMBNAIL_PX),
             }
         )
+    _tell_failures(page, failures, f"mistakes of {way.number}")
     check = float(np.mean(likeness)) if likeness else None
     return {
         "shown": shown,
@@ -722,13 +791,17 @@ def _strata_section(page: _Page) -> dict[str, Any] | None:
 # The audit
 
 
-def _read_audit(folder: Path) -> dict[str, Any]:
+def _read_audit(folder: Path, data_name: str) -> dict[str, Any]:
     if not (folder / "audit.json").exists():
         raise ConfigError(
             f"--audit {folder} is no audit's folder: it has no audit.json. Give a folder that "
             "`ecgfeat audit` made."
         )
     found = read_file(folder, "audit.json", parse_json)
+    if found.get("data_name") != data_name:
+        raise ConfigError(
+            f"--audit {folder} is of {found.get('data_name')}, and the runs are of {data_name}"
+        )
     order = ["error", "warning", "note", "unknown", "fine"]
     findings = sorted(found.get("findings", []), key=lambda finding: order.index(finding["level"]))
     sheets = [

@@ -95,7 +95,12 @@ def commands_of(run: Run, source: FeatureCache | Manifest | None) -> list[str]:
     extraction = [] if cache is None else _layers(cache, recipe.extraction.layers)
     options = _options(PageSettings, page, recipe.page)
     return [
-        _line(["extract", place, "--recipe", recipe.name, *network, *options, *extraction]),
+        _line(
+            [
+                *("extract", place, "--cache", config["cache"]["path"], "--recipe", recipe.name),
+                *(*network, *options, *extraction),
+            ]
+        ),
         _line(
             [
                 *("fit-head", config["cache"]["path"], "--recipe", recipe.name),
@@ -159,47 +164,31 @@ def methods_of(runs: Sequence[tuple[str, Run]], comparison: Comparison | None) -
     comparison : Comparison, optional
         Of the same runs.
     """
-    run = runs[0][1]
-    how, versions = run.config["preprocessing"], run.config.get("versions", {})
-    crops = {
-        "squash": "stretched to",
-        "border": "fitted with their aspect kept and padded to",
-        "center": "resized and cropped at the centre, as is usual for ImageNet, to",
-    }
-    sentences = [
-        f"Images were decoded to RGB, {crops[how['crop_mode']]} "
-        f"{how['width_px']} × {how['height_px']} pixels and normalised by ImageNet's mean and "
-        "standard deviation."
-    ]
-    sentences += [_method_of(*run) for run in runs]
-    split = run.metrics["split"]
-    rows = run.config.get("partitions", [])
-    n_groups = len(set(run.predictions.groups) - {""})
-    grouped = (
-        f", and images of one of the {n_groups} groups tested stayed together" if n_groups else ""
-    )
-    if split == "cv":
-        sentences.append(
-            f"Every image was predicted once, in a stratified cross-validation of {len(rows)} "
-            f"folds{grouped}."
-        )
-    elif rows:
-        sentences.append(
-            f"Models were trained on {rows[0]['train']:,} images"
-            + (f", chosen on {rows[0]['validation']:,}" if rows[0]["validation"] else "")
-            + f" and tested on {len(run.predictions):,}{grouped}."
-        )
+    first = runs[0][1]
+    sentences = []
+    for say in (_page_of, _rows_of):
+        said = {number: say(run) for number, run in runs}
+        if len(set(said.values())) == 1:
+            sentences.append(f"{said[runs[0][0]]}.")
+        else:
+            sentences += [f"{number}: {words}." for number, words in said.items()]
+    sentences[1:1] = [_method_of(*run) for run in runs]
+    methods = {score["method"] for score in first.metrics["scores"].values() if score}
+    by_group = " of whole groups" if "group bootstrap" in methods else ""
     sentences.append(
         "Shares are given with Wilson's 95 % intervals, all other scores with 95 % intervals by "
-        "bootstrap" + (" of whole groups." if n_groups else ".")
+        f"bootstrap{by_group}."
+        if "wilson" in methods
+        else f"Scores are given with 95 % intervals by bootstrap{by_group}."
     )
     if comparison is not None:
         sentences.append(
             "Models were compared on the same test images by a paired bootstrap, by "
-            f"{comparison.p_value_method} (right answers) and, for the AUROC, by "
-            f"{comparison.auroc_method}; p-values were adjusted for all pairs "
-            f"({comparison.adjustment})."
+            f"{comparison.p_value_method} (right answers)"
+            + (f" and, for the AUROC, by {comparison.auroc_method}" if comparison.positive else "")
+            + f"; p-values were adjusted for all pairs ({comparison.adjustment})."
         )
+    versions = first.config.get("versions", {})
     packages = ", ".join(
         f"{name} {versions[name]}"
         for name in ("ecgfeat", "torch", "torchvision", "scikit-learn")
@@ -207,6 +196,45 @@ def methods_of(runs: Sequence[tuple[str, Run]], comparison: Comparison | None) -
     )
     sentences.append(f"Everything was computed with {packages}.")
     return sentences
+
+
+CROPS = {
+    "squash": "stretched to",
+    "border": "fitted with their aspect kept and padded to",
+    "center": "resized and cropped at the centre, as is usual for ImageNet, to",
+}
+
+
+def _page_of(run: Run) -> str:
+    how = run.config["preprocessing"]
+    return (
+        f"Images were decoded to RGB, {CROPS[how['crop_mode']]} {how['width_px']} × "
+        f"{how['height_px']} pixels and normalised by ImageNet's mean and standard deviation"
+    )
+
+
+def _rows_of(run: Run) -> str:
+    """On how many images a run was trained and tested, and what stayed together."""
+    rows = run.config.get("partitions", [])
+    n_groups = len(set(run.predictions.groups) - {""})
+    grouped = f"; images of one of the {n_groups} groups stayed together" if n_groups else ""
+    n_tested = f"{len(run.predictions):,}"
+    if run.metrics["split"] == "cv":
+        return (
+            f"Each of {n_tested} images was predicted once, in a stratified cross-validation of "
+            f"{len(rows)} folds{grouped}"
+        )
+    if not rows:
+        return f"Tested on {n_tested} images{grouped}"
+    chosen = f", chosen on {rows[0]['validation']:,}" if rows[0]["validation"] else ""
+    return f"Trained on {rows[0]['train']:,} images{chosen} and tested on {n_tested}{grouped}"
+
+
+OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD with momentum"}
+
+
+def _epochs(n: int) -> str:
+    return "one epoch" if n == 1 else f"{n} epochs"
 
 
 def _method_of(number: str, run: Run) -> str:
@@ -222,7 +250,7 @@ def _method_of(number: str, run: Run) -> str:
         training = config["training"]
         return (
             f"{number}: a {backbone['arch']} {pretrained} was trained as a whole for "
-            f"{training['epochs']} epochs ({training['optimizer']}, learning rate "
+            f"{_epochs(training['epochs'])} ({OPTIMIZERS[training['optimizer']]}, learning rate "
             f"{training['lr']}, batches of {training['batch_size']})."
         )
     head = config["head"]
@@ -238,7 +266,7 @@ def _method_of(number: str, run: Run) -> str:
         )
     if run.kind == "linear":
         return (
-            f"{features} A linear layer was trained on them for {head['epochs']} epochs (Adam, "
+            f"{features} A linear layer was trained on them for {_epochs(head['epochs'])} (Adam, "
             f"learning rate {head['lr']:g}, batches of {head['batch_size']})."
         )
     return features

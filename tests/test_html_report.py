@@ -6,6 +6,7 @@ import html
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from ecgfeat.config import (
 )
 from ecgfeat.errors import ConfigError, RunError
 from ecgfeat.feature_cache import open_cache
-from ecgfeat.methods import commands_of
+from ecgfeat.methods import commands_of, methods_of
 from ecgfeat.runs import open_run
 
 from .conftest import draw_page
@@ -342,3 +343,47 @@ def test_runs_of_earlier_versions_have_a_report(tmp_path: Path) -> None:
         made = ecgfeat.report(copy, out=tmp_path / f"{name}.html")
         Checked(made.path.read_text())
         assert "has an accuracy of" in made.answer[0]
+
+
+def test_images_under_other_pictures_names_are_not_shown(study: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(study / "pages2", tmp_path / "pages2"))
+    for number, path in enumerate(sorted(root.rglob("*.png"))):
+        draw_page(100 + number).save(path)
+    settings = ReportSettings(root=root, mistakes=3, samples=2)
+    made = ecgfeat.report(run_of(study, "logreg"), out=tmp_path / "r.html", settings=settings)
+    assert "data:image/jpeg" not in made.path.read_text()
+    assert "is another picture than the one that was tested" in made.lacking[0]
+    assert "give --root" in made.lacking[0]
+    with pytest.raises(ConfigError, match=r"--root .* is no folder"):
+        ecgfeat.report(
+            run_of(study, "logreg"),
+            out=tmp_path / "r.html",
+            settings=ReportSettings(root=tmp_path / "gone"),
+        )
+
+
+def test_a_folder_that_is_no_run_costs_the_others_nothing(study: Path, tmp_path: Path) -> None:
+    (tmp_path / "stray").mkdir()
+    given = [run_of(study, "linear").path, tmp_path / "stray", run_of(study, "logreg").path]
+    settings = ReportSettings(mistakes=0, samples=0)
+    made = ecgfeat.report(given, out=tmp_path / "r.html", settings=settings)
+    assert "stray is not a run" in made.lacking[0]
+    with pytest.raises(RunError, match="stray is not a run"):
+        ecgfeat.report(tmp_path / "stray", out=tmp_path / "r.html")
+
+
+def test_the_methods_say_of_each_run_what_differs(study: Path) -> None:
+    linear, logreg, tuned = (run_of(study, kind) for kind in KINDS)
+    alike = methods_of([("R1", linear), ("R2", logreg)], ecgfeat.compare([linear, logreg]))
+    assert sum("Images were decoded to RGB" in words for words in alike) == 1
+    assert any("by DeLong" in words for words in alike)
+    assert any("for one epoch (Adam, " in words for words in methods_of([("R1", tuned)], None))
+    smaller = replace(tuned, config={**tuned.config, "preprocessing": {**SMALL_PAGE}})
+    apart = methods_of([("R1", linear), ("R2", smaller)], None)
+    assert sum("Images were decoded to RGB" in words for words in apart) == 2
+    three = [run_of(study, kind, n_classes=3) for kind in ("linear", "logreg")]
+    of_three = methods_of([("R1", three[0]), ("R2", three[1])], ecgfeat.compare(three))
+    assert not any("DeLong" in words for words in of_three)
+
+
+SMALL_PAGE = {"crop_mode": "squash", "width_px": 32, "height_px": 32}
