@@ -56,7 +56,7 @@ UNCHANGED = 0.5
 more than of what the network learned."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Explanation:
     """What each place of one page contributes to a model's logit of one class.
 
@@ -106,6 +106,12 @@ class Explanation:
     random_heat: Floats
     likeness_to_random: float
     measure: str = "log odds"
+
+    def __repr__(self) -> str:
+        return (
+            f"Explanation of {self.path}: {self.label} {self.probability:.3f}, {self.measure} "
+            f"{self.logit:+.2f} of which {self.logit - self.offset:+.2f} by the page's places"
+        )
 
     @property
     def extent_px(self) -> tuple[float, float, float, float]:

@@ -32,6 +32,7 @@ from ecgfeat.runtime import (
     Compute,
     Progress,
     Report,
+    html_table,
     resolve_compute,
     silent,
     supported_precisions,
@@ -70,7 +71,7 @@ class FailedImage:
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class InferenceResult:
     """What a run's model says of new images.
 
@@ -106,6 +107,17 @@ class InferenceResult:
     distances: NDArray[np.float32]
     n_models: int = 1
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{self.predicted.count(name)} {name}" for name in self.classes)
+        return f"InferenceResult of {len(self.paths)} images: {counts}; {len(self.failures)} unread"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (path, answer, *(f"{value:.4f}" for value in row))
+            for path, answer, row in zip(self.paths, self.predicted, self.probabilities.tolist())
+        ]
+        return html_table(repr(self), ("image", "answer", *self.classes), rows)
 
     @property
     def positive(self) -> str | None:

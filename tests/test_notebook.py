@@ -48,7 +48,12 @@ def test_results_show_themselves_in_words_and_as_tables(study: Path) -> None:
     assert repr(comparison).startswith(f"Comparison of {comparison.title}\n  R1, Linear head")
     found = Cells(comparison._repr_html_()).found
     assert {"R1", "R2", "R2 - R1", "AUROC"} <= set(found)
-    for thing in (cache, run, comparison):
+    answers = ecgfeat.predict(run, study / "pages2" / "test")
+    assert repr(answers).startswith("InferenceResult of 4 images: ")
+    assert {"answer", answers.predicted[0]} <= set(Cells(answers._repr_html_()).found)
+    (explained,) = ecgfeat.explain(run, answers.paths[0], check=False).explanations
+    assert f"b {explained.probability:.3f}, log odds {explained.logit:+.2f}" in repr(explained)
+    for thing in (cache, run, comparison, answers, explained):
         assert len(repr(thing)) < 1500
 
 
