@@ -458,6 +458,8 @@ def _overlaps(n_from: int, n_to: int) -> Floats:
 
 SHOWN_PX = 1200
 """Longest side of the page in the picture: a scan's own pixels would only make the file large."""
+FLATTEST = 0.35
+"""Height over width of the picture's page at least: a strip leaves no room for bar and caption."""
 INK_KEPT = 0.75
 """How dark the page's ink is drawn under the colours."""
 MOST_OPAQUE = 0.75
@@ -524,7 +526,7 @@ def explanation_plot(found: Explanation, path: str | Path) -> None:
     """
     page = decode(found.path)
     has_check = bool(found.random_heat.size)
-    aspect = found.page_px[1] / found.page_px[0]
+    aspect = max(FLATTEST, found.page_px[1] / found.page_px[0])
     title = f"{found.path.name}: {found.label} {found.probability:.3f}, answer: {found.predicted}"
     widths = [2.6, 1] if has_check else [1]
     figure, panels = new_panels(
