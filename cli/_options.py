@@ -35,7 +35,9 @@ __all__ = [
     "CACHE_FILE",
     "DATA",
     "FORCE",
+    "IMAGES",
     "OUT",
+    "RUN",
     "WEIGHTS",
     "Given",
     "by_recipe",
@@ -61,6 +63,15 @@ OUT = Annotated[Path, typer.Option("--out", help="Parent folder of the run's fol
 
 FORCE = Annotated[bool, typer.Option("--force", help="Write over a file made by something else.")]
 
+RUN = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)]
+IMAGES = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="IMAGE",
+        help="Images, folders of images, CSVs with a column of paths, or patterns.",
+        show_default=False,
+    ),
+]
 WEIGHTS = Annotated[
     str,
     typer.Option(

@@ -81,8 +81,8 @@ def compare(
         named = replace(comparison, classes=look.rename(comparison.classes))
         comparison_plot(named.as_json(), figure, named.title if look.title else "")
     if form is not None:
-        by_name = {run.name: run for run in map(open_run, runs)}
-        compared = [by_name[run.name] for run in comparison.runs]
+        by_name = {run.resolve().name: run for run in runs}
+        compared = [open_run(by_name[run.name]) for run in comparison.runs]
         output.say(paper_tables(comparison, compared, form).rstrip("\n"))
         for aside in comparison.left_aside:
             output.log(f"left aside: {aside.name}: {aside.reason}")

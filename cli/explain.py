@@ -12,7 +12,7 @@ from ecgfeat.errors import ConfigError, DataError
 
 from ._app import app
 from ._console import Output
-from ._options import FORCE, WEIGHTS, check_figure, command
+from ._options import FORCE, IMAGES, RUN, WEIGHTS, check_figure, command
 
 if TYPE_CHECKING:
     from ecgfeat.attribution import Explanation
@@ -27,15 +27,8 @@ ecgfeat explain runs/20260131-120000-finetune-pages new/ --out looked --class no
 
 @command(app, "explain", examples=_EXAMPLES)
 def explain(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
-    images: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="IMAGE",
-            help="Images, folders of images, CSVs with a column of paths, or patterns.",
-            show_default=False,
-        ),
-    ],
+    run: RUN,
+    images: IMAGES,
     *,
     label: Annotated[
         str,

@@ -9,7 +9,7 @@ import typer
 
 from ._app import app
 from ._console import Output
-from ._options import FORCE, WEIGHTS, command
+from ._options import FORCE, RUN, WEIGHTS, command
 
 __all__ = ["export"]
 
@@ -21,7 +21,7 @@ ecgfeat export runs/20260131-120000-finetune-pages model.onnx --json
 
 @command(app, "export", examples=_EXAMPLES)
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
+    run: RUN,
     model: Annotated[
         Path,
         typer.Argument(metavar="MODEL", help="File to write, ending in .onnx.", show_default=False),

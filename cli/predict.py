@@ -12,7 +12,7 @@ from ecgfeat.errors import ConfigError, DataError
 
 from ._app import app
 from ._console import Output
-from ._options import FORCE, WEIGHTS, command
+from ._options import FORCE, IMAGES, RUN, WEIGHTS, command
 
 __all__ = ["predict"]
 
@@ -25,15 +25,8 @@ ecgfeat predict runs/20260131-120000-linear-pages new.csv --json
 
 @command(app, "predict", examples=_EXAMPLES)
 def predict(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
-    images: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="IMAGE",
-            help="Images, folders of images, CSVs with a column of paths, or patterns.",
-            show_default=False,
-        ),
-    ],
+    run: RUN,
+    images: IMAGES,
     *,
     weights: WEIGHTS = "",
     out: Annotated[

@@ -301,15 +301,18 @@ class Explainer:
             model = replace(model, heads=(model.heads[fold],))
         page = decode(path)
         pixels = prepare(page, model.preprocessing)[None]
-        features = self._backbone.features(pixels)
-        probabilities = model.probabilities(features)
+        seen = _look(self._backbone, pixels)
+        probabilities = model.probabilities(
+            {tap: found[None] for tap, found in seen.features.items()}
+        )
         answers = model.decision.answers(probabilities)
         answer = int((probabilities.argmax(axis=1) if answers is None else answers)[0])
         label = label or positive_class(classes) or classes[answer]
-        found = _contributions(model, self._backbone, pixels, classes.index(label))
+        found = _contributions(model, seen, classes.index(label))
         shown = None
         if self._random is not None:
-            shown = _contributions(model, self._random, pixels, classes.index(label)).heat
+            random = _look(self._random, pixels)
+            shown = _contributions(model, random, classes.index(label)).heat
         return Explanation(
             path=Path(path),
             label=label,
@@ -356,11 +359,32 @@ class _Contributions:
     heat: Floats
 
 
-def _contributions(model: Model, backbone: Backbone, pixels: Page, target: int) -> _Contributions:
-    """Of one prepared page, shape (1, height, width, 3); the mean over the model's heads."""
-    maps = {name: found[0] for name, found in backbone.maps(pixels).items()}
-    features = {tap: found[0] for tap, found in backbone.features(pixels).items()}
-    parts = [_of_head(model, head, maps, features, target) for head in model.heads]
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Seen:
+    """The network's maps of one page by layer, (channels, h, w), and their pools by tap."""
+
+    maps: dict[str, NDArray[np.float32]]
+    features: dict[str, NDArray[np.float32]]
+
+
+def _look(backbone: Backbone, pixels: Page) -> _Seen:
+    """Pass a prepared page, shape (1, height, width, 3), through the network, once."""
+    import torch
+
+    from ecgfeat.backbones import pooled
+
+    maps = backbone.maps(pixels)
+    taps = [parse_tap(name) for name in backbone.taps]
+    pools = {tap.name: pooled(torch.from_numpy(maps[tap.layer]), tap) for tap in taps}
+    return _Seen(
+        maps={name: found[0] for name, found in maps.items()},
+        features={name: pool[0].numpy() for name, pool in pools.items()},
+    )
+
+
+def _contributions(model: Model, seen: _Seen, target: int) -> _Contributions:
+    """Of one page; the mean over the model's heads."""
+    parts = [_of_head(model, head, seen.maps, seen.features, target) for head in model.heads]
     taps = dict.fromkeys(tap for part in parts for tap in part.cells)
     none = np.zeros((1, 1))
     return _Contributions(

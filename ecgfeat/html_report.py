@@ -24,13 +24,13 @@ from PIL import Image
 
 from ecgfeat import figures
 from ecgfeat.attribution import UNCHANGED, Explainer, overlay
-from ecgfeat.comparison import Comparison, compare, differing_settings
+from ecgfeat.comparison import Comparison, compare
 from ecgfeat.config import RUN_KINDS, DataSettings, ReportSettings
 from ecgfeat.data_audit import scored_rows, strata_of, stratum_table
 from ecgfeat.errors import ConfigError, EcgfeatError, ImageError, RunError
 from ecgfeat.feature_cache import FeatureCache, open_cache
 from ecgfeat.files import write_text
-from ecgfeat.images import decode_with_digest
+from ecgfeat.images import decode, decode_with_digest
 from ecgfeat.manifest import Manifest, read_manifest
 from ecgfeat.methods import commands_of, digests_of, methods_of, refuse_incomplete
 from ecgfeat.metrics import MAIN, METRICS, Curves, Score, curves, in_words
@@ -116,9 +116,10 @@ def report(
     opened, lacking = _opened(given)
     page = _Page(opened, settings, report, lacking)
     audited = _read_audit(Path(audit), page.data_name) if audit is not None else None
+    answer = _answer(page)
     content = {
         "title": f"{page.data_name}: {', '.join(dict.fromkeys(way.label for way in page.ways))}",
-        "answer": page.answer,
+        "answer": answer,
         "leaks": page.leaks,
         "notices": page.notices,
         "data": _data_section(page),
@@ -130,7 +131,7 @@ def report(
         "lacking": page.lacking,
     }
     write_text(Path(out), _rendered(content))
-    return ReportPage(path=Path(out), answer=tuple(page.answer), lacking=tuple(page.lacking))
+    return ReportPage(path=Path(out), answer=tuple(answer), lacking=tuple(page.lacking))
 
 
 def _opened(given: Sequence[Run | str | Path]) -> tuple[list[Run], list[str]]:
@@ -172,11 +173,6 @@ class _Data:
     name: str
     digest: str
     root: Path | None
-    paths: Sequence[str]
-    labels: Sequence[str]
-    splits: Sequence[str]
-    groups: Sequence[str]
-    metadata: Mapping[str, Sequence[str]]
     lost: Mapping[str, Mapping[str, int]]
 
     @cached_property
@@ -184,7 +180,7 @@ class _Data:
         """Digest of each image as its features were taken; empty where no cache tells."""
         if not isinstance(self.source, FeatureCache):
             return {}
-        return dict(zip(self.paths, self.source.pictures))
+        return dict(zip(self.source.paths, self.source.pictures))
 
     def picture(self, path: str) -> NDArray[np.uint8]:
         """Decode an image of the data.
@@ -270,10 +266,6 @@ class _Page:
         return sorted(self.ways, key=lambda way: -_main_score(way.run)[1]["value"])
 
     @property
-    def answer(self) -> list[str]:
-        return _answer(self)
-
-    @property
     def leaks(self) -> list[str]:
         return [line for line in self._lines if LEAK in line]
 
@@ -316,11 +308,6 @@ def _data_of(run: Run, root: Path | None) -> _Data:
             name=cache.data_name,
             digest=cache.data_digest,
             root=root or cache.root,
-            paths=cache.paths,
-            labels=cache.labels,
-            splits=cache.splits,
-            groups=cache.groups,
-            metadata=cache.metadata,
             lost={kind: counts for kind, counts in lost.items() if counts},
         )
     manifest = read_manifest(config["source"]["data"], _data_settings(config["source"], root))
@@ -329,11 +316,6 @@ def _data_of(run: Run, root: Path | None) -> _Data:
         name=manifest.name,
         digest=manifest.digest,
         root=manifest.root,
-        paths=manifest.paths,
-        labels=manifest.labels,
-        splits=manifest.splits,
-        groups=manifest.groups,
-        metadata=manifest.metadata,
         lost={"missing": manifest.missing_by_class()} if manifest.missing else {},
     )
 
@@ -361,12 +343,11 @@ def _answer(page: _Page) -> list[str]:
     sentences = [_how_good(best, is_one_of_several=len(page.ways) > 1), _against_chance(best)]
     if page.comparison is not None:
         sentences += [_difference(page, best, other) for other in page.ranked[1:4]]
-        if len(page.ranked) > 4:
-            sentences.append(f"The tables below have the other {len(page.ranked) - 4} runs.")
     if len(page.ranked) > 4:
         sentences.append(
-            "The best of many on the same test images is flattered by that choice: choose inside "
-            "the training images (--sweep, --folds), and test that one."
+            f"The tables below have the other {len(page.ranked) - 4} runs. The best of "
+            "many on the same test images is flattered by that choice: choose inside the training "
+            "images (--sweep, --folds), and test that one."
         )
     sentences.append(_costs(page))
     return [sentence for sentence in sentences if sentence]
@@ -378,14 +359,13 @@ def _how_good(way: _Way, *, is_one_of_several: bool) -> str:
     title = METRICS[name].title
     rows = f"{len(way.run.predictions):,} test images"
     rows += f", telling {positive} from the rest" if positive else ""
-    if not is_one_of_several:
-        found = f"{way.label} has an accuracy of {in_words(scores['accuracy'])}"
-        found += f" and {_article(title)} of {in_words(main)}" if name != "accuracy" else ""
-        return f"{found} on {rows}. In brackets are 95 % intervals."
-    found = f"{way.label} ({way.number}) has the highest {title}, {in_words(main)}"
-    if name != "accuracy":
-        found += f", and an accuracy of {in_words(scores['accuracy'])}"
-    return f"{found}, on {rows}. In brackets are 95 % intervals."
+    if is_one_of_several:
+        found = f"{way.label} ({way.number}) has the highest {title}, {in_words(main)}, and an "
+        found += f"accuracy of {in_words(scores['accuracy'])},"
+    else:
+        found = f"{way.label} has an accuracy of {in_words(scores['accuracy'])} and "
+        found += f"{_article(title)} of {in_words(main)}"
+    return f"{found} on {rows}. In brackets are 95 % intervals."
 
 
 def _article(title: str) -> str:
@@ -496,14 +476,14 @@ def _data_section(page: _Page) -> dict[str, Any] | None:
     data = page.data
     if data is None:
         return None
-    classes = sorted(set(data.labels))
+    classes = sorted(set(data.source.labels))
     order = {"train": 0, "val": 1, "test": 2}
-    counts = Counter(zip(data.splits, data.labels))
-    splits = sorted(set(data.splits), key=lambda split: (order.get(split, 3), split))
-    groups = set(data.groups) - {""}
+    counts = Counter(zip(data.source.splits, data.source.labels))
+    splits = sorted(set(data.source.splits), key=lambda split: (order.get(split, 3), split))
+    groups = set(data.source.groups) - {""}
     return {
         "name": data.name,
-        "n_images": len(data.paths),
+        "n_images": len(data.source.paths),
         "n_groups": len(groups),
         "classes": classes,
         "counts": [(split, [counts[split, label] for label in classes]) for split in splits],
@@ -519,16 +499,20 @@ def _samples(page: _Page, data: _Data, classes: Sequence[str]) -> list[dict[str,
         return []
     found, failures = [], list[str]()
     for label in classes:
-        rows = [row for row, name in enumerate(data.labels) if name == label]
-        rows.sort(key=lambda row: hash_place(data.paths[row]))
+        rows = [row for row, name in enumerate(data.source.labels) if name == label]
+        rows.sort(key=lambda row: hash_place(data.source.paths[row]))
         for row in rows[: page.settings.samples]:
             try:
-                picture = Image.fromarray(data.picture(data.paths[row]))
+                picture = Image.fromarray(data.picture(data.source.paths[row]))
             except ImageError as error:
                 failures.append(str(error))
                 continue
             found.append(
-                {"label": label, "path": data.paths[row], "uri": _photo(picture, THUMBNAIL_PX)}
+                {
+                    "label": label,
+                    "path": data.source.paths[row],
+                    "uri": _photo(picture, THUMBNAIL_PX),
+                }
             )
     _tell_failures(page, failures, "samples")
     return found
@@ -561,7 +545,7 @@ def _ways_section(page: _Page) -> dict[str, Any]:
                 "cost": asdict(way.run.cost),
                 "times": (_time(way.run.cost.features_s), _time(way.run.cost.wall_s)),
             }
-            for way, differs in zip(page.ways, _differences([way.run for way in page.ways]))
+            for way, differs in zip(page.ways, _differences(page.comparison))
         ],
         "majority": sorted({f"{m['accuracy']:.3f}" for m in _majorities(page)}),
         "test_rows": page.runs[0].metrics["test_rows"],
@@ -673,11 +657,13 @@ def _as_scores(run: Run) -> dict[str, Any]:
     return {name: score and Score(**score) for name, score in run.metrics["scores"].items()}
 
 
-def _differences(runs: Sequence[Run]) -> list[str]:
+def _differences(comparison: Comparison | None) -> list[str]:
     """How each run differs from the others, in its settings alone."""
+    if comparison is None:
+        return [""]
     return [
-        ", ".join(f"{name} {value}" for name, value in found.items())
-        for found in differing_settings(runs)
+        ", ".join(f"{name} {value}" for name, value in run.differs.items())
+        for run in comparison.runs
     ]
 
 
@@ -757,17 +743,19 @@ def _strata_section(page: _Page) -> dict[str, Any] | None:
     data, best = page.data, page.ranked[0]
     if data is None:
         return None
-    columns = strata_of(data.metadata)
+    columns = strata_of(data.source.metadata)
     if not columns:
         return None
     page.report("scoring strata", 0, 1)
     try:
-        scored = scored_rows(data.paths, best.run, data.name)
+        scored = scored_rows(data.source.paths, best.run, data.name)
     except EcgfeatError as error:
         page.lacking.append(f"Results by stratum: {error}")
         return None
     table = [
-        row for row in stratum_table(data.labels, columns, best.run, scored) if row["n_tested"]
+        row
+        for row in stratum_table(data.source.labels, columns, best.run, scored)
+        if row["n_tested"]
     ]
     largest = sorted(table, key=lambda row: -row["n_tested"])[:MOST_STRATA]
     return {
@@ -805,9 +793,9 @@ def _read_audit(folder: Path, data_name: str) -> dict[str, Any]:
     order = ["error", "warning", "note", "unknown", "fine"]
     findings = sorted(found.get("findings", []), key=lambda finding: order.index(finding["level"]))
     sheets = [
-        {"title": what, "uri": _photo(Image.open(folder / name), SHEET_PX)}
+        {"title": what, "uri": _photo(Image.fromarray(decode(folder / name)), SHEET_PX)}
         for what, name in found.get("files", {}).items()
-        if name.endswith(".png") and (folder / name).is_file()
+        if name == Path(name).name and name.endswith(".png") and (folder / name).is_file()
     ]
     return {
         "folder": str(folder),

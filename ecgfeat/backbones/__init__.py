@@ -12,6 +12,7 @@ from ecgfeat.backbones.extractor import (
     default_batch_size,
     filled,
     memory_format,
+    pooled,
     repeatable_kernels,
     tap_widths,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "load_weights",
     "memory_format",
     "network_from_tensors",
+    "pooled",
     "repeatable_kernels",
     "tap_widths",
 ]
