@@ -192,7 +192,7 @@ class Comparison:
 
     def __repr__(self) -> str:
         heads, *rows = self._table()
-        lines = [", ".join(f"{h} {v}".strip() for h, v in zip(heads, row)) for row in rows]
+        lines = [", ".join(f"{h} {v}".strip() for h, v in zip(heads, row) if v) for row in rows]
         return "\n  ".join([f"Comparison of {self.title}", *lines])
 
     def _repr_html_(self) -> str:
