@@ -14,13 +14,13 @@ labels     5 % of the labels turned round: how many of as many most doubtful one
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import io
-import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -188,23 +188,17 @@ def labels(args: argparse.Namespace) -> None:
 # Sets and what is planted in them
 
 
-class a_set:  # noqa: N801 - used as a function
+@contextlib.contextmanager
+def a_set(args: argparse.Namespace, seed: int) -> Iterator[Path]:
     """A synthetic set in a folder of its own, taken away at the end."""
-
-    def __init__(self, args: argparse.Namespace, seed: int) -> None:
-        self._folder = Path(tempfile.mkdtemp()) / "pages"
-        n_test = args.pages // 4
-        difficulty = "easy" if seed >= 300 else ("easy", "medium", "hard")[seed % 3]
-        settings = SynthSettings(
-            train=args.pages - n_test, test=n_test, seed=seed, difficulty=difficulty, size=args.size
-        )
-        ecgfeat.synthesize(self._folder, settings)
-
-    def __enter__(self) -> Path:
-        return self._folder
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._folder.parent)
+    n_test = args.pages // 4
+    difficulty = "easy" if seed >= 300 else ("easy", "medium", "hard")[seed % 3]
+    settings = SynthSettings(
+        train=args.pages - n_test, test=n_test, seed=seed, difficulty=difficulty, size=args.size
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        ecgfeat.synthesize(Path(folder) / "pages", settings)
+        yield Path(folder) / "pages"
 
 
 def read(folder: Path) -> Rows:
