@@ -19,6 +19,7 @@ __all__ = ["synth"]
 _EXAMPLES = """
 ecgfeat synth pages/
 ecgfeat synth pages/ --train 65600 --test 18136 --difficulty hard --seed 7
+ecgfeat synth faulty/ --copies 20 --undecodable 6 --missing 10
 """
 
 
@@ -41,6 +42,13 @@ def synth(
         f"{n_pages} pages ({summary.n_train} train, {summary.n_test} test; "
         f"classes {', '.join(summary.classes)}) in {summary.seconds:.1f} s"
     )
+    planted = {
+        "copies of training pages among the test pages": summary.n_copies,
+        "undecodable files": summary.n_undecodable,
+        "rows of missing files": summary.n_missing,
+    }
+    if any(planted.values()):
+        output.say("planted: " + ", ".join(f"{n} {what}" for what, n in planted.items() if n))
     output.say(f"manifest: {summary.manifest_path}")
     output.log(f"next: ecgfeat extract {summary.manifest_path}")
     output.result({**asdict(summary), "manifest_path": str(summary.manifest_path)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -143,13 +143,14 @@ def split(
     if path.exists() and not force:
         raise ConfigError(f"{path} exists: give another --out, or --force to write over it")
     left_out, together = _copies(listed, settings)
+    units = joined(listed.paths, listed.groups, together)
+    if settings.keep_split:
+        left_out |= _straddling(listed, units, left_out)
     kept = np.setdiff1d(np.arange(len(listed.paths)), np.array(sorted(left_out), dtype=np.int64))
     task = define_task([listed.labels[row] for row in kept.tolist()])
-    units = joined(listed.paths, listed.groups, together)[kept]
+    units = units[kept]
     groups = _names(listed, kept, units)
     column, parts = _parts(listed, kept, task, units, groups, data, settings)
-    if settings.keep_split:
-        _refuse_straddling(groups, parts)
     heads = ["path", "label", column, "group", *map(_beside_ours, listed.metadata)]
     columns = (listed.paths, listed.labels, *listed.metadata.values())
     write_csv(
@@ -264,6 +265,24 @@ def _copies(listed: _Listed, settings: SplitSettings) -> tuple[dict[int, str], l
     return left_out, [rows for rows, _ in (*same, *near)]
 
 
+def _straddling(listed: _Listed, units: Rows, left_out: Container[int]) -> dict[int, str]:
+    """Rows of groups that are on two sides, but for those on the side that stays.
+
+    That is the test part, then the validation part.
+    """
+    side_of: dict[int, str] = {}
+    rows = [row for row in range(len(listed.paths)) if row not in left_out]
+    for side in ("test", "val"):
+        for row in rows:
+            if listed.splits[row] == side:
+                side_of.setdefault(int(units[row]), side)
+    return {
+        row: f"of a group that is in {side} too"
+        for row in rows
+        if (side := side_of.get(int(units[row]), listed.splits[row])) != listed.splits[row]
+    }
+
+
 def _kept_of(rows: Sequence[int], listed: _Listed, settings: SplitSettings) -> int:
     tested = [row for row in rows if listed.splits[row] == "test"]
     return tested[0] if settings.keep_split and tested else rows[0]
@@ -373,16 +392,6 @@ def _parts(
                 "--val-fraction."
             )
     return "split", found
-
-
-def _refuse_straddling(groups: Sequence[str], parts: Sequence[str]) -> None:
-    side: dict[str, str] = {}
-    for group, part in zip(groups, parts):
-        if group and side.setdefault(group, part) != part:
-            raise DataError(
-                f"--keep-split: group {group!r} is in {side[group]} and in {part}. Leave it out, "
-                "and whole groups are split anew."
-            )
 
 
 def _counts(parts: Sequence[str], labels: Sequence[str]) -> dict[str, dict[str, int]]:

@@ -106,6 +106,20 @@ def test_the_datas_own_split_is_kept_and_the_tested_copy_with_it(tmp_path: Path)
     assert Counter(found.values()) == {"train": 8, "test": 10}
 
 
+def test_keeping_the_split_leaves_out_what_a_copy_ties_to_the_test_part(tmp_path: Path) -> None:
+    # 2 and 3 are one patient's, and 18 is 2 again under another name.
+    data = make(
+        tmp_path / "pages", "abcdefghijklmnopqrct", "..pp" + "." * 14 + "x.", "t" * 10 + "e" * 10
+    )
+    done = ecgfeat.split(data, out=tmp_path / "k.csv", settings=SplitSettings(keep_split=True))
+    assert {path: why for path, _, why in done.left_out} == {
+        "02.png": "the same picture twice (the same picture as 18.png)",
+        "03.png": "of a group that is in test too",
+    }
+    kept = read_manifest(done.manifest_path, DataSettings(root=done.root))
+    assert kept.counts() == {"train": {"a": 4, "b": 4}, "test": {"a": 5, "b": 5}}
+
+
 def test_a_validation_part_or_numbered_folds(tmp_path: Path) -> None:
     data = make(tmp_path / "pages", LETTERS)
     done = ecgfeat.split(data, out=tmp_path / "v.csv", settings=SplitSettings(val_fraction=0.25))

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ecgfeat.config import DataSettings, SynthSettings
-from ecgfeat.errors import ConfigError, DataError, Interrupted, StorageError
+from ecgfeat.errors import ConfigError, DataError, ImageError, Interrupted, StorageError
+from ecgfeat.images import decode
 from ecgfeat.manifest import read_manifest
 from ecgfeat.runtime import Progress
 from ecgfeat.synth import CLASSES, dataset, draw_page, synthesize
@@ -548,16 +549,16 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
 def test_a_full_disk_is_named_and_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, n_saved = Image.Image.save, 0
+    write, n_written = Path.write_bytes, 0
 
-    def save_until_full(self: Image.Image, path: Path, **options: object) -> None:
-        nonlocal n_saved
-        n_saved += 1
-        if n_saved > 5:
+    def write_until_full(self: Path, content: bytes) -> int:
+        nonlocal n_written
+        n_written += 1
+        if n_written > 5:
             raise OSError(errno.ENOSPC, "No space left on device")
-        save(self, path, **options)
+        return write(self, content)
 
-    monkeypatch.setattr(Image.Image, "save", save_until_full)
+    monkeypatch.setattr(Path, "write_bytes", write_until_full)
     with pytest.raises(StorageError) as caught:
         synthesize(tmp_path, TINY)
     assert str(caught.value).startswith(f"writing {tmp_path / 'images'}")
@@ -565,6 +566,46 @@ def test_a_full_disk_is_named_and_nothing_is_left(
         "the disk is full: free some space, or name a folder on another disk"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("image_format", ["jpeg", "png"])
+def test_copies_broken_and_missing_files_are_planted_beside_the_same_pages(
+    tmp_path: Path, image_format: str
+) -> None:
+    settings = replace(TINY, format=image_format)
+    synthesize(tmp_path / "plain", settings)
+    planted = replace(settings, copies=4, undecodable=6, missing=5)
+    done = synthesize(tmp_path / "faulty", planted)
+    assert (done.n_copies, done.n_undecodable, done.n_missing) == (4, 6, 5)
+    rows = {row["path"]: row for row in rows_of(done.manifest_path)}
+    assert len(rows) == TINY.train + TINY.test + 15
+    for plain in rows_of(tmp_path / "plain" / "manifest.csv"):
+        assert rows[plain["path"]] == plain
+        page = tmp_path / "plain" / plain["path"]
+        assert (tmp_path / "faulty" / plain["path"]).read_bytes() == page.read_bytes()
+
+    n_identical = 0
+    for path in (path for path in rows if "copy-of-" in path):
+        original = path.replace("copy-of-", "")
+        assert rows[path]["label"] == rows[original]["label"]
+        assert (rows[original]["split"], rows[path]["split"]) == ("train", "test")
+        assert rows[path]["group"] != rows[original]["group"]
+        one, other = ((tmp_path / "faulty" / name).read_bytes() for name in (original, path))
+        n_identical += one == other
+        pixels, again = (decode(tmp_path / "faulty" / name) for name in (original, path))
+        assert 0 <= np.abs(pixels.astype(int) - again).mean() < 8
+    assert n_identical == 2
+
+    for path, row in rows.items():
+        if "undecodable-" in path:
+            with pytest.raises(ImageError):
+                decode(tmp_path / "faulty" / path)
+        elif "missing-" in path:
+            assert not (tmp_path / "faulty" / path).exists()
+            assert row["label"] in CLASSES
+    assert {rows[path]["split"] for path in rows if "undecodable-" in path} == {"train", "test"}
+    with pytest.raises(ConfigError, match="--copies 13 needs as many training pages"):
+        replace(TINY, copies=13)
 
 
 def test_a_parent_that_is_a_file_is_a_storage_error(tmp_path: Path) -> None:

@@ -314,7 +314,8 @@ class SplitSettings(Settings):
     )
     keep_split: bool = setting(
         False,
-        "Keep the split that the data name; of a picture on both sides the one tested stays.",
+        "Keep the split that the data name; of a picture or a group on both sides what is tested "
+        "stays.",
     )
     audit: Path | None = setting(
         None, "Folder of an audit, whose near copies are then kept together or dropped too."
@@ -351,9 +352,23 @@ class SynthSettings(Sized, Settings):
     format: ImageFormat = setting(
         "jpeg", "jpeg (quality 90) or png.", choices=get_args(ImageFormat)
     )
+    copies: int = setting(
+        0,
+        "Test pages more that are training pages again: every other one byte for byte, the rest "
+        "saved anew at a lower quality. For trying audit and split.",
+        minimum=0,
+    )
+    undecodable: int = setting(
+        0, "Files more that are no readable images: cut off, empty, or something else.", minimum=0
+    )
+    missing: int = setting(0, "Rows more in the manifest, of files that aren't there.", minimum=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.copies > self.train:
+            raise ConfigError(
+                f"--copies {self.copies} needs as many training pages; there are {self.train}"
+            )
         if not re.fullmatch(r"[1-9][0-9]{2,3}x[1-9][0-9]{2,3}", self.size):
             raise ConfigError(
                 f"--size must be WxH in pixels, each from 100 to 9999, such as 400x300; "

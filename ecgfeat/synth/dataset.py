@@ -9,11 +9,13 @@ are not given it.
 from __future__ import annotations
 
 import csv
+import io
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,9 +47,17 @@ CHUNK = 16
 """Pages a thread draws between two reports."""
 MAX_THREADS = 4
 """Text and small arrays are drawn under Python's lock, where more threads would only wait."""
+COPY_QUALITY, COPY_COLOURS = 75, 64
+"""What the copies that aren't byte for byte are saved at: JPEG, and PNG."""
+PURPOSES = ("order", "subject", "page", "copies")
+"""What a seed is for; a new purpose goes last, so that the others keep their seeds."""
 SUBJECT_PAIRS = 5
 """Of so many pages of a class the last shows the same subject as the one before, so that a
 grouped evaluation has something to hold together."""
+
+
+Row = dict[str, str]
+"""One row of the manifest."""
 
 
 class Level(NamedTuple):
@@ -72,6 +82,8 @@ class SynthSummary:
     ----------
     n_train, n_test : int
         Pages drawn.
+    n_copies, n_undecodable, n_missing : int
+        What was planted beside them.
     classes : tuple of str
         The second is the positive one.
     manifest_path : Path
@@ -82,6 +94,9 @@ class SynthSummary:
 
     n_train: int
     n_test: int
+    n_copies: int
+    n_undecodable: int
+    n_missing: int
     classes: tuple[str, ...]
     manifest_path: Path
     seconds: float
@@ -135,8 +150,9 @@ def synthesize(
     """Draw a set of pages into a new or empty folder.
 
     Images go to ``OUT/images``, one row each to ``OUT/manifest.csv`` (path, label, split, group
-    and what each page shows), which is written last. If the work ends early, what it drew is
-    taken away again.
+    and what each page shows), which is written last. What the settings plant comes after the pages,
+    by its name: ``copy-of-train-000012.jpg``, ``undecodable-000000.jpg``, ``missing-000000.jpg``.
+    If the work ends early, what it drew is taken away again.
 
     Parameters
     ----------
@@ -177,6 +193,9 @@ def synthesize(
     return SynthSummary(
         n_train=settings.train,
         n_test=settings.test,
+        n_copies=settings.copies,
+        n_undecodable=settings.undecodable,
+        n_missing=settings.missing,
         classes=CLASSES,
         manifest_path=manifest_path,
         seconds=time.monotonic() - started_s,
@@ -203,36 +222,101 @@ def _claim(out: Path) -> None:
         )
 
 
-def _draw_all(out: Path, settings: SynthSettings, report: Report) -> Iterator[dict[str, str]]:
-    """Draw and write every page; yield the manifest's rows, in order."""
-    numbers = [("train", index) for index in range(settings.train)]
-    numbers += [("test", index) for index in range(settings.test)]
-    chunks = [numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK)]
+def _draw_all(out: Path, settings: SynthSettings, report: Report) -> Iterator[Row]:
+    """Draw and write every page and what is planted; yield the manifest's rows, in order."""
+    jobs = list(_jobs(settings))
+    chunks = [jobs[start : start + CHUNK] for start in range(0, len(jobs), CHUNK)]
     done = 0
     pool = ThreadPoolExecutor(min(n_cpus(), MAX_THREADS), thread_name_prefix="synth")
     try:
-        for rows in pool.map(lambda chunk: [_make(out, settings, *n) for n in chunk], chunks):
+        for rows in pool.map(lambda chunk: [job(out, settings) for job in chunk], chunks):
             yield from rows
             done += len(rows)
-            report(Progress(stage="drawing", done=done, total=len(numbers), unit="pages"))
+            report(Progress(stage="drawing", done=done, total=len(jobs), unit="pages"))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _make(out: Path, settings: SynthSettings, split: str, index: int) -> dict[str, str]:
-    """Draw one page of the set into its file; return its row."""
+def _jobs(settings: SynthSettings) -> Iterator[Callable[[Path, SynthSettings], Row]]:
+    """What makes each file, and gives its row."""
+    for split, n_pages in (("train", settings.train), ("test", settings.test)):
+        for index in range(n_pages):
+            yield partial(_make_page, split, index)
+    random = np.random.default_rng(_seed(settings.seed, "train", "copies", 0))
+    originals = np.sort(random.choice(settings.train, settings.copies, replace=False))
+    for number, index in enumerate(originals.tolist()):
+        yield partial(_make_copy, number, index)
+    for number in range(settings.undecodable):
+        yield partial(_make_undecodable, number)
+    for number in range(settings.missing):
+        yield partial(_make_missing, number)
+
+
+def _make_page(split: str, index: int, out: Path, settings: SynthSettings) -> Row:
     row, page = _page(settings, split, index)
-    path = out / row["path"]
-    image = _render(page, settings)
-    try:
-        # PNG at its quickest: the usual level takes four times as long to save 7 %.
-        image.save(path, quality=JPEG_QUALITY, compress_level=1)
-    except OSError as error:
-        raise storage_error(error, "writing", path) from error
+    _write(out / row["path"], _encoded(_render(page, settings), settings, JPEG_QUALITY))
     return row
 
 
-def _page(settings: SynthSettings, split: str, index: int) -> tuple[dict[str, str], Page]:
+def _make_copy(number: int, index: int, out: Path, settings: SynthSettings) -> Row:
+    """A training page again, as a test page of another group."""
+    row, page = _page(settings, "train", index)
+    original = _encoded(_render(page, settings), settings, JPEG_QUALITY)
+    if number % 2:
+        with Image.open(io.BytesIO(original)) as image:
+            original = _encoded(image, settings, COPY_QUALITY)
+    row["path"] = row["path"].replace("images/", "images/copy-of-")
+    row |= {"split": "test", "group": f"copy-{number:06d}"}
+    _write(out / row["path"], original)
+    return row
+
+
+def _make_undecodable(number: int, out: Path, settings: SynthSettings) -> Row:
+    row, page = _page(settings, "train", settings.train + number)
+    whole = _encoded(_render(page, settings), settings, JPEG_QUALITY)
+    broken = (whole[: len(whole) // 2], b"", b"<html>404 Not Found</html>\n")[number % 3]
+    row |= _planted_as("undecodable", number, settings)
+    _write(out / row["path"], broken)
+    return row
+
+
+def _make_missing(number: int, out: Path, settings: SynthSettings) -> Row:
+    row, _ = _page(settings, "train", settings.train + settings.undecodable + number)
+    return row | _planted_as("missing", number, settings)
+
+
+def _planted_as(kind: str, number: int, settings: SynthSettings) -> Row:
+    """Name and split of a file that can't be read: every fifth is a test page."""
+    name = f"{kind}-{number:06d}"
+    return {
+        "path": f"images/{name}.{_suffix(settings)}",
+        "split": "train" if number % 5 else "test",
+        "group": name,
+    }
+
+
+def _encoded(image: Image.Image, settings: SynthSettings, quality: int) -> bytes:
+    """A file's bytes: PNG at its quickest, for the usual level takes four times as long."""
+    file = io.BytesIO()
+    if settings.format == "png":
+        # Another palette size is to a PNG what a lower quality is to a JPEG.
+        image = image if quality == JPEG_QUALITY else image.quantize(COPY_COLOURS)
+    image.save(file, settings.format, quality=quality, compress_level=1)
+    return file.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise storage_error(error, "writing", path) from error
+
+
+def _suffix(settings: SynthSettings) -> str:
+    return "jpg" if settings.format == "jpeg" else "png"
+
+
+def _page(settings: SynthSettings, split: str, index: int) -> tuple[Row, Page]:
     """Plan one page of the set, and its row of the manifest."""
     label = _label(settings.seed, split, index)
     subject_index = _subject_index(settings.seed, split, index)
@@ -242,9 +326,8 @@ def _page(settings: SynthSettings, split: str, index: int) -> tuple[dict[str, st
         _seed(settings.seed, split, "page", index),
         LEVELS[settings.difficulty],
     )
-    suffix = "jpg" if settings.format == "jpeg" else "png"
     named = {
-        "path": f"images/{split}-{index:06d}.{suffix}",
+        "path": f"images/{split}-{index:06d}.{_suffix(settings)}",
         "label": label,
         "split": split,
         "group": f"{split}-{subject_index:06d}",
@@ -253,7 +336,7 @@ def _page(settings: SynthSettings, split: str, index: int) -> tuple[dict[str, st
 
 
 def _seed(seed: int, split: str, purpose: str, number: int) -> np.random.SeedSequence:
-    key = (("train", "test").index(split), ("order", "subject", "page").index(purpose), number)
+    key = (("train", "test").index(split), PURPOSES.index(purpose), number)
     return np.random.SeedSequence(seed, spawn_key=key)
 
 
@@ -295,7 +378,7 @@ def _render(page: Page, settings: SynthSettings) -> Image.Image:
     return draw(signal, page.style, (settings.width_px, settings.height_px))
 
 
-def _metadata(page: Page) -> dict[str, str]:
+def _metadata(page: Page) -> Row:
     """What an audit for bias would ask for."""
     subject, condition = page.subject, page.condition
     disturbance, style = page.disturbance, page.style
@@ -319,7 +402,7 @@ def _metadata(page: Page) -> dict[str, str]:
     }
 
 
-def _write_manifest(rows: list[dict[str, str]], path: Path) -> None:
+def _write_manifest(rows: list[Row], path: Path) -> None:
     with replacing(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, fieldnames=tuple(rows[0]), lineterminator="\n")
         table.writeheader()
