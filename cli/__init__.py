@@ -39,4 +39,4 @@ def main() -> None:
     """Run the program; the entry point of the ``ecgfeat`` script."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)  # read once, as torch is loaded
-    app()
+    app(prog_name="ecgfeat")  # also as `python -m ecgfeat.cli`

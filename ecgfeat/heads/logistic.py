@@ -1,12 +1,13 @@
-"""Logistic regression on standardised features: scikit-learn's, for one or many penalties."""
+"""Logistic regression on standardised features: scikit-learn's optimum, for many penalties."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +19,13 @@ from ecgfeat.protocol import Partition
 from ecgfeat.runtime import n_cpus
 
 if TYPE_CHECKING:
-    from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import Pipeline
 
 __all__ = ["LogisticFit", "LogisticHead", "as_pipeline", "fit_logistic", "fit_logistic_path"]
+
+
+Floats = NDArray[np.float64]
+Result = TypeVar("Result")
 
 
 class LogisticHead(Head):
@@ -114,13 +118,6 @@ class LogisticHead(Head):
 SPAN_SHARE = 0.5
 """Up to so many rows per feature the fit is made in the span of the rows: the matrices are smaller
 then, and finding the span takes less time than they save. At 0.6 the two are about even."""
-DOUBLE_BYTES = 2**29
-"""Standardised features up to this size are float64; larger ones stay float32, as they are in the
-cache, so that there is one copy of them and no more."""
-TOLERANCE = 1e-6
-"""Largest derivative of the mean loss by a coefficient at the end: scikit-learn's is 1e-4, by which
-scores may still change in their third digit."""
-MAX_ITERATIONS = 5000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -168,8 +165,10 @@ def fit_logistic_path(
 ) -> list[LogisticFit]:
     """Fit logistic regressions to `rows`, standardised by themselves, with each of several C.
 
-    scikit-learn's ``LogisticRegression`` after ``StandardScaler``; the values of C are shared out
-    among the cores, which read the same standardised copy of the rows.
+    The optimum is that of scikit-learn's ``LogisticRegression`` after ``StandardScaler``, whose own
+    way there takes many times as long on features that go together, as a network's do. Rows and
+    values of C are shared out among the cores; besides the features, memory is needed for a few
+    matrices of shape (width, width) only.
 
     Parameters
     ----------
@@ -201,73 +200,219 @@ def fit_logistic_path(
     [(0.01, True), (1.0, True)]
     """
     mean, scale = moments(X, rows)
-    standardised, directions = _standardised(X, rows, mean, scale), None
+    chosen, directions = _Rows(X, rows, mean, scale), None
     if len(rows) <= SPAN_SHARE * X.shape[1]:
         # A part of the coefficients that is orthogonal to every row changes no logit and only
         # adds penalty, so the optimum has none: it is the optimum in the rows' span.
-        directions, triangle = np.linalg.qr(standardised.T)
-        standardised = np.ascontiguousarray(triangle.T)
+        directions, triangle = np.linalg.qr(((X[rows] - mean) / scale).T)
+        norms = np.linalg.norm(triangle, axis=1)
+        is_seen = norms >= 1e-9 * norms.max()  # centred rows leave one direction, which is arbitrary
+        directions, triangle = directions[:, is_seen], triangle[is_seen]
+        width = len(triangle)
+        chosen = _Rows(triangle.T, np.arange(len(rows)), np.zeros(width), np.ones(width))
+    likelihood = _Likelihood(chosen, y[rows], balanced=balanced)
     fits: dict[int, LogisticFit] = {}
     order = np.argsort(Cs, kind="stable").tolist()
-    one_by_one = _fit_all(standardised, y[rows], [Cs[index] for index in order], balanced)
-    with contextlib.closing(one_by_one) as models:
-        for index, model in zip(order, models):
-            coef = model.coef_.astype(np.float64)
-            n_iterations = int(model.n_iter_.max())
+    with contextlib.closing(_optima(likelihood, [Cs[index] for index in order])) as optima:
+        for index, (coef, n_iterations, converged) in zip(order, optima):
+            slopes = coef[:-1] if directions is None else directions @ coef[:-1]
             fits[index] = LogisticFit(
                 C=Cs[index],
                 tensors={
                     "mean": mean,
                     "scale": scale,
-                    "coef": coef if directions is None else coef @ directions.T,
-                    "intercept": model.intercept_.astype(np.float64),
+                    "coef": np.ascontiguousarray(slopes.T),
+                    "intercept": coef[-1].copy(),
                 },
                 n_iterations=n_iterations,
-                converged=n_iterations < MAX_ITERATIONS,
+                converged=converged,
             )
             on_fit(index, fits[index])
     return [fits[index] for index in range(len(Cs))]
 
 
-def _standardised(
-    X: NDArray[np.float32],
-    rows: NDArray[np.int64],
-    mean: NDArray[np.float64],
-    scale: NDArray[np.float64],
-) -> NDArray[Any]:
-    """The rows' features, centred and scaled in place in the one copy that is made of them."""
-    is_small = len(rows) * X.shape[1] * 8 <= DOUBLE_BYTES
-    features: NDArray[Any] = X[rows].astype(np.float64) if is_small else X[rows]
-    features -= mean.astype(features.dtype)
-    features /= scale.astype(features.dtype)
-    return features
+# The likelihood over rows that are standardised without a copy of them: they are turned to float64
+# a few at a time, where they fit a core's own cache.
+
+TASK_ROWS = 4096
+"""Rows that a thread takes at a time. Their sums are added in the order of the rows, so that the
+result doesn't hang on the number of threads."""
+CHUNK_BYTES = 2**20
+"""Features in float64 at a time: a core's own cache."""
 
 
-def _fit_all(
-    X: NDArray[Any], y: NDArray[np.int64], Cs: Sequence[float], balanced: bool
-) -> Generator[LogisticRegression]:
-    """One model for each C, in their order, as they are done."""
-    # It takes a second, which linear heads do without.
-    from joblib import Parallel, delayed
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
+class _Rows(NamedTuple):
+    """Some rows of the features, and what standardises them."""
+
+    X: NDArray[Any]
+    rows: NDArray[np.int64]
+    mean: Floats
+    scale: Floats
+
+    def chunks(self, first: int) -> Iterator[tuple[slice, Floats]]:
+        """A task's rows: their places among the rows, and their standardised features.
+
+        The features, of shape (k, width), are written over by the next ones.
+        """
+        end, width = min(first + TASK_ROWS, len(self.rows)), self.X.shape[1]
+        n_rows = max(1, CHUNK_BYTES // (8 * width))
+        chunk = np.empty((min(n_rows, end - first), width))
+        for start in range(first, end, n_rows):
+            where = slice(start, min(start + n_rows, end))
+            features = chunk[: where.stop - where.start]
+            features[:] = self.X.take(self.rows[where], axis=0)
+            features -= self.mean
+            features *= 1 / self.scale
+            yield where, features
+
+
+class _Likelihood:
+    """The mean cross-entropy over some rows, as a function of the coefficients.
+
+    These are an array of shape (width + 1, m), for standardised features; the last row is the
+    intercept. m is 1 with two classes (the second's logit; the first's is 0), else their number.
+    """
+
+    def __init__(self, rows: _Rows, targets: NDArray[np.int64], *, balanced: bool) -> None:
+        counts = np.bincount(targets)
+        n_classes = len(counts)
+        by_class = len(targets) / (n_classes * counts) if balanced else np.ones(n_classes)
+        self._rows, self._targets, self._weights = rows, targets, by_class[targets]
+        self.n_rows = len(targets)
+        self.shape = len(rows.mean) + 1, 1 if n_classes == 2 else n_classes
+
+    def at(self, coef: Floats, pool: Executor) -> tuple[float, Floats]:
+        """Value and gradient, by one pass over the rows."""
+
+        def share(first: int) -> tuple[float, Floats]:
+            value, gradient = 0.0, np.zeros_like(coef)
+            for where, features in self._rows.chunks(first):
+                losses, errors = self._losses(where, features @ coef[:-1] + coef[-1])
+                value += losses.sum()
+                gradient[:-1] += features.T @ errors
+                gradient[-1] += errors.sum(axis=0)
+            return value, gradient
+
+        values, gradients = zip(*self._each(share, pool))
+        return sum(values) / self.n_rows, sum(gradients[1:], gradients[0]) / self.n_rows
+
+    def _losses(self, where: slice, logits: Floats) -> tuple[Floats, Floats]:
+        """Some rows' losses (n,), and their derivatives by logit (n, m)."""
+        n_logits = logits.shape[1]
+        if n_logits == 1:
+            logits = np.hstack([np.zeros_like(logits), logits])
+        # Seen from the target's logit, a loss keeps its digits however small it is.
+        target = np.arange(len(logits)), self._targets[where]
+        logits -= logits[target][:, np.newaxis]
+        losses = np.logaddexp.reduce(logits, axis=1)
+        errors = np.exp(logits - losses[:, np.newaxis])
+        errors[target] = np.expm1(-losses)
+        weights = self._weights[where]
+        return weights * losses, weights[:, np.newaxis] * errors[:, -n_logits:]
+
+    def second_derivative(self, pool: Executor) -> Floats:
+        """At coefficients of zero, (width + 1, width + 1), to float32's precision; each class's."""
+        width = self.shape[0]
+
+        def share(first: int) -> NDArray[np.float32]:
+            part = np.ones((min(TASK_ROWS, self.n_rows - first), width), np.float32)
+            for where, features in self._rows.chunks(first):
+                part[where.start - first : where.stop - first, :-1] = features
+            weights = self._weights[first : first + TASK_ROWS, np.newaxis]
+            part *= np.sqrt(weights).astype(np.float32)
+            return part.T @ part
+
+        total = np.zeros((width, width))
+        for product in self._each(share, pool):
+            total += product
+        total *= (1 / 4 if self.shape[1] == 1 else 1 / self.shape[1]) / self.n_rows
+        total[np.diag_indices(width)] += RIDGE * total.diagonal().mean()
+        return total
+
+    def _each(self, share: Callable[[int], Result], pool: Executor) -> Iterator[Result]:
+        return pool.map(share, range(0, self.n_rows, TASK_ROWS))
+
+
+# What is minimised is scikit-learn's objective divided by C and the number of rows n: with row
+# weights s that sum to n, and no penalty on the intercept,
+#
+#     f = sum(s * cross-entropy) / n + |coef|² / (2 C n).
+#
+# L-BFGS needs hundreds of passes over the rows where features go together. But with LL' the second
+# derivative of f at coefficients of zero, f is nearly round as a function of L' coef, and about ten
+# passes are enough at any C. As it only changes coordinates, float32 is accurate enough.
+
+TOLERANCE = 1e-10
+"""How far f may end above its least, about, as a share of it."""
+MAX_ITERATIONS = 1000
+RIDGE = 1e-5
+"""Added to the second derivative's diagonal, as a share of its mean: more than float32 rounds off.
+Features that depend on each other leave it singular."""
+
+
+def _optima(
+    likelihood: _Likelihood, Cs: Sequence[float]
+) -> Generator[tuple[Floats, int, bool], None, None]:
+    """The optimum for each C, in their order, as they are found: see `_optimum`."""
+    from joblib import Parallel, delayed  # late: linear heads do without
 
     n_jobs = min(len(Cs), n_cpus())
-    weights = "balanced" if balanced else None
-
-    def fit(C: float) -> LogisticRegression:
-        model = LogisticRegression(
-            C=C, class_weight=weights, tol=TOLERANCE, max_iter=MAX_ITERATIONS
-        )
-        return model.fit(X, y)
-
-    # Where each core has a C of its own, BLAS must not take both for one.
-    with warnings.catch_warnings(), threadpool_limits(n_cpus() // n_jobs, user_api="blas"):
-        warnings.simplefilter("ignore", ConvergenceWarning)  # told by `converged`
+    # The threads here are busier than those that BLAS would start within every small product.
+    with (
+        threadpool_limits(1, user_api="blas"),
+        ThreadPoolExecutor(n_cpus()) as pool,
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", ".* have been cancelled", UserWarning)  # by who raised
+        second = likelihood.second_derivative(pool)
         yield from Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(
-            delayed(fit)(C) for C in Cs
+            delayed(_optimum)(likelihood, second, C, pool) for C in Cs
         )
+
+
+def _optimum(
+    likelihood: _Likelihood, second: Floats, C: float, pool: Executor
+) -> tuple[Floats, int, bool]:
+    """The coefficients where f is least, in how many iterations, and whether it got there."""
+    from scipy.linalg import cholesky, solve_triangular
+    from scipy.optimize import minimize
+
+    shape = likelihood.shape
+    penalty = np.full((shape[0], 1), 1 / (C * likelihood.n_rows))
+    penalty[-1] = 0
+    root = cholesky(second + np.diag(penalty[:, 0]), lower=True, overwrite_a=True)
+    value, slope = np.inf, np.empty(0)
+
+    def to_coef(point: Floats) -> Floats:
+        coef: Floats = solve_triangular(root, point.reshape(shape), lower=True, trans=1)
+        return coef
+
+    def objective(point: Floats) -> tuple[float, Floats]:
+        nonlocal value, slope
+        coef = to_coef(point)
+        value, gradient = likelihood.at(coef, pool)
+        value += float((penalty * coef**2).sum()) / 2
+        slope = solve_triangular(root, gradient + penalty * coef, lower=True).ravel()
+        return value, slope
+
+    def stop(_: Floats) -> None:
+        if _is_least(value, slope):
+            raise StopIteration
+
+    found = minimize(
+        objective,
+        np.zeros(shape[0] * shape[1]),
+        method="L-BFGS-B",
+        jac=True,
+        callback=stop,
+        options={"gtol": 0, "ftol": 0, "maxiter": MAX_ITERATIONS, "maxls": 50},
+    )
+    return to_coef(found.x), found.nit, _is_least(found.fun, found.jac)
+
+
+def _is_least(value: float, slope: Floats) -> bool:
+    # Half the square of the gradient in round coordinates is about what there is to gain.
+    return bool(slope @ slope / 2 <= TOLERANCE * value)
 
 
 def as_pipeline(tensors: Tensors, classes: Sequence[str]) -> Pipeline:
