@@ -172,9 +172,12 @@ def decoding_s(manifest: Manifest, preprocessing: Preprocessing) -> float:
     return best / n_images
 
 
-def forward_s(backbone: Backbone, batch_size: int, n_images: int = 160) -> float:
+def forward_s(
+    backbone: Backbone, batch_size: int, n_images: int = 160, recipe: str = "paper"
+) -> float:
     """Seconds per image of the forward pass, all lanes at work, nothing else running."""
-    pixels = random_pixels(batch_size)
+    page = RECIPES[recipe].page
+    pixels = random_pixels(batch_size, page.width_px, page.height_px)
     n_batches = max(n_images // batch_size, 1)
     with backbone.lanes() as lanes:
         for pending in [lanes.start(pixels) for _ in range(lanes.n_lanes)]:
@@ -185,8 +188,9 @@ def forward_s(backbone: Backbone, batch_size: int, n_images: int = 160) -> float
         return (time.perf_counter() - started) / (n_batches * batch_size)
 
 
-def random_pixels(n_images: int) -> NDArray[np.uint8]:
-    return np.random.default_rng(0).integers(0, 256, (n_images, 224, 224, 3), dtype=np.uint8)
+def random_pixels(n_images: int, width: int, height: int) -> NDArray[np.uint8]:
+    shape = n_images, height, width, 3
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def scaling(options: Options) -> None:

@@ -1,6 +1,6 @@
 """Heads against how they are usually trained: each figure a ratio measured in one run.
 
-    python benchmarks/heads.py [--width 512|2048] [--sections one,many,command,logreg,path,loop]
+    python benchmarks/heads.py [--width 512|2048|3840] [--sections one,many,command,logreg,path,loop]
                                [--rounds 2]
 
 The features are synthetic, as a study's are: 65,600 rows, rectified, going together (a few dozen
@@ -37,6 +37,12 @@ from ecgfeat.runtime import machine, peak_memory_mib, versions
 
 N_ROWS, N_TEST_ROWS, EPOCHS = 65_600, 18_136, 5
 NONE = np.empty(0, np.int64)
+TAPS = {
+    512: {"layer4": 512},
+    2048: {"layer4": 2048},
+    3840: {"layer1-4x4": 1024, "layer2-4x4": 2048, "layer3": 256, "layer4": 512},
+}
+"""A ResNet-18's last layer, a ResNet-50's, and what the default recipe keeps of a ResNet-18."""
 
 
 def make_features(width: int, n_rows: int = N_ROWS) -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +146,7 @@ def write_cache(folder: Path, width: int) -> Path:
         split_source="column",
     )
     header = Header(
-        arch="resnet18" if width == 512 else "resnet50",
+        arch=arch_of(width),
         weights="random",
         weights_digest="0" * 64,
         crop_mode="center",
@@ -151,13 +157,19 @@ def write_cache(folder: Path, width: int) -> Path:
         decoder="none",
         device="cpu",
         precision="fp32",
-        taps={"layer4": width},
+        taps=TAPS[width],
     )
     path = folder / "pages.h5"
     with open_writer(path, header, manifest) as writer:
-        writer.commit(rows, {"layer4": X}, np.zeros((len(X), 16), np.uint8))
+        ends = np.cumsum(list(TAPS[width].values()))[:-1]
+        features = dict(zip(TAPS[width], np.split(X, ends, axis=1)))
+        writer.commit(rows, features, np.zeros((len(X), 16), np.uint8))
         writer.finish()
     return path
+
+
+def arch_of(width: int) -> str:
+    return "resnet50" if width == 2048 else "resnet18"
 
 
 def compare_command(width: int, rounds: int) -> None:
@@ -165,6 +177,7 @@ def compare_command(width: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         cache, out = write_cache(Path(folder), width), str(Path(folder, "runs"))
         head = ["-m", "ecgfeat.cli", "fit-head", str(cache), "--head", "linear", "--out", out]
+        head += ["--layers", ",".join(TAPS[width])]
         for number in range(rounds):
             imports_s = seconds(lambda: subprocess.run(imports, check=True))
             command = [sys.executable, "-X", "importtime", *head]
@@ -261,7 +274,7 @@ def compare_loop(width: int, rounds: int) -> None:
     import usual_heads
 
     X, y = make_features(width)
-    arch = "resnet18" if width == 512 else "resnet50"
+    arch = arch_of(width)
     for number in range(rounds):
         ours_s = seconds(lambda: fit_many(X, y, [LinearSpec(lr=0.001)]))
         rate = usual_heads.images_per_s_in_the_loop(n_images=256, arch=arch)
@@ -285,7 +298,7 @@ SECTIONS: dict[str, Callable[[int, int], None]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--width", type=int, default=512, choices=[512, 2048])
+    parser.add_argument("--width", type=int, default=512, choices=list(TAPS))
     parser.add_argument("--sections", default=",".join(SECTIONS))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
