@@ -1,7 +1,7 @@
 """Heads against how they are usually trained: each figure a ratio measured in one run.
 
-    python benchmarks/heads.py [--width 512|2048|3840] [--sections one,many,command,logreg,path,loop]
-                               [--rounds 2]
+    python benchmarks/heads.py [--width 512|2048|3840] [--rounds 2]
+                               [--sections one,many,command,logreg,path,loop]
 
 The features are synthetic, as a study's are: 65,600 rows, rectified, going together (a few dozen
 directions and noise), with labels that a linear head gets about 70 % of right. Sections:

@@ -344,6 +344,7 @@ def test_results_that_can_not_be_written_are_no_bug(ecgfeat, cache):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
+    assert done.stderr.startswith(f"ecgfeat cache info {cache} …")  # not by how it was started
     error = done.stderr.splitlines()[-1]
     assert error.startswith("Error: writing the results to stdout failed: the disk is full")
 

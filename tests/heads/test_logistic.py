@@ -139,6 +139,50 @@ def test_the_path_goes_from_the_strongest_penalty_on_and_tells_each_fit() -> Non
     assert all(fit.converged for fit in again)
 
 
+def test_balanced_and_plain_fits_share_a_path() -> None:
+    X, y = some_features()
+    y[:60] = 1
+    rows = np.arange(200)
+    told: list[int] = []
+    mixed = fit_logistic_path(
+        X,
+        y,
+        rows,
+        Cs=[1.0, 0.01, 1.0, 0.01],
+        balanced=[True, True, False, False],
+        on_fit=lambda index, fit: told.append(index),
+    )
+    assert told == [1, 3, 0, 2]
+    for is_balanced, fits in ((True, mixed[:2]), (False, mixed[2:])):
+        alone = fit_logistic_path(X, y, rows, Cs=[1.0, 0.01], balanced=is_balanced)
+        for fit, other in zip(fits, alone):
+            assert (fit.C, fit.converged) == (other.C, True)
+            np.testing.assert_allclose(fit.tensors["coef"], other.tensors["coef"], atol=1e-4)
+    assert np.abs(mixed[0].tensors["coef"] - mixed[2].tensors["coef"]).max() > 1e-2
+
+
+def test_roots_that_take_too_much_memory_are_kept_a_few_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    X, y = some_features()
+    together = fit_logistic_path(X, y, np.arange(200), Cs=CS)
+    monkeypatch.setattr(logistic_module, "ROOT_BYTES", 1)
+    apart = fit_logistic_path(X, y, np.arange(200), Cs=CS)
+    for fit, other in zip(together, apart):
+        np.testing.assert_allclose(fit.tensors["coef"], other.tensors["coef"], rtol=1e-9)
+
+
+def test_a_fit_that_fails_ends_those_that_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = some_features()
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(logistic_module._Likelihood, "_losses", fail)
+    with pytest.raises(MemoryError):
+        fit_logistic_path(X, y, np.arange(200), Cs=CS)
+
+
 def test_what_the_caller_raises_ends_the_path() -> None:
     X, y = some_features()
     told = []
