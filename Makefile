@@ -3,8 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One stamp per set of extras: a changed pyproject.toml installs anew, nothing else does.
 STAMPS := $(VENV)/.stamps
-# usual_*.py are what the others are measured against.
-BENCHMARKS := $(filter-out benchmarks/usual_%,$(wildcard benchmarks/*.py))
+# usual_*.py are what the others are measured against, and the full study takes hours.
+BENCHMARKS := $(filter-out benchmarks/usual_% benchmarks/full_study%,$(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench clean

@@ -6,9 +6,8 @@
 Draws 65,600 training and 18,136 test pages, with 200 copies of training pages among the test pages,
 40 undecodable files and 1,200 rows of missing ones, and goes the whole way with them, each step as
 its user would. What a step took is kept in WORK/steps/STEP.json; a step that is there isn't run
-again, so that the whole may be stopped at any time: the same command goes on. `--epochs` cuts the
-fine-tuning over all pages short, `--train`, `--test` and `--kills` make a small trial. `--page`
-writes what is there as a page (`full_study_page.py`).
+again, so that the whole may be stopped at any time: the same command goes on with the step that was
+stopped, from its beginning. `--page` writes what is there as a page (`full_study_page.py`).
 
 The limit, which extraction is held to, is measured before it, after it and wherever it was killed:
 1 / (decoding's CPU seconds / cores + the forward pass's seconds), nothing else running.
@@ -90,18 +89,20 @@ def measured(study: Study, arguments: Sequence[str], *, kill_at: int = 0) -> Rec
                 ticks.append((round(time.monotonic() - began, 2), done, resident_mib(process.pid)))
                 if kill_at and done >= kill_at:
                     process.send_signal(signal.SIGKILL)
-                    kill_at = 0
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
         text = output.read()
     print("\n".join(f"    {line}" for line in log[-3:]), flush=True)
+    is_as_meant = process.returncode == -signal.SIGKILL if kill_at else text.strip()
+    if not is_as_meant:
+        sys.exit(
+            f"{shlex.join(command)}\nended with {process.returncode}:\n" + "\n".join(log[-40:])
+        )
     return {
         "command": f"ecgfeat {shlex.join(arguments)}",
         "seconds": time.monotonic() - began,
-        "cpu_s": usage.ru_utime + usage.ru_stime,
         "peak_mib": usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
-        "exit": process.returncode,
         "ticks": ticks,
         "result": json.loads(text) if text.strip() else None,
         "log": log[-40:],
@@ -117,17 +118,18 @@ def resident_mib(pid: int) -> float:
     return 0.0
 
 
-def limit(study: Study, recipe: str) -> dict[str, float]:
-    """Decoding and forward pass on their own, in a process that does nothing else."""
-    here = [sys.executable, __file__, "--limit", recipe, "--work", str(study.work)]
-    weights = ["--weights", str(study.weights)] if study.weights else []
-    done = subprocess.run([*here, *weights], check=True, capture_output=True, text=True)
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+def apart(study: Study, function: str, *arguments: str) -> Any:
+    """What one of `APART` gives in a process of its own, lest its memory count as this one's."""
+    command = [sys.executable, __file__, "--work", str(study.work)]
+    command += ["--weights", str(study.weights)] if study.weights else []
+    done = subprocess.run(
+        [*command, "--apart", function, *arguments], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return json.loads(done.stdout)
 
 
-def print_limit(study: Study, recipe: str, n_images: int = 400) -> None:
-    """The same, in that process."""
+def limit(study: Study, recipe: str, n_images: int = 400) -> dict[str, float]:
+    """Seconds of decoding and of the forward pass alone, and the images a second they allow."""
     import extract as parts
 
     from ecgfeat.backbones import Backbone, load_weights
@@ -149,8 +151,7 @@ def print_limit(study: Study, recipe: str, n_images: int = 400) -> None:
         for size in parts.BATCH_SIZES[1:3]
     )
     whole_s = decoding_s / n_cpus() + forward_s
-    found = {"decoding_s": decoding_s, "forward_s": forward_s, "images_per_s": 1 / whole_s}
-    print(json.dumps(found))
+    return {"decoding_s": decoding_s, "forward_s": forward_s, "images_per_s": 1 / whole_s}
 
 
 def synth(study: Study) -> Record:
@@ -158,14 +159,10 @@ def synth(study: Study) -> Record:
     planted = ["--copies", str(N_COPIES), "--undecodable", str(N_UNDECODABLE)]
     planted += ["--missing", str(N_MISSING)]
     shutil.rmtree(study.work / "pages", ignore_errors=True)
-    done = measured(
-        study, ["synth", "pages", *sizes, "--difficulty", "hard", "--seed", "1", *planted]
-    )
-    return done | {"mib": mib_of(study.work / "pages/images")}
-
-
-def mib_of(folder: Path) -> float:
-    return sum(file.stat().st_size for file in folder.iterdir()) / 2**20
+    shown = ["synth", "pages", *sizes, "--difficulty", "hard", "--seed", "1", *planted]
+    done = measured(study, shown)
+    images = (study.work / "pages/images").iterdir()
+    return done | {"size_mib": sum(file.stat().st_size for file in images) / 2**20}
 
 
 def extract_killed(study: Study) -> Record:
@@ -174,34 +171,42 @@ def extract_killed(study: Study) -> Record:
     arguments += study.network
     chance = random.Random(1)
     n_images = study.n_train + study.n_test
-    limits, pieces = [limit(study, "paper")], []
+    remove_cache(study.work / "paper.h5")
+    limits, pieces = [apart(study, "limit", "paper")], []
     for number in range(study.n_kills + 1):
         share = (number + chance.uniform(0.5, 1.0)) / (study.n_kills + 1)
         kill_at = int(share * n_images) if number < study.n_kills else 0
-        n_kept = rows_in_parts(study.work / "paper.h5")
+        n_kept = apart(study, "rows_in_parts", "paper.h5")
         pieces.append(measured(study, arguments, kill_at=kill_at) | {"n_kept": n_kept})
-        limits.append(limit(study, "paper"))
+        limits.append(apart(study, "limit", "paper"))
     return pieces[-1] | {"pieces": pieces, "limits": limits}
 
 
-def rows_in_parts(cache: Path) -> int:
+def rows_in_parts(study: Study, cache: str) -> int:
     """Images that a killed extraction has left."""
     from ecgfeat import open_cache
     from ecgfeat.feature_cache import part_paths
 
-    return sum(len(open_cache(part)) for part in part_paths(cache))
+    return sum(len(open_cache(part)) for part in part_paths(study.work / cache))
+
+
+def remove_cache(cache: Path) -> None:
+    """A cache and its parts, which an extraction would go on with."""
+    cache.unlink(missing_ok=True)
+    shutil.rmtree(f"{cache}.parts", ignore_errors=True)
 
 
 def extract_whole(study: Study) -> Record:
     """By the default recipe, in one go."""
     arguments = ["extract", "clean.csv", "--root", "pages", "--cache", "ecg.h5", *study.network]
-    before = limit(study, "ecg")
+    remove_cache(study.work / "ecg.h5")
+    before = apart(study, "limit", "ecg")
     done = measured(study, arguments)
-    return done | {"pieces": [done], "limits": [before, limit(study, "ecg")]}
+    return done | {"pieces": [done], "limits": [before, apart(study, "limit", "ecg")]}
 
 
 def again(study: Study) -> Record:
-    """Nothing is new; strace would say the same of images opened as the time does."""
+    """Nothing is new."""
     arguments = ["extract", "pages/manifest.csv", "--recipe", "paper", "--cache", "paper.h5"]
     return measured(study, [*arguments, *study.network])
 
@@ -247,17 +252,17 @@ def extract_part(study: Study, n_rows: int) -> Record:
         table.writeheader()
         table.writerows(rows[index] for index in sorted(chosen))
     cache = f"paper-{n_rows}.h5"
-    (study.work / cache).unlink(missing_ok=True)
+    remove_cache(study.work / cache)
     arguments = ["extract", listing.name, "--root", "pages", "--recipe", "paper"]
     done = measured(study, [*arguments, "--cache", cache, *study.network])
-    return done | {"n_equal": n_equal(study.work / cache, study.work / "paper.h5")}
+    return done | {"n_equal": apart(study, "n_equal", cache, "paper.h5")}
 
 
-def n_equal(part: Path, whole: Path) -> int:
-    """Rows of `part` whose features are `whole`'s, bit for bit."""
+def n_equal(study: Study, part: str, whole: str) -> int:
+    """Rows of one cache whose features are those of another, bit for bit."""
     from ecgfeat import open_cache
 
-    one, other = open_cache(part), open_cache(whole)
+    one, other = open_cache(study.work / part), open_cache(study.work / whole)
     row_of = {path: row for row, path in enumerate(other.paths)}
     rows = [row_of[path] for path in one.paths]
     same = None
@@ -277,16 +282,13 @@ def imports(study: Study) -> Record:
 
 
 def fit(study: Study, name: str, cache: str, *more: str) -> Record:
-    out = study.work / "runs" / name
-    shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(study.work / "runs" / name, ignore_errors=True)
     return measured(study, ["fit-head", cache, *more, "--out", f"runs/{name}"])
 
 
 def finetune(study: Study, name: str, listing: str, *more: str) -> Record:
-    """By the study's recipe; goes on where a stopped one was."""
-    out = study.work / "runs" / name
-    if out.exists():
-        return measured(study, ["finetune", "--resume", study.run_of(name)])
+    """By the study's recipe."""
+    shutil.rmtree(study.work / "runs" / name, ignore_errors=True)
     arguments = ["finetune", listing, "--root", "pages", "--recipe", "paper", *study.network]
     return measured(study, [*arguments, *more, "--out", f"runs/{name}"])
 
@@ -303,7 +305,7 @@ def report(study: Study) -> Record:
     runs = [study.run_of(step) for step in COMPARED]
     arguments = ["report", *runs, "--audit", "audits/paper", "--out", "report.html", "--force"]
     done = measured(study, [*arguments, *study.network])
-    return done | {"mib": (study.work / "report.html").stat().st_size / 2**20}
+    return done | {"size_mib": (study.work / "report.html").stat().st_size / 2**20}
 
 
 def fits() -> dict[str, Callable[[Study], Record]]:
@@ -345,6 +347,13 @@ STEPS: dict[str, Callable[[Study], Record]] = {
 }
 
 
+APART: dict[str, Callable[..., Any]] = {
+    "limit": limit,
+    "rows_in_parts": rows_in_parts,
+    "n_equal": n_equal,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -352,14 +361,14 @@ def main() -> None:
     parser.add_argument("steps", nargs="*", metavar="STEP", help=", ".join(STEPS))
     parser.add_argument("--work", type=Path, default=Path("full-study"))
     parser.add_argument("--weights", type=lambda text: Path(text).absolute())
-    parser.add_argument("--train", type=int, default=65_600)
-    parser.add_argument("--test", type=int, default=18_136)
+    parser.add_argument("--train", type=int, default=65_600, help="for a small trial")
+    parser.add_argument("--test", type=int, default=18_136, help="for a small trial")
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--page", type=Path)
-    parser.add_argument("--limit", help=argparse.SUPPRESS)
+    parser.add_argument("--epochs", type=int, default=5, help="of the fine-tuning on all pages")
+    parser.add_argument("--page", type=Path, help="write what there is as a page, and run nothing")
+    parser.add_argument("--apart", choices=APART, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if unknown := set(options.steps) - set(STEPS):
+    if not options.apart and (unknown := set(options.steps) - set(STEPS)):
         parser.error(f"there is no step {', '.join(unknown)}; there are {', '.join(STEPS)}")
     study = Study(
         work=options.work.absolute(),
@@ -369,8 +378,8 @@ def main() -> None:
         n_kills=options.kills,
         n_epochs=options.epochs,
     )
-    if options.limit:
-        print_limit(study, options.limit)
+    if options.apart:
+        print(json.dumps(APART[options.apart](study, *options.steps)))
     elif options.page:
         from full_study_page import write_page
 
@@ -389,9 +398,9 @@ def run(study: Study, step: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     print(f"{step} …", flush=True)
     record = STEPS[step](study) | {"machine": machine(), "versions": versions()}
-    if record.get("exit", 0) not in ((0, 1) if step == "audit" else (0,)):
-        sys.exit(f"{step} ended with {record['exit']}: " + "\n".join(record["log"]))
-    file.write_text(json.dumps(record, indent=1))
+    aside = file.with_suffix(".part")
+    aside.write_text(json.dumps(record, indent=1))
+    aside.replace(file)
     print(f"{step}: {record['seconds']:.1f} s", flush=True)
 
 

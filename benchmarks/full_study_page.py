@@ -36,6 +36,7 @@ WHAT = {
     "compare": "four runs",
     "report": "four runs, with the audit",
 }
+PLANTED = ("train", "test", "copies", "undecodable", "missing")
 UNTOLD = {"--weights", "--out", "--figure"}
 """Options left out of a command where it is shown: they only say where something lies."""
 
@@ -45,24 +46,33 @@ def write_page(study: Study, path: Path) -> None:
     from full_study import STEPS
 
     records = {step: study.record(step) for step in STEPS if study.file_of(step).exists()}
+    if "synth" not in records:
+        sys.exit(f"nothing was measured in {study.work}: run it without --page first")
     template = Path(__file__).with_name("full-study.md.jinja").read_text()
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     page = environment.from_string(template).render(
+        **{f"n_{what}": records["synth"]["result"][f"n_{what}"] for what in PLANTED},
+        weights=_weights(records),
         processors=_processors(records),
         versions=_versions(records),
         steps=list(_steps(records)),
         extractions=[
             _against_the_limit(records[step], recipe)
             for step, recipe in (("extract-paper", "paper"), ("extract-ecg", "ecg"))
-            if step in records
+            if step in records and len(records[step]["ticks"]) > 1
         ],
         faults=_faults(records) if {"audit", "split"} <= set(records) else None,
         **_scores(study, records),
         figures=list(_figures(study, records, path.parent / "images")),
         n_all=records["extract-clean"]["result"]["n_images"] if "extract-clean" in records else 0,
-        growth=list(_growth(records)),
+        growth=list(_growth(records)) if "split" in records else [],
     )
     path.write_text(page)
+
+
+def _weights(records: Records) -> str:
+    given = "--weights random" not in records.get("extract-paper", {}).get("command", "random")
+    return "an ImageNet ResNet-18 of 65.8 % top-1" if given else "random"
 
 
 def _processors(records: Records) -> str:
@@ -102,6 +112,8 @@ def _short(command: str) -> str:
 def _against_the_limit(record: Record, recipe: str) -> dict[str, Any]:
     limits, pieces, startups = record["limits"], [], []
     for number, piece in enumerate(record["pieces"]):
+        if len(piece["ticks"]) < 2:
+            continue  # too short to have a rate
         (from_s, from_n, _), (to_s, to_n, memory) = piece["ticks"][0], piece["ticks"][-1]
         rate = (to_n - from_n) / (to_s - from_s)
         around = [limit["images_per_s"] for limit in limits[number : number + 2]]

@@ -151,6 +151,8 @@ def split(
     units = units[kept]
     groups = _names(listed, kept, units)
     column, parts = _parts(listed, kept, task, units, groups, data, settings)
+    if not settings.folds:
+        _refuse_lacking(task, parts, settings)
     heads = ["path", "label", column, "group", *map(_beside_ours, listed.metadata)]
     columns = (listed.paths, listed.labels, *listed.metadata.values())
     write_csv(
@@ -175,6 +177,8 @@ def split(
     return done
 
 
+KEPT_SIDES = ("test", "val", "train")
+"""Where --keep-split must choose, the side whose images stay."""
 OUR_COLUMNS = ("path", "label", "split", "group", "fold")
 
 
@@ -266,26 +270,22 @@ def _copies(listed: _Listed, settings: SplitSettings) -> tuple[dict[int, str], l
 
 
 def _straddling(listed: _Listed, units: Rows, left_out: Container[int]) -> dict[int, str]:
-    """Rows of groups that are on two sides, but for those on the side that stays.
-
-    That is the test part, then the validation part.
-    """
+    """Rows to leave out so that each group is on one side, the first of `KEPT_SIDES`."""
     side_of: dict[int, str] = {}
     rows = [row for row in range(len(listed.paths)) if row not in left_out]
-    for side in ("test", "val"):
-        for row in rows:
-            if listed.splits[row] == side:
-                side_of.setdefault(int(units[row]), side)
+    for row in sorted(rows, key=lambda row: KEPT_SIDES.index(listed.splits[row])):
+        side_of.setdefault(int(units[row]), listed.splits[row])
     return {
         row: f"of a group that is in {side} too"
         for row in rows
-        if (side := side_of.get(int(units[row]), listed.splits[row])) != listed.splits[row]
+        if (side := side_of[int(units[row])]) != listed.splits[row]
     }
 
 
 def _kept_of(rows: Sequence[int], listed: _Listed, settings: SplitSettings) -> int:
-    tested = [row for row in rows if listed.splits[row] == "test"]
-    return tested[0] if settings.keep_split and tested else rows[0]
+    if not settings.keep_split:
+        return rows[0]
+    return min(rows, key=lambda row: (KEPT_SIDES.index(listed.splits[row]), row))
 
 
 def _near(listed: _Listed, audit: Path | None) -> list[list[int]]:
@@ -379,19 +379,22 @@ def _parts(
     if settings.val_fraction:
         parts[drawn(rows[parts == "train"], "val/", settings.val_fraction)] = "val"
     found: list[str] = parts.tolist()
-    for part in dict.fromkeys(("train", "test", *(("val",) if settings.val_fraction else ()))):
-        lacking = set(task.classes) - {
-            task.classes[target]
-            for target, given in zip(task.targets.tolist(), found)
-            if given == part
-        }
+    return "split", found
+
+
+def _refuse_lacking(task: Task, parts: Sequence[str], settings: SplitSettings) -> None:
+    """Refuse a split of which a part lacks a class."""
+    there = set(zip(parts, task.targets.tolist()))
+    mend = "leave out --keep-split"
+    if not settings.keep_split:
+        mend = "give another --test-fraction or --val-fraction"
+    for part in ["train", "test", *(["val"] if settings.val_fraction else [])]:
+        lacking = [name for i, name in enumerate(task.classes) if (part, i) not in there]
         if lacking:
             raise DataError(
-                f"{part} would have no image of {', '.join(sorted(lacking))}: too few groups (or "
-                "ungrouped images) are left. Add data, or give another --test-fraction or "
-                "--val-fraction."
+                f"{part} would have no image of {', '.join(lacking)}: too few groups (or ungrouped "
+                f"images) are left. Add data, or {mend}."
             )
-    return "split", found
 
 
 def _counts(parts: Sequence[str], labels: Sequence[str]) -> dict[str, dict[str, int]]:

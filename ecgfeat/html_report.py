@@ -786,10 +786,6 @@ def _read_audit(folder: Path, data_name: str) -> dict[str, Any]:
             "`ecgfeat audit` made."
         )
     found = read_file(folder, "audit.json", parse_json)
-    if found.get("data_name") != data_name:
-        raise ConfigError(
-            f"--audit {folder} is of {found.get('data_name')}, and the runs are of {data_name}"
-        )
     order = ["error", "warning", "note", "unknown", "fine"]
     findings = sorted(found.get("findings", []), key=lambda finding: order.index(finding["level"]))
     sheets = [
@@ -799,6 +795,7 @@ def _read_audit(folder: Path, data_name: str) -> dict[str, Any]:
     ]
     return {
         "folder": str(folder),
+        "of_other_data": found.get("data_name") if found.get("data_name") != data_name else "",
         "is_clean": bool(found.get("is_clean")),
         "findings": findings,
         "sheets": sheets,

@@ -93,7 +93,7 @@ def test_a_picture_under_two_labels_is_left_out_either_way(tmp_path: Path) -> No
 
 
 def test_the_datas_own_split_is_kept_and_the_tested_copy_with_it(tmp_path: Path) -> None:
-    data = make(tmp_path / "pages", "abca" + LETTERS[3:19], splits="tttt" + "te" * 8)
+    data = make(tmp_path / "pages", "abca" + LETTERS[3:19], splits="tttt" + "ttee" * 4)
     rows = rows_of(data)
     rows[2]["path"], rows[4]["path"] = rows[4]["path"], rows[2]["path"]
     done = ecgfeat.split(data, out=tmp_path / "s.csv", settings=SplitSettings(keep_split=True))
@@ -118,6 +118,28 @@ def test_keeping_the_split_leaves_out_what_a_copy_ties_to_the_test_part(tmp_path
     }
     kept = read_manifest(done.manifest_path, DataSettings(root=done.root))
     assert kept.counts() == {"train": {"a": 4, "b": 4}, "test": {"a": 5, "b": 5}}
+
+
+def test_keeping_the_split_prefers_test_to_validation_and_that_to_training(tmp_path: Path) -> None:
+    # 2 and 18 are one picture; 18 and 16 are one patient's.
+    data = make(tmp_path / "pages", "abcdefghijklmnopqrct", "." * 16 + "x.x.", "t" * 10 + "e" * 10)
+    text = data.read_text().replace(",test,", ",val,", 10)
+    rows = [
+        line.replace(",train,", ",test,") if line[:2] in ("08", "09") else line
+        for line in text.splitlines()
+    ]
+    data.write_text("\n".join(rows) + "\n")
+    done = ecgfeat.split(data, out=tmp_path / "k.csv", settings=SplitSettings(keep_split=True))
+    assert [(path, why) for path, _, why in done.left_out] == [
+        ("02.png", "the same picture twice (the same picture as 18.png)")
+    ]
+
+
+def test_keeping_the_split_refuses_to_lose_a_class(tmp_path: Path) -> None:
+    # Each training page of class a is a tested picture again.
+    data = make(tmp_path / "pages", "abcdefghijaqcresgtiu", splits="t" * 10 + "e" * 10)
+    with pytest.raises(DataError, match=r"^train would have no image of a: .* out --keep-split"):
+        ecgfeat.split(data, out=tmp_path / "k.csv", settings=SplitSettings(keep_split=True))
 
 
 def test_a_validation_part_or_numbered_folds(tmp_path: Path) -> None:

@@ -191,8 +191,14 @@ def test_an_audit_and_strata_stand_on_the_page(study: Path, tmp_path: Path) -> N
         settings=ReportSettings(mistakes=0),
     )
     words = words_of(made.path)
+    assert "This audit is of" not in words
     assert "The audit of the data" in words
     assert all(finding.check in words for finding in found.findings)
+    # The audit of the data that `split` was given stands beside runs of what it made.
+    listing = found.folder / "audit.json"
+    listing.write_text(listing.read_text().replace(f'"{found.data_name}"', '"before"', 1))
+    other = ecgfeat.report(run_of(study, "logreg"), out=tmp_path / "other.html", audit=found.folder)
+    assert "This audit is of before, not of the runs' pages" in words_of(other.path)
     with pytest.raises(ConfigError, match=r"is no audit's folder: it has no audit\.json"):
         ecgfeat.report(run_of(study, "logreg"), out=tmp_path / "r.html", audit=tmp_path)
 

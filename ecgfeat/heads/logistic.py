@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from ecgfeat.config import HeadSettings
+from ecgfeat.errors import DataError
 from ecgfeat.heads.head import Fitted, Head, Scored, Step, Tensors, moments
 from ecgfeat.protocol import Partition
 from ecgfeat.runtime import n_cpus
@@ -170,9 +170,9 @@ def fit_logistic_path(
     """Fit logistic regressions to `rows`, standardised by themselves, with each of several C.
 
     The optimum is that of scikit-learn's ``LogisticRegression`` after ``StandardScaler``, whose own
-    way there takes many times as long on features that go together, as a network's do. Rows and
-    values of C are shared out among the cores; besides the features, memory is needed for a few
-    matrices of shape (width, width) only.
+    solver needs many more passes where features are correlated, as a network's are. The rows are
+    shared out among the cores. Besides the features, memory is needed for a matrix of shape (width,
+    width) for each C, up to `ROOT_BYTES`, and for two on each core.
 
     Parameters
     ----------
@@ -196,6 +196,11 @@ def fit_logistic_path(
     list of LogisticFit
         In the order of `Cs`.
 
+    Raises
+    ------
+    DataError
+        When a class has none of `rows`, or a feature isn't finite.
+
     Examples
     --------
     >>> random = np.random.default_rng(0)
@@ -204,24 +209,27 @@ def fit_logistic_path(
     >>> [(fit.C, fit.converged) for fit in fits]
     [(0.01, True), (1.0, True)]
     """
+    if (np.bincount(y[rows], minlength=max(2, y.max() + 1)) == 0).any():
+        raise DataError("a class has no row to train on: logistic regression needs some of each")
     mean, scale = moments(X, rows)
+    if not np.isfinite([mean, scale]).all():
+        raise DataError("some features aren't finite: logistic regression can't be fitted to them")
     chosen, directions = _Rows(X, rows, mean, scale), None
     if len(rows) <= SPAN_SHARE * X.shape[1]:
         # A part of the coefficients that is orthogonal to every row changes no logit and only
         # adds penalty, so the optimum has none: it is the optimum in the rows' span.
         directions, triangle = np.linalg.qr(((X[rows] - mean) / scale).T)
+        # Centred rows depend on one another, which leaves a direction that none of them has.
         norms = np.linalg.norm(triangle, axis=1)
-        is_seen = (
-            norms >= 1e-9 * norms.max()
-        )  # centred rows leave one direction, which is arbitrary
+        is_seen = norms >= 1e-9 * norms.max()
         directions, triangle = directions[:, is_seen], triangle[is_seen]
         width = len(triangle)
         chosen = _Rows(triangle.T, np.arange(len(rows)), np.zeros(width), np.ones(width))
-    is_balanced = [balanced] * len(Cs) if isinstance(balanced, bool) else balanced
+    is_balanced = np.broadcast_to(balanced, len(Cs)).tolist()
     fits: dict[int, LogisticFit] = {}
     order = np.argsort(Cs, kind="stable").tolist()
-    goals = [_Goal(Cs[index], is_balanced[index]) for index in order]
-    with contextlib.closing(_optima(_Likelihood(chosen, y[rows]), goals)) as optima:
+    problems = [_Problem(Cs[index], is_balanced[index]) for index in order]
+    with contextlib.closing(_optima(_Likelihood(chosen, y[rows]), problems)) as optima:
         for index, (coef, n_iterations, converged) in zip(order, optima):
             slopes = coef[:-1] if directions is None else directions @ coef[:-1]
             fits[index] = LogisticFit(
@@ -239,14 +247,13 @@ def fit_logistic_path(
     return [fits[index] for index in range(len(Cs))]
 
 
-# The likelihood over rows that are standardised without a copy of them: they are turned to float64
-# a few at a time, where they fit a core's own cache.
+# The likelihood over rows that are standardised a few at a time, in float64, without a copy of all.
 
 TASK_ROWS = 4096
 """Rows that a thread takes at a time. Their sums are added in the order of the rows, so that the
 result doesn't hang on the number of threads."""
 CHUNK_BYTES = 2**22
-"""Features in float64 at a time: few enough for a core's caches, not too few for one product."""
+"""Features in float64 at a time. For one C a quarter would do; ten share a pass faster so."""
 
 
 class _Rows(NamedTuple):
@@ -274,8 +281,8 @@ class _Rows(NamedTuple):
             yield where, features
 
 
-class _Goal(NamedTuple):
-    """Which logistic regression is wanted."""
+class _Problem(NamedTuple):
+    """Which logistic regression is to be fitted."""
 
     C: float
     balanced: bool
@@ -305,7 +312,7 @@ class _Likelihood:
         m = self.shape[1]
         columns = [slice(m * head, m * (head + 1)) for head in range(len(coefs))]
 
-        def share(first: int) -> tuple[Floats, Floats]:
+        def task(first: int) -> tuple[Floats, Floats]:
             values, gradient = np.zeros(len(coefs)), np.zeros_like(side_by_side)
             for where, features in self._rows.chunks(first):
                 logits = features @ side_by_side[:-1] + side_by_side[-1]
@@ -319,7 +326,7 @@ class _Likelihood:
                 gradient[-1] += errors.sum(axis=0)
             return values, gradient
 
-        values, gradients = zip(*self._each(share, pool))
+        values, gradients = zip(*self._each(task, pool))
         value = sum(values[1:], values[0]) / self.n_rows
         gradient = sum(gradients[1:], gradients[0]) / self.n_rows
         return [(float(value[head]), gradient[:, column]) for head, column in enumerate(columns)]
@@ -338,14 +345,14 @@ class _Likelihood:
         return losses, errors[:, -n_logits:]
 
     def second_derivative(self, balanced: Sequence[bool], pool: Executor) -> Floats:
-        """At coefficients of zero, (width + 1, width + 1), to float32's precision; each class's.
+        """Shape (width + 1, width + 1), at coefficients of zero, to float32's precision.
 
-        The mean over those that are balanced and those that aren't.
+        It is the same for each class; of balanced and other problems together the mean.
         """
         width = self.shape[0]
         roots = np.sqrt(np.mean([self._weights[kind] for kind in set(balanced)], axis=0))
 
-        def share(first: int) -> NDArray[np.float32]:
+        def task(first: int) -> NDArray[np.float32]:
             part = np.ones((min(TASK_ROWS, self.n_rows - first), width), np.float32)
             for where, features in self._rows.chunks(first):
                 part[where.start - first : where.stop - first, :-1] = features
@@ -353,14 +360,13 @@ class _Likelihood:
             return part.T @ part
 
         total = np.zeros((width, width))
-        for product in self._each(share, pool):
+        for product in self._each(task, pool):
             total += product
         total *= (1 / 4 if self.shape[1] == 1 else 1 / self.shape[1]) / self.n_rows
-        total[np.diag_indices(width)] += RIDGE * total.diagonal().mean()
         return total
 
-    def _each(self, share: Callable[[int], Result], pool: Executor) -> Iterator[Result]:
-        return pool.map(share, range(0, self.n_rows, TASK_ROWS))
+    def _each(self, task: Callable[[int], Result], pool: Executor) -> Iterator[Result]:
+        return pool.map(task, range(0, self.n_rows, TASK_ROWS))
 
 
 # What is minimised is scikit-learn's objective divided by C and the number of rows n: with row
@@ -373,11 +379,14 @@ class _Likelihood:
 # passes are enough at any C. As it only changes coordinates, float32 is accurate enough.
 
 TOLERANCE = 1e-10
-"""How far f may end above its least, about, as a share of it."""
+"""How far f may end above its least, about, as a share of it. Where classes can be told apart, f is
+flatter there than at zero, and it may be more: 1e-7 was seen at C = 100, 2e-5 at 10,000."""
 MAX_ITERATIONS = 1000
 RIDGE = 1e-5
 """Added to the second derivative's diagonal, as a share of its mean: more than float32 rounds off.
 Features that depend on each other leave it singular."""
+ROOT_BYTES = 3 * 2**29
+"""Roots L kept at once have so many bytes at most: 13 of them for 3,840 features."""
 
 
 class _SharedPasses:
@@ -386,97 +395,116 @@ class _SharedPasses:
     For ten of them a pass takes 1.4 to 2 times as long as for one.
     """
 
-    def __init__(self, likelihood: _Likelihood, pool: Executor, n_descents: int) -> None:
-        self._likelihood, self._pool, self._n_descents = likelihood, pool, n_descents
-        self._asked: list[tuple[Floats, bool, Future[tuple[float, Floats]]]] = []
+    def __init__(
+        self, likelihood: _Likelihood, pool: Executor, problems: Sequence[_Problem]
+    ) -> None:
+        self._likelihood, self._pool, self._problems = likelihood, pool, problems
+        self._descending = set(range(len(problems)))
+        self._waiting: dict[int, tuple[Floats, Future[tuple[float, Floats]]]] = {}
         self._lock = threading.Lock()
+        self._is_closed = False
 
-    def at(self, coef: Floats, balanced: bool) -> tuple[float, Floats]:
-        """Value and gradient, once all descents have asked for theirs."""
+    def evaluate(self, number: int, coef: Floats) -> tuple[float, Floats]:
+        """Value and gradient of a problem, once all others that go on have asked for theirs."""
         answer: Future[tuple[float, Floats]] = Future()
         with self._lock:
-            self._asked.append((coef, balanced, answer))
-            self._answer_if_all_asked()
+            if self._is_closed:
+                raise CancelledError
+            self._waiting[number] = coef, answer
+            self._evaluate_if_all_wait()
         return answer.result()
 
-    def leave(self) -> None:
-        """Wait for one descent fewer."""
+    def leave(self, number: int) -> None:
+        """Don't wait for this problem any more."""
         with self._lock:
-            self._n_descents -= 1
-            self._answer_if_all_asked()
+            self._descending.discard(number)
+            self._evaluate_if_all_wait()
 
-    def _answer_if_all_asked(self) -> None:
-        if not self._asked or len(self._asked) < self._n_descents:
+    def close(self) -> None:
+        """End all descents: those that wait, and others when they ask next."""
+        with self._lock:
+            self._is_closed = True
+            for _, answer in self._waiting.values():
+                answer.cancel()
+            self._waiting = {}
+
+    def _evaluate_if_all_wait(self) -> None:
+        if not self._waiting or self._waiting.keys() != self._descending:
             return
-        coefs, balanced, answers = zip(*self._asked)
-        self._asked = []
+        # By number, not by who came first: the order of columns changes how a product is rounded.
+        numbers = sorted(self._waiting)
+        coefs, answers = zip(*(self._waiting[number] for number in numbers))
+        self._waiting = {}
+        balanced = [self._problems[number].balanced for number in numbers]
         try:
             for answer, found in zip(answers, self._likelihood.at(coefs, balanced, self._pool)):
                 answer.set_result(found)
-        except Exception as error:  # whoever waits must hear of it
+        except Exception as error:  # or the other threads would wait for ever
             for answer in answers:
                 answer.set_exception(error)
             raise
 
 
-ROOT_BYTES = 3 * 2**29
-"""Roots (L above) kept at once have so many bytes at most: 13 of them for 3,840 features."""
-
-
 def _optima(
-    likelihood: _Likelihood, goals: Sequence[_Goal]
+    likelihood: _Likelihood, problems: Sequence[_Problem]
 ) -> Generator[tuple[Floats, int, bool], None, None]:
-    """The optimum for each goal, in their order, as they are found: see `_descend`."""
-    from joblib import Parallel, delayed  # late: linear heads do without
-
-    def descend(goal: _Goal) -> tuple[Floats, int, bool]:
-        try:
-            return _descend(goal, passes, roots[goal.C], likelihood)
-        finally:
-            passes.leave()
-
+    """The optimum of each problem, in their order (ascending C), as they are found."""
     n_roots = max(1, ROOT_BYTES // (8 * likelihood.shape[0] ** 2))
-    Cs = list(dict.fromkeys(goal.C for goal in goals))
+    Cs = list(dict.fromkeys(problem.C for problem in problems))
     # The threads here are busier than those that BLAS would start within every small product.
-    with (
-        threadpool_limits(1, user_api="blas"),
-        ThreadPoolExecutor(n_cpus()) as pool,
-        warnings.catch_warnings(),
-    ):
-        warnings.filterwarnings("ignore", ".* have been cancelled", UserWarning)  # by who raised
-        second = likelihood.second_derivative([goal.balanced for goal in goals], pool)
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(n_cpus()) as pool:
+        second = likelihood.second_derivative([problem.balanced for problem in problems], pool)
         for first in range(0, len(Cs), n_roots):
             roots = {C: _root(second, C, likelihood.n_rows) for C in Cs[first : first + n_roots]}
-            some = [goal for goal in goals if goal.C in roots]
-            passes = _SharedPasses(likelihood, pool, len(some))
-            # A thread each, for they wait for one another.
-            threads = Parallel(
-                n_jobs=len(some), prefer="threads", batch_size=1, return_as="generator"
-            )
-            yield from threads(delayed(descend)(goal) for goal in some)
+            batch = [problem for problem in problems if problem.C in roots]
+            with (
+                ThreadPoolExecutor(len(batch)) as threads,  # one each, for they wait for each other
+                contextlib.closing(_SharedPasses(likelihood, pool, batch)) as passes,
+            ):
+                descents = [
+                    threads.submit(_descend, number, problem, passes, roots[problem.C], likelihood)
+                    for number, problem in enumerate(batch)
+                ]
+                for descent in descents:
+                    yield descent.result()
+            roots.clear()  # before there are others
 
 
 def _root(second: Floats, C: float, n_rows: int) -> Floats:
     """L, of the second derivative with the penalty."""
-    from scipy.linalg import cholesky
+    from scipy.linalg import LinAlgError, cholesky
 
-    with_penalty = second.copy()
-    slopes = np.arange(len(second) - 1)
-    with_penalty[slopes, slopes] += 1 / (C * n_rows)
-    # It is symmetric, and LAPACK works in place on the columns that its rows are.
-    root: Floats = cholesky(with_penalty.T, lower=True, overwrite_a=True, check_finite=False)
-    return root
+    ridge, slopes = RIDGE * second.diagonal().mean(), np.arange(len(second) - 1)
+    while True:
+        matrix = second.copy()
+        matrix[slopes, slopes] += 1 / (C * n_rows) + ridge
+        try:
+            # It is symmetric, and LAPACK works in place on the columns that its rows are.
+            root: Floats = cholesky(matrix.T, lower=True, overwrite_a=True, check_finite=False)
+        except LinAlgError:
+            ridge *= 10
+        else:
+            return root
 
 
 def _descend(
-    goal: _Goal, passes: _SharedPasses, root: Floats, likelihood: _Likelihood
+    number: int, problem: _Problem, passes: _SharedPasses, root: Floats, likelihood: _Likelihood
 ) -> tuple[Floats, int, bool]:
     """The coefficients where f is least, in how many iterations, and whether it got there."""
+    try:
+        return _minimum(number, problem, passes, root, likelihood)
+    finally:
+        passes.leave(number)
+
+
+def _minimum(
+    number: int, problem: _Problem, passes: _SharedPasses, root: Floats, likelihood: _Likelihood
+) -> tuple[Floats, int, bool]:
     from scipy.linalg import solve_triangular
     from scipy.optimize import minimize
 
     shape = likelihood.shape
-    penalty = np.full((shape[0], 1), 1 / (goal.C * likelihood.n_rows))
+    penalty = np.full((shape[0], 1), 1 / (problem.C * likelihood.n_rows))
     penalty[-1] = 0
     value, slope = np.inf, np.empty(0)
 
@@ -489,7 +517,7 @@ def _descend(
     def objective(point: Floats) -> tuple[float, Floats]:
         nonlocal value, slope
         coef = to_coef(point)
-        value, gradient = passes.at(coef, goal.balanced)
+        value, gradient = passes.evaluate(number, coef)
         value += float((penalty * coef**2).sum()) / 2
         gradient = gradient + penalty * coef
         slope = solve_triangular(root, gradient, lower=True, check_finite=False).ravel()
