@@ -189,8 +189,7 @@ def _scores(study: Study, records: Records) -> dict[str, Any]:
     published = []
     for step, (way, _, accuracy) in WAYS.items():
         score = found[Path(runs[step]).name]["accuracy"]
-        low, high = score["interval"]
-        here = f"{score['value']:.3f} [{low:.3f}, {high:.3f}]"
+        here = f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
         published.append({"way": way, "study": accuracy, "here": here})
     return {
         "published": published,

@@ -467,7 +467,7 @@ def _pages_per_s(backbone: Backbone, budget_s: float, report: Report) -> float:
 
     from ecgfeat.backbones import default_batch_size
 
-    shape = (default_batch_size(backbone.compute), PAGE.height_px, PAGE.width_px, 3)
+    shape = (default_batch_size(backbone.compute, PAGE), PAGE.height_px, PAGE.width_px, 3)
     pages = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
     with backbone.lanes() as lanes:
         for first in [lanes.start(pages) for _ in range(lanes.n_lanes)]:

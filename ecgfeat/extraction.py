@@ -391,7 +391,7 @@ class _Plan:
     @property
     def full_batch(self) -> int:
         """Images per forward pass."""
-        return self.batch_size or default_batch_size(self.compute)
+        return self.batch_size or default_batch_size(self.compute, self.preprocessing)
 
     def load_backbone(self) -> Backbone:
         """Lay the network out, and check it on pages of the data."""

@@ -22,6 +22,7 @@ import ecgfeat.backbones.extractor as extractor_module
 from ecgfeat.backbones import (
     Backbone,
     CheckPages,
+    default_batch_size,
     load_network,
     load_weights,
     network_from_tensors,
@@ -896,3 +897,14 @@ def test_tensors_of_another_number_of_classes_are_refused():
     kept = {name: value.numpy() for name, value in network.state_dict().items()}
     with pytest.raises(WeightsError, match=r"fc\.weight is 2×512 instead of 3×512"):
         network_from_tensors("resnet18", 3, kept)
+
+
+@pytest.mark.parametrize(
+    ("size", "n_images"), [("64", 8), ("224", 8), ("448x320", 3), ("896x640", 1), ("2048", 1)]
+)
+def test_a_batch_on_the_cpu_holds_as_many_images_as_stay_in_its_caches(
+    size: str, n_images: int
+) -> None:
+    page = PageSettings(size=size)
+    assert default_batch_size(FP32, page) == n_images
+    assert default_batch_size(replace(FP32, device="cuda"), page) == 128

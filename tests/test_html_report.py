@@ -198,7 +198,7 @@ def test_an_audit_and_strata_stand_on_the_page(study: Path, tmp_path: Path) -> N
     listing = found.folder / "audit.json"
     listing.write_text(listing.read_text().replace(f'"{found.data_name}"', '"before"', 1))
     other = ecgfeat.report(run_of(study, "logreg"), out=tmp_path / "other.html", audit=found.folder)
-    assert "This audit is of before, not of the runs' pages" in words_of(other.path)
+    assert "This audit is of before , not of the runs' pages2 :" in words_of(other.path)
     with pytest.raises(ConfigError, match=r"is no audit's folder: it has no audit\.json"):
         ecgfeat.report(run_of(study, "logreg"), out=tmp_path / "r.html", audit=tmp_path)
 
