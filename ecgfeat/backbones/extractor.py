@@ -43,7 +43,7 @@ __all__ = [
 
 
 CPU_BATCH_PX, CPU_BATCH_SIZE = 400_000, 8
-"""Pixels of a batch on the CPU, and images at most: 8 of 224×224, 3 of 448×320, one of 896×640. That
+"""Pixels of a batch on the CPU, and images at most: 8 of 224×224, 3 of 448×320, 1 of 896×640. So
 many stay in a core's caches; fewer are slower for want of work, more up to 1.5 times as slow."""
 DEVICE_BATCH_SIZE = 128
 """Enough to fill a GPU without asking for more than about 2 GiB of its memory."""

@@ -264,6 +264,6 @@ def test_waiting_threads_give_their_core_away_unless_told_otherwise(
         monkeypatch.delenv(name)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(cli, "app", lambda: None)
+    monkeypatch.setattr(cli, "app", lambda **_: None)
     cli.main()
     assert os.environ.get("GOMP_SPINCOUNT") == spin_count
