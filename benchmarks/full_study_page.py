@@ -106,7 +106,7 @@ def _short(command: str) -> str:
         for before, word in zip(["", *words], words)
         if word not in UNTOLD and before not in UNTOLD and word != "--force"
     ]
-    return " ".join(kept)
+    return " ".join("RUN" if word.startswith("runs/") else word for word in kept)
 
 
 def _against_the_limit(record: Record, recipe: str) -> dict[str, Any]:

@@ -174,6 +174,8 @@ def _run_tables(
 def _pair_tables(
     output: Output, shown: Mapping[str, Any], short: Mapping[str, str]
 ) -> tuple[Table, Table]:
+    from ecgfeat.metrics import p_in_words
+
     pairs, which = _pairs_to_show(shown, short)
     differences = output.table(f"Paired differences, with 95 % intervals{which}", _score_columns())
     tests = output.table(
@@ -194,7 +196,7 @@ def _pair_tables(
             area and area["p_value"],
             pair["auroc_p_adjusted"],
         )
-        tests.add_row(name, only + same, *map(_p_in_words, p_values))
+        tests.add_row(name, only + same, *map(p_in_words, p_values))
     methods = f"Right answers: {shown['p_value_method']}."
     if shown["positive"] is not None:
         methods += f" AUROC: {shown['auroc_method']}."
@@ -223,7 +225,3 @@ def _intervals(scores: Mapping[str, Any]) -> list[str]:
     from ecgfeat.metrics import MAIN, in_words
 
     return [in_words(scores[name]) for name in MAIN]
-
-
-def _p_in_words(p_value: float | None) -> str:
-    return "–" if p_value is None else f"{p_value:.3g}"

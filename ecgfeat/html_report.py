@@ -33,7 +33,7 @@ from ecgfeat.files import write_text
 from ecgfeat.images import decode, decode_with_digest
 from ecgfeat.manifest import Manifest, read_manifest
 from ecgfeat.methods import commands_of, digests_of, methods_of, refuse_incomplete
-from ecgfeat.metrics import MAIN, METRICS, Curves, Score, curves, in_words
+from ecgfeat.metrics import MAIN, METRICS, Curves, Score, curves, in_words, p_in_words
 from ecgfeat.protocol import LEAK, hash_place
 from ecgfeat.runs import Run, open_run, parse_json, read_file
 from ecgfeat.runtime import Progress, Report, silent
@@ -590,11 +590,11 @@ def _pairs(page: _Page) -> list[dict[str, Any]]:
             "only": f"{number[pair.second]} {pair.n_second_only}, "
             f"{number[pair.first]} {pair.n_first_only}",
             "p_values": [
-                "–" if p_value is None else f"{p_value:.3g}"
+                p_in_words(p_value)
                 for p_value in (
                     pair.p_value,
                     pair.p_adjusted,
-                    pair.auroc_test and pair.auroc_test.p_value,
+                    pair.auroc_test.p_value if pair.auroc_test else None,
                     pair.auroc_p_adjusted,
                 )
             ],

@@ -27,7 +27,7 @@ from ecgfeat.feature_cache import FeatureCache
 from ecgfeat.files import typed
 from ecgfeat.heads import idle_options
 from ecgfeat.manifest import Manifest
-from ecgfeat.metrics import MAIN, METRICS, Score, in_words
+from ecgfeat.metrics import MAIN, METRICS, Score, in_words, p_in_words
 from ecgfeat.predictions import Predictions
 from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.runs import Run, damaged
@@ -322,8 +322,8 @@ def paper_tables(comparison: Comparison, runs: Sequence[Run], form: str) -> str:
                 [
                     f"{number[pair.second]} − {number[pair.first]}",
                     *(in_words(pair.differences.get(name)) for name in MAIN),
-                    _p_value(pair.p_adjusted),
-                    _p_value(pair.auroc_p_adjusted),
+                    p_in_words(pair.p_adjusted),
+                    p_in_words(pair.auroc_p_adjusted),
                 ]
                 for pair in comparison.pairs
             ],
@@ -416,7 +416,3 @@ def _as_csv(comparison: Comparison) -> str:
 
 def _numbers(scores: Mapping[str, Score | None]) -> list[list[object]]:
     return [[name, s.value, s.low, s.high] for name, s in scores.items() if s is not None]
-
-
-def _p_value(p_value: float | None) -> str:
-    return "–" if p_value is None else f"{p_value:.3g}"

@@ -18,6 +18,7 @@ from ecgfeat.metrics.intervals import (
     holm,
     in_words,
     mcnemar_p_value,
+    p_in_words,
     resample,
 )
 from ecgfeat.metrics.roc import MACRO, Curve, Curves, Reliability, curves
@@ -60,6 +61,7 @@ __all__ = [
     "in_id_order",
     "in_words",
     "mcnemar_p_value",
+    "p_in_words",
     "resample",
     "score_values",
 ]

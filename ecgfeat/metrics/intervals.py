@@ -79,6 +79,17 @@ def in_words(score: Score | Mapping[str, Any] | None) -> str:
     return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
+LEAST_P = 1e-300
+"""What is less is 0 to a double, and no test's p is nought."""
+
+
+def p_in_words(p_value: float | None) -> str:
+    """A test's p to three digits; a dash where there is none."""
+    if p_value is None:
+        return "–"
+    return f"{p_value:.3g}" if p_value >= LEAST_P else f"<{LEAST_P:g}"
+
+
 def evaluate(
     predictions: Predictions,
     *,

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from ecgfeat.metrics import auroc, compare_areas, holm
+from ecgfeat.metrics import auroc, compare_areas, holm, p_in_words
 
 
 def direct_variance(is_positive: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
@@ -193,3 +193,10 @@ class TestHolm:
         assert holm([0.03]) == [0.03]
         assert holm([None, 0.03, None, 0.0]) == [None, 0.03, None, 0.0]
         assert holm([]) == []
+
+
+def test_a_p_is_three_digits_and_never_nought() -> None:
+    assert p_in_words(None) == "–"
+    assert p_in_words(0.04567) == "0.0457"
+    assert p_in_words(2.77e-33) == "2.77e-33"
+    assert p_in_words(0.0) == "<1e-300"
