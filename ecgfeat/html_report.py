@@ -382,12 +382,12 @@ def _against_chance(way: _Way) -> str:
         return (
             f"Always answering {names}, the most frequent class of the training images, would be "
             f"right for {majority['accuracy']:.3f} of them; it is better than that beyond chance "
-            f"(McNemar's p = {majority['p_value']:.2g})."
+            f"(McNemar's {_p_is(majority['p_value'])})."
         )
     return (
         f"That is no clear gain over always answering {names}, the most frequent class of the "
         f"training images, which is right for {majority['accuracy']:.3f} of them (McNemar's "
-        f"p = {majority['p_value']:.2g})."
+        f"{_p_is(majority['p_value'])})."
     )
 
 
@@ -414,7 +414,7 @@ def _difference(page: _Page, best: _Way, other: _Way) -> str:
         test, p_value = tests.get(name, ("", None))
         n_pairs = len(page.comparison.pairs)
         adjusted = f", adjusted for {n_pairs} pairs" if n_pairs > 1 else ""
-        words = f" ({test}: p = {p_value:.2g}{adjusted})" if p_value is not None else ""
+        words = f" ({test}: {_p_is(p_value)}{adjusted})" if p_value is not None else ""
         value = sign * score.value
         parts.append(f"{METRICS[name].title} {value:+.3f} [{low:+.3f}, {high:+.3f}]{words}")
         if name == main:
@@ -774,6 +774,11 @@ def _strata_section(page: _Page) -> dict[str, Any] | None:
         ],
         "n_left_out": len(table) - len(largest),
     }
+
+
+def _p_is(p_value: float) -> str:
+    words = p_in_words(p_value)
+    return f"p {words.replace('<', '< ')}" if words.startswith("<") else f"p = {p_value:.2g}"
 
 
 # The audit
