@@ -148,6 +148,10 @@ def joined(device: str, environment: Mapping[str, str] = os.environ) -> Iterator
     is_own = not dist.is_initialized()  # a program of several jobs may have joined them itself
     try:
         if is_own:
+            # Every optimiser loads this. Loaded later, it would keep the group for good, whose
+            # threads may then abort a process that ends (seen in torch 2.14).
+            import torch._dynamo  # noqa: F401
+
             # What is agreed upon lies on the CPU; gradients lie where the network does.
             backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=_PATIENCE)

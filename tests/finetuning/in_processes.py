@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # before the group, as `joined` says
 
 from ecgfeat.errors import EcgfeatError, Interrupted, StorageError
 from ecgfeat.finetuning import resume_finetune
@@ -73,6 +74,12 @@ def one_fails(pages: Path, runs: Path) -> dict[str, Any]:
     return {}
 
 
+def threads_of_the_group() -> list[str]:
+    """Those that still exchange for the group, as Linux names them."""
+    names = (task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm"))
+    return [name for name in names if "gloo" in name]
+
+
 if __name__ == "__main__":
     pages, out = Path(sys.argv[1]), Path(sys.argv[2])
     use_tiny_network(setattr)
@@ -80,5 +87,6 @@ if __name__ == "__main__":
     torch.distributed.init_process_group("gloo")  # once: the port is free but for a moment
     scenarios = (whole, stopped_and_resumed, updated, one_fails)
     said = {scenario.__name__: scenario(pages, out / scenario.__name__) for scenario in scenarios}
-    (out / f"said-{RANK}.json").write_text(json.dumps(said))
     torch.distributed.destroy_process_group()
+    said["threads"] = threads_of_the_group()
+    (out / f"said-{RANK}.json").write_text(json.dumps(said))

@@ -130,6 +130,11 @@ def test_two_processes_train_and_test_as_one_does(two_processes, tiny_network, t
     assert len(together.predictions) == len(set(together.predictions.ids)) == 5
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux names a process's threads")
+def test_no_thread_of_the_group_is_left_to_abort_a_process_that_ends(two_processes):
+    assert [said["threads"] for said in two_processes["said"]] == [[], []]
+
+
 def test_when_one_is_asked_to_stop_all_do_and_go_on_to_the_same_numbers(
     two_processes, tiny_network, tmp_path
 ):
@@ -162,7 +167,7 @@ def test_torchrun_starts_the_command_and_the_first_process_speaks(two_processes,
         *("--size", "32", "--crop-mode", "squash", "--device", "cpu", "--precision", "fp32"),
         *("--batch-norm", "freeze", "--batch-size", "5", "--epochs", "2", "--json"),
         # Adam would make a whole step of what rounding leaves of a gradient that is next to none.
-        *("--optimizer", "sgd"),
+        *("--optimizer", "sgd", "--lr", "0.001"),
         *("--out", str(tmp_path / "runs")),
     )
     done = subprocess.run(
