@@ -60,6 +60,7 @@ def explain(
     The heads are linear in places, and so is the end of a fine-tuned network (Grad-CAM): the
     contributions are exact, and sum up to the log odds.
     """
+    from ecgfeat.files import page_named
     from ecgfeat.runs import open_run
 
     opened = open_run(run)
@@ -79,7 +80,9 @@ def explain(
         )
     pictures: list[Path] = []
     for one in found.explanations:
-        pictures.append(_free(out, one.path.stem, pictures))
+        named = page_named(one.path)
+        stem = Path(named.file).stem + (f"-page{named.page}" if named.page else "")
+        pictures.append(_free(out, stem, pictures))
         check_figure(pictures[-1], force=force, option="--out")
     for one, picture in zip(found.explanations, pictures):
         explanation_plot(one, picture)

@@ -85,10 +85,7 @@ def extract(
             recipe=chosen.name,
             report=report,
         )
-    output.say(
-        f"recipe {chosen.name}: --crop-mode {seen.crop_mode} --size {seen.size} "
-        f"--layers {asked.layers}"
-    )
+    output.say(f"recipe {chosen.name}: {seen.in_words()} --layers {asked.layers}")
     for line in extraction.summary():
         output.say(line)
     if Path(network.weights).is_dir():
@@ -112,7 +109,6 @@ def _page_of_run(network: NetworkSettings, output: Output) -> PageSettings | Non
         return None
     page = typed(found, PageSettings)
     output.log(
-        f"{folder} was trained on pages by --crop-mode {page.crop_mode} --size {page.size}: taken "
-        "here too, unless given by hand"
+        f"{folder} was trained on pages by {page.in_words()}: taken here too, unless given by hand"
     )
     return page

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 import typer
 
-from ecgfeat.config import ComputeSettings
+from ecgfeat.config import ComputeSettings, DataSettings
 from ecgfeat.errors import ConfigError, DataError
 
 from ._app import app
@@ -38,6 +38,15 @@ def predict(
             show_default=False,
         ),
     ] = None,
+    pages: Annotated[
+        str,
+        typer.Option(
+            "--pages",
+            metavar="first|all",
+            help="Of a file of several pages (TIFF, PDF, DICOM): the first, or all; "
+            "scan.tif#page=2 names one.",
+        ),
+    ] = "first",
     force: FORCE = False,
     compute: ComputeSettings,
     output: Output,
@@ -46,6 +55,7 @@ def predict(
     from ecgfeat.files import refuse_overwriting
     from ecgfeat.runs import open_run
 
+    chosen = DataSettings(pages=cast(Literal["first", "all"], pages)).pages  # refuses other words
     opened = open_run(run)
     if out is not None:
         if out.resolve() in (image.resolve() for image in images):
@@ -55,7 +65,14 @@ def predict(
     from ecgfeat.inference import predict  # late: it loads torch
 
     with output.reporting() as report:
-        result = predict(opened, images, compute=compute, weights=weights or None, report=report)
+        result = predict(
+            opened,
+            images,
+            compute=compute,
+            weights=weights or None,
+            pages=chosen,
+            report=report,
+        )
     decision = result.decision.in_words()
     n_images = len(result.paths) + len(result.failures)
     parts = [f"{len(result.paths)} of {n_images} images"]

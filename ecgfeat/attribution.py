@@ -299,7 +299,7 @@ class Explainer:
             raise ConfigError(f"there is no class {label!r}: give one of {', '.join(classes)}")
         if fold is not None and len(model.heads) > 1:
             model = replace(model, heads=(model.heads[fold],))
-        page = decode(path)
+        page = decode(path, dpi=model.preprocessing.dpi)
         pixels = prepare(page, model.preprocessing)[None]
         seen = _look(self._backbone, pixels)
         probabilities = model.probabilities(
@@ -548,7 +548,7 @@ def explanation_plot(found: Explanation, path: str | Path) -> None:
     StorageError
         When the disk refuses.
     """
-    page = decode(found.path)
+    page = decode(found.path, dpi=found.preprocessing.dpi)
     has_check = bool(found.random_heat.size)
     aspect = max(FLATTEST, found.page_px[1] / found.page_px[0])
     title = f"{found.path.name}: {found.label} {found.probability:.3f}, answer: {found.predicted}"

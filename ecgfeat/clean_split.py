@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ecgfeat.config import DataSettings, SplitSettings, option_name
 from ecgfeat.errors import ConfigError, DataError, storage_error
 from ecgfeat.feature_cache import FeatureCache, open_cache
-from ecgfeat.files import write_csv
+from ecgfeat.files import page_named, write_csv
 from ecgfeat.manifest import Manifest, group_in, read_manifest, split_called
 from ecgfeat.protocol import (
     Task,
@@ -211,7 +211,11 @@ def _listed(source: Manifest | FeatureCache, data: DataSettings) -> _Listed:
         paths=source.paths,
         labels=source.labels,
         splits=source.splits,
-        groups=_groups(source, data),
+        groups=[
+            # Pages of one file stay together where nothing else tells whose they are.
+            group or (named.file if named.page else "")
+            for group, named in zip(_groups(source, data), map(page_named, source.paths))
+        ],
         metadata=source.metadata,
         pictures=source.pictures,
     )

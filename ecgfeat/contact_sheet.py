@@ -232,12 +232,16 @@ def _chosen(manifest: Manifest, label: str, n: int) -> list[int]:
 def _draw(sheet: _Sheet, place: Place, manifest: Manifest, row: int) -> list[Seen]:
     """Draw a page as each view has it."""
     path, label = manifest.paths[row], manifest.labels[row]
-    page: NDArray[np.uint8] | ImageError
-    try:
-        page = decode(manifest.image_path(row))
-    except ImageError as error:
-        page = error
-    return [_draw_view(sheet, place, name, page, path, label) for name in sheet.views]
+    pages: dict[int, NDArray[np.uint8] | ImageError] = {}
+    for dpi in {view.dpi for view in sheet.views.values()}:
+        try:
+            pages[dpi] = decode(manifest.image_path(row), dpi=dpi)
+        except ImageError as error:
+            pages[dpi] = error
+    return [
+        _draw_view(sheet, place, name, pages[view.dpi], path, label)
+        for name, view in sheet.views.items()
+    ]
 
 
 def _draw_view(

@@ -40,6 +40,7 @@ from ecgfeat.config import (
 )
 from ecgfeat.errors import (
     CacheError,
+    CacheMismatchError,
     ConfigError,
     DeviceError,
     EcgfeatError,
@@ -57,7 +58,7 @@ from ecgfeat.feature_cache import (
     part_paths,
 )
 from ecgfeat.files import write_csv
-from ecgfeat.images import Batch, Failure, decode, decoder_of, prepare, stream
+from ecgfeat.images import Batch, Failure, decode, decoder_of, dpi_of, prepare, stream
 from ecgfeat.manifest import Manifest, read_manifest, write_missing
 from ecgfeat.preprocessing import EXACT_RESAMPLING, FAST_RESAMPLING, Preprocessing
 from ecgfeat.protocol import find_leaks
@@ -129,8 +130,11 @@ def extract(
     if not isinstance(manifest, Manifest):
         manifest = read_manifest(manifest)
     manifest.refuse_inside(cache, "--cache")
+    page = _page_for(manifest, page)
     path = _own_file(cache, manifest, page, network, compute, work.taps, report)
     begun = existing_header(path)
+    if begun:
+        _refuse_other_dpi(begun, manifest, page, path)
     weights = load_weights(network)
     if weights.note:
         _say(report, weights.note)
@@ -310,6 +314,19 @@ class _Overlap(NamedTuple):
         return cls(n_common, len(there & listed), len(cache) - n_common)
 
 
+def _page_for(manifest: Manifest, page: PageSettings) -> PageSettings:
+    """The page with the usual dots per inch where no PDF is drawn, and they decide nothing."""
+    has_pdf = dpi_of(decoder_of(manifest.paths)) is not None
+    return page if has_pdf else replace(page, dpi=PageSettings.dpi)
+
+
+def _refuse_other_dpi(begun: Header, manifest: Manifest, page: PageSettings, path: Path) -> None:
+    """Refuse a cache by the field's name; its decoder, which tells of it, would be many words."""
+    found = dpi_of(begun.decoder)
+    if found not in (None, page.dpi) and dpi_of(decoder_of(manifest.paths)) is not None:
+        raise CacheMismatchError("dpi", page.dpi, found, path)
+
+
 def _say(report: Report, message: str) -> None:
     report(Progress(stage="extracting", done=0, total=0, message=message))
 
@@ -437,7 +454,7 @@ def _header(plan: _Plan, recipe: str) -> Header:
         std=preprocessing.std,
         precision=compute.precision,
         device=compute.device,
-        decoder=decoder_of(plan.manifest.paths),
+        decoder=decoder_of(plan.manifest.paths, preprocessing.dpi),
         taps=tap_widths(weights.arch, plan.taps),
         recipe=recipe,
     )
@@ -535,7 +552,7 @@ def check_pages(
     exact = Preprocessing.from_settings(page)
     pages = [
         (prepare(decoded, preprocessing), prepare(decoded, exact))
-        for decoded in _decodable(manifest)
+        for decoded in _decodable(manifest, page.dpi)
     ]
     if not pages:
         return None
@@ -543,11 +560,11 @@ def check_pages(
     return CheckPages(given=np.stack(given), exact=np.stack(reference))
 
 
-def _decodable(manifest: Manifest) -> Iterator[NDArray[np.uint8]]:
+def _decodable(manifest: Manifest, dpi: int) -> Iterator[NDArray[np.uint8]]:
     rows = np.linspace(0, len(manifest) - 1, N_PAGES).astype(int)
     for row in np.unique(rows).tolist():
         try:
-            yield decode(manifest.image_path(row))
+            yield decode(manifest.image_path(row), dpi=dpi)
         except EcgfeatError:
             continue  # its turn, and its reason, come with the others
 

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and what files from outside must hold."""
+"""Files written whole or not at all, what files from outside must hold, and names of pages."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ import errno
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import msgspec
 
 from ecgfeat.errors import ConfigError, StorageError, storage_error
 
 __all__ = [
+    "MAX_IMAGE_BYTES",
+    "MAX_PAGES",
+    "NamedPage",
     "open_aside",
     "open_lock",
+    "page_named",
     "refuse_overwriting",
     "replacing",
     "typed",
@@ -29,6 +34,42 @@ __all__ = [
 ]
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+
+MAX_IMAGE_BYTES = 128 * 2**20
+"""Largest image file read. A 600-dpi A4 page without compression has 100 MiB."""
+MAX_PAGES = 999
+"""Of one file. Each is found by walking past those before it."""
+_PAGE_NAME = re.compile(r"(.+)#page=([1-9][0-9]{0,3})", re.DOTALL)
+
+
+class NamedPage(NamedTuple):
+    """A file and a page of it, as ``scan.tif#page=2`` names them; a file's own name has page 0."""
+
+    file: str
+    page: int
+
+    @property
+    def mark(self) -> bytes:
+        """What tells the page from others of the same file where its bytes are digested.
+
+        Nothing for the first, which is also what the file's own name stands for.
+        """
+        return b"#page=%d" % self.page if self.page > 1 else b""
+
+    def __str__(self) -> str:
+        return f"{self.file}#page={self.page}" if self.page else self.file
+
+
+def page_named(path: str | Path) -> NamedPage:
+    """Tell a file from the page of it that a path names.
+
+    Examples
+    --------
+    >>> page_named("scan.tif#page=2"), page_named("scan.tif")
+    (NamedPage(file='scan.tif', page=2), NamedPage(file='scan.tif', page=0))
+    """
+    match = _PAGE_NAME.fullmatch(str(path))
+    return NamedPage(match[1], int(match[2])) if match else NamedPage(str(path), 0)
 
 
 def open_aside(path: Path) -> int:

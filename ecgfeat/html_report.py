@@ -25,12 +25,12 @@ from PIL import Image
 from ecgfeat import figures
 from ecgfeat.attribution import UNCHANGED, Explainer, overlay
 from ecgfeat.comparison import Comparison, compare
-from ecgfeat.config import RUN_KINDS, DataSettings, ReportSettings
+from ecgfeat.config import RUN_KINDS, DataSettings, PageSettings, ReportSettings
 from ecgfeat.data_audit import scored_rows, strata_of, stratum_table
 from ecgfeat.errors import ConfigError, EcgfeatError, ImageError, RunError
 from ecgfeat.feature_cache import FeatureCache, open_cache
-from ecgfeat.files import write_text
-from ecgfeat.images import decode, decode_with_digest
+from ecgfeat.files import typed, write_text
+from ecgfeat.images import decode, decode_with_digest, dpi_of
 from ecgfeat.manifest import Manifest, read_manifest
 from ecgfeat.methods import commands_of, digests_of, methods_of, refuse_incomplete
 from ecgfeat.metrics import MAIN, METRICS, Curves, Score, curves, in_words, p_in_words
@@ -166,7 +166,7 @@ class _Data:
     """What the runs were trained and tested on, from a cache or from the images' list.
 
     `source` is the cache or manifest; `lost` counts, by kind, the files of each class that are
-    not among the images.
+    not among the images; PDFs are drawn at `dpi`.
     """
 
     source: FeatureCache | Manifest
@@ -174,6 +174,7 @@ class _Data:
     digest: str
     root: Path | None
     lost: Mapping[str, Mapping[str, int]]
+    dpi: int
 
     @cached_property
     def pictures(self) -> dict[str, bytes]:
@@ -191,7 +192,7 @@ class _Data:
             When it isn't there, or is another one by now.
         """
         assert self.root is not None
-        pixels, digest, _ = decode_with_digest(self.root / path)
+        pixels, digest, _ = decode_with_digest(self.root / path, dpi=self.dpi)
         if self.pictures.get(path, digest) != digest:
             raise ImageError(f"{path} is another picture than the one that was tested")
         return pixels
@@ -309,6 +310,7 @@ def _data_of(run: Run, root: Path | None) -> _Data:
             digest=cache.data_digest,
             root=root or cache.root,
             lost={kind: counts for kind, counts in lost.items() if counts},
+            dpi=dpi_of(cache.header.decoder) or PageSettings.dpi,
         )
     manifest = read_manifest(config["source"]["data"], _data_settings(config["source"], root))
     return _Data(
@@ -317,6 +319,7 @@ def _data_of(run: Run, root: Path | None) -> _Data:
         digest=manifest.digest,
         root=manifest.root,
         lost={"missing": manifest.missing_by_class()} if manifest.missing else {},
+        dpi=typed(config.get("page", {}), PageSettings).dpi,
     )
 
 

@@ -12,19 +12,19 @@ import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ecgfeat.architectures import family_of
 from ecgfeat.calibration import Decision
-from ecgfeat.config import ComputeSettings, NetworkSettings, parse_tap
+from ecgfeat.config import ComputeSettings, NetworkSettings, PageSettings, parse_tap
 from ecgfeat.errors import ConfigError, DataError, WeightsError
-from ecgfeat.files import write_csv
+from ecgfeat.files import page_named, write_csv
 from ecgfeat.heads import Likeness, Tensors, head_fits, head_probabilities
-from ecgfeat.images import decoder_of, stream
-from ecgfeat.manifest import IMAGE_KINDS, images_below, list_images
+from ecgfeat.images import decoder_of, dpi_of, stream
+from ecgfeat.manifest import IMAGE_KINDS, images_below, list_images, pages_named
 from ecgfeat.predictions import positive_class
 from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.runs import Run, damaged, open_run
@@ -191,6 +191,7 @@ def predict(
     *,
     compute: ComputeSettings = ComputeSettings(),
     weights: str | None = None,
+    pages: Literal["first", "all"] = "first",
     report: Report = silent,
 ) -> InferenceResult:
     """Apply a run's model to new images, prepared as the run's own were.
@@ -208,6 +209,9 @@ def predict(
     weights : str, optional
         Where the backbone's weights are now; by default where the run found them. They must be
         the very same. A fine-tuning keeps its own.
+    pages : {"first", "all"}
+        Of a file of several pages (TIFF, PDF, DICOM) the first, or each as an image of its own;
+        ``scan.tif#page=2`` names one page either way.
     report : callable
         Told the progress before every batch.
 
@@ -234,11 +238,14 @@ def predict(
     ('normal',)
     """
     model = read_model(run if isinstance(run, Run) else open_run(run))
-    paths, columns = list_given(images)
+    paths, columns = list_given(images, pages)
     backbone = model.load_backbone(weights, _resolve(compute, model.precision))
-    decoder = decoder_of(map(str, paths))
-    if model.decoder != decoder:
-        message = f"the run's own images were decoded by {model.decoder}, these by {decoder}"
+    decoder = decoder_of(map(str, paths), model.preprocessing.dpi)
+    others = [part for part in decoder.split(", ") if part not in model.decoder.split(", ")]
+    if others:
+        message = (
+            f"the run's own images were decoded by {model.decoder}, these by {', '.join(others)}"
+        )
         report(Progress(stage="predicting", done=0, total=len(paths), message=message))
     return _apply(model, backbone, paths, columns, report)
 
@@ -250,8 +257,10 @@ class Listed(NamedTuple):
     columns: dict[str, list[str]]
 
 
-def list_given(images: Sequence[str | Path] | str | Path) -> Listed:
-    """The images that files, folders, CSVs and patterns stand for.
+def list_given(
+    images: Sequence[str | Path] | str | Path, pages: Literal["first", "all"] = "first"
+) -> Listed:
+    """The images that files, folders, CSVs and patterns stand for, or all of their pages.
 
     Raises
     ------
@@ -268,6 +277,11 @@ def list_given(images: Sequence[str | Path] | str | Path) -> Listed:
         paths += found
     if not paths:
         raise DataError("there are no images: give files, or folders that hold some")
+    if pages == "all":
+        named = [pages_named(path) for path in paths]
+        rows = [row for row, each in enumerate(named) for _ in each]
+        paths = [Path(name) for each in named for name in each]
+        columns = {name: [cells[row] for row in rows] for name, cells in columns.items()}
     return Listed(paths, columns)
 
 
@@ -280,7 +294,7 @@ def _images_of(given: Path) -> tuple[list[Path], dict[str, list[str]]]:
         return found, {}
     if given.suffix.lower() in (".csv", ".tsv"):
         return list_images(given)
-    if not given.exists() and glob.has_magic(str(given)):
+    if not Path(page_named(given).file).exists() and glob.has_magic(str(given)):
         matched = sorted(glob.glob(str(given), recursive=True))  # noqa: PTH207 - any root
         if not matched:
             raise DataError(f"no file matches {given}")
@@ -509,7 +523,7 @@ def read_model(run: Run) -> Model:
                 for of_fold, tensors, decision in zip(taps, arrays, decisions, strict=True)
             ),
             likeness=None if card.fold_taps else _likeness(run),
-            preprocessing=card.preprocessing,
+            preprocessing=replace(card.preprocessing, dpi=dpi_of(card.decoder) or PageSettings.dpi),
             precision=card.precision,
             decoder=card.decoder,
         )

@@ -24,8 +24,9 @@ from ecgfeat.config import (
     option_name,
 )
 from ecgfeat.feature_cache import FeatureCache
-from ecgfeat.files import typed
+from ecgfeat.files import page_named, typed
 from ecgfeat.heads import idle_options
+from ecgfeat.images import dpi_of
 from ecgfeat.manifest import Manifest
 from ecgfeat.metrics import MAIN, METRICS, Score, in_words, p_in_words
 from ecgfeat.predictions import Predictions
@@ -79,7 +80,7 @@ def commands_of(run: Run, source: FeatureCache | Manifest | None) -> list[str]:
     recipe = RECIPES.get(config.get("recipe", ""), RECIPES["paper"])
     network = _options(NetworkSettings, config.get("backbone", {}), NetworkSettings())
     how = typed(config["preprocessing"], Preprocessing)
-    page = {"crop_mode": how.crop_mode, "size": how.size}
+    page = {"crop_mode": how.crop_mode, "size": how.size, "dpi": _dpi(config)}
     evaluation = _options(EvaluationSettings, config.get("evaluation", {}), EvaluationSettings())
     if "cache" not in config:
         listed = _options(DataSettings, config["source"], DataSettings())
@@ -91,8 +92,14 @@ def commands_of(run: Run, source: FeatureCache | Manifest | None) -> list[str]:
         ]
         return [_line(words)]
     cache = source if isinstance(source, FeatureCache) else None
-    place = config["data"] if cache is None or cache.root is None else _listing_in(cache.root)
+    place = config["data"]
+    if isinstance(source, Manifest):
+        place = str(source.source)
+    elif source is not None and source.root is not None:
+        place = _listing_in(source.root)
     extraction = [] if cache is None else _layers(cache, recipe.extraction.layers)
+    if any(page_named(path).page for path in run.predictions.ids):
+        extraction += ["--pages", "all"]
     options = _options(PageSettings, page, recipe.page)
     return [
         _line(
@@ -111,6 +118,13 @@ def commands_of(run: Run, source: FeatureCache | Manifest | None) -> list[str]:
             ]
         ),
     ]
+
+
+def _dpi(config: Mapping[str, Any]) -> int:
+    """What PDFs were drawn at, as a fine-tuning has it, or a head's decoder."""
+    if "page" in config:
+        return typed(config["page"], PageSettings).dpi
+    return dpi_of(str(config.get("decoder", ""))) or PageSettings.dpi
 
 
 def _listing_in(root: Path) -> str:

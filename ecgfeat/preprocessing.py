@@ -60,6 +60,9 @@ class Preprocessing:
         Size of the network's input.
     resampling : {"pillow-bilinear", "torch-bilinear"}
         `EXACT_RESAMPLING` or `FAST_RESAMPLING`.
+    dpi : int
+        Dots per inch that a PDF's pages are drawn at. Caches and models keep it with the decoder,
+        where PDFs were among the images.
     mean, std : tuple of 3 floats
         Subtracted from and divided into the pixels after scaling them to [0, 1].
 
@@ -76,6 +79,7 @@ class Preprocessing:
     resampling: str = EXACT_RESAMPLING
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    dpi: int = PageSettings.dpi
 
     def __post_init__(self) -> None:
         if self.resampling not in RESAMPLINGS:
@@ -83,7 +87,8 @@ class Preprocessing:
                 f"the resampling {self.resampling!r} is unknown to this version of ecgfeat, which "
                 f"has {' and '.join(RESAMPLINGS)}: take the version that wrote it"
             )
-        PageSettings(crop_mode=self.crop_mode, size=self.size)  # refuses what no option allows
+        # Refuses what no option allows.
+        PageSettings(crop_mode=self.crop_mode, size=self.size, dpi=self.dpi)
 
     @classmethod
     def from_settings(cls, settings: PageSettings, **others: Any) -> Preprocessing:
@@ -92,12 +97,15 @@ class Preprocessing:
             crop_mode=settings.crop_mode,
             width_px=settings.width_px,
             height_px=settings.height_px,
+            dpi=settings.dpi,
             **others,
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values for ``json.dumps``, as a run's files have them."""
-        return asdict(self)
+        """Plain values for ``json.dumps``, as a run's files have them: all but `dpi`."""
+        fields = asdict(self)
+        del fields["dpi"]
+        return fields
 
     @property
     def size(self) -> str:
@@ -107,8 +115,11 @@ class Preprocessing:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over every field, hexadecimal."""
-        text = json.dumps(self.as_json(), sort_keys=True)
+        """SHA-256 over every field, hexadecimal; without the usual `dpi`, which was once fixed."""
+        fields = self.as_json()
+        if self.dpi != PageSettings.dpi:
+            fields["dpi"] = self.dpi
+        text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def geometry(self, page_px: tuple[int, int]) -> Geometry:

@@ -332,7 +332,7 @@ def test_features_of_other_decoders_or_devices_are_refused(pages, finished, fiel
 
 
 def test_the_header_names_the_decoder_that_is_in_use(pages, finished, monkeypatch):
-    monkeypatch.setattr(extraction_module, "decoder_of", lambda _: "rgb 1, pillow 99")
+    monkeypatch.setattr(extraction_module, "decoder_of", lambda *_: "rgb 1, pillow 99")
     assert "but 'rgb 1, pillow 99' is asked for" in refusal(pages, finished)
 
 

@@ -27,6 +27,7 @@ from ecgfeat.errors import ConfigError, DataError, Interrupted, RunError, Weight
 from ecgfeat.extraction import extract
 from ecgfeat.feature_cache import open_cache
 from ecgfeat.heads import fit_heads
+from ecgfeat.images import DECODER
 from ecgfeat.inference import FailedImage, predict
 from ecgfeat.manifest import read_manifest
 from ecgfeat.runs import Run, open_run
@@ -399,6 +400,13 @@ def test_another_decoder_than_the_runs_is_told(run, pages, tmp_path):
     changed = with_card(run, tmp_path, decoder="pillow 1.0")
     predict(changed, pages[:1], compute=AUTO, report=told.append)
     assert told[0].message.startswith("the run's own images were decoded by pillow 1.0, these by ")
+
+
+def test_only_a_decoder_that_the_run_lacks_is_told(run, pages, tmp_path):
+    told = []
+    changed = with_card(run, tmp_path, decoder=f"{DECODER}, pypdfium2 1.0")
+    predict(changed, pages[:1], compute=AUTO, report=told.append)
+    assert not any(tick.message for tick in told)
 
 
 def test_progress_counts_every_image_and_may_interrupt(run, pages):

@@ -114,6 +114,7 @@ OTHERS: dict[str, Any] = {
     "resampling": FAST_RESAMPLING,
     "mean": (0.5, 0.456, 0.406),
     "std": (0.229, 0.224, 0.2250001),
+    "dpi": 151,
 }
 
 
@@ -139,6 +140,18 @@ def test_what_was_written_down_is_read_back(resampling: str) -> None:
 def test_a_specification_turns_itself_into_json_and_back() -> None:
     first = Preprocessing(crop_mode="border", width_px=448, height_px=320)
     assert typed(json.loads(json.dumps(first.as_json())), Preprocessing) == first
+
+
+def test_dots_per_inch_are_not_in_the_json_but_with_the_decoder() -> None:
+    first = specification("center", 224)
+    assert dataclasses.replace(first, dpi=300).as_json() == first.as_json()
+
+
+@pytest.mark.parametrize("dpi", [35, 601])
+def test_dots_per_inch_have_bounds(dpi: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        PageSettings(dpi=dpi)
+    assert str(caught.value) == f"--dpi must be at least 36 and at most 600; found {dpi}"
 
 
 def test_an_unknown_resampling_is_refused_with_those_there_are() -> None:

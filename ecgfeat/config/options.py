@@ -84,6 +84,14 @@ class PageSettings(Sized, Settings):
         choices=get_args(CropMode),
     )
     size: str = setting("448x320", "Network input in pixels, W or WxH.", metavar="W|WxH")
+    # Of a printed ECG at 25 mm/s, 150 dpi keep 6.8 ms a pixel; A3 at 600 is about what is decoded.
+    dpi: int = setting(
+        150,
+        "Dots per inch that a PDF's pages are drawn at, before they are resized.",
+        minimum=36,
+        maximum=600,
+        rare=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,6 +104,11 @@ class PageSettings(Sized, Settings):
                 f"--size must be from 32 to 4096 pixels a side (a ResNet shrinks its input "
                 f"32-fold); found {self.size!r}"
             )
+
+    def in_words(self) -> str:
+        """As options; the dots per inch where they are not the usual ones."""
+        dpi = "" if self.dpi == PageSettings.dpi else f" --dpi {self.dpi}"
+        return f"--crop-mode {self.crop_mode} --size {self.size}{dpi}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +232,12 @@ class DataSettings(Settings):
         "first below the class, 2 the next; name is the beginning of the file's name, such as p12 "
         "of p12_3.png.",
         metavar="folder|name|N",
+    )
+    pages: Literal["first", "all"] = setting(
+        "first",
+        "Of a file of several pages (TIFF, PDF, DICOM): the first, or all, each page an image of "
+        "its own, and those of one file in one group.",
+        choices=("first", "all"),
     )
     limit: int = setting(
         0,

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ecgfeat.config import PageSettings
 from ecgfeat.data_audit.copies import (
     FINE_PX,
     LEAST_LIKENESS,
@@ -27,7 +28,7 @@ from ecgfeat.data_audit.shortcuts import TRAITS, traits
 from ecgfeat.errors import ImageError, StorageError
 from ecgfeat.feature_cache import FeatureCache
 from ecgfeat.files import replacing
-from ecgfeat.images import decode_with_digest
+from ecgfeat.images import decode_with_digest, dpi_of
 from ecgfeat.runtime import Progress, Report, n_cpus
 
 __all__ = ["Pages"]
@@ -72,6 +73,7 @@ class Pages:
         self._root = root
         self._report = report
         self._digests = cache.pictures
+        self._dpi = dpi_of(cache.header.decoder) or PageSettings.dpi
         self._memory = cache.path.with_name(f"{cache.path.stem}-audit.npz")
         self._traits, self._likenesses = self._remembered()
         self._maps: dict[int, Maps] = {}
@@ -161,7 +163,7 @@ class Pages:
             try:
                 if self._root is None:
                     raise ImageError("it isn't known where the images are")
-                page, digest, n_bytes = decode_with_digest(self.path(row))
+                page, digest, n_bytes = decode_with_digest(self.path(row), dpi=self._dpi)
                 if digest != self._digests[row]:
                     raise ImageError("it changed since its features were extracted")
                 return measure(page, n_bytes)

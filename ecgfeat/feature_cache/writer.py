@@ -48,7 +48,7 @@ from ecgfeat.feature_cache.reader import (
     part_paths,
     parts_folder,
 )
-from ecgfeat.files import open_aside
+from ecgfeat.files import open_aside, page_named
 from ecgfeat.manifest import Manifest
 from ecgfeat.runtime import Progress, Report, silent, versions
 
@@ -497,12 +497,16 @@ def hash_images(
 
 
 def _image_digest(path: Path) -> bytes:
-    """BLAKE2b of the file's bytes; empty where there are none to be had."""
+    """BLAKE2b of the file's bytes and the page's mark; empty where there are none to be had."""
+    named = page_named(path)
+    path = Path(named.file)
     try:
         # Opening a pipe would wait for its other end.
         if path.is_file():
             with path.open("rb") as file:
-                return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+                found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+            found.update(named.mark)
+            return found.digest()
     except OSError:
         pass
     return b""

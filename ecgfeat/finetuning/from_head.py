@@ -21,6 +21,7 @@ from ecgfeat.backbones import Weights
 from ecgfeat.config import EvaluationSettings, NetworkSettings, PageSettings, option_name
 from ecgfeat.errors import ConfigError, RunError, WeightsError
 from ecgfeat.files import typed
+from ecgfeat.images import dpi_of
 from ecgfeat.manifest import Manifest
 from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.protocol import Partition
@@ -87,7 +88,7 @@ def read_head(folder: Path) -> FittedHead:
         arch=card.backbone.arch,
         weights=card.backbone.weights,
         weights_digest=card.backbone.weights_digest,
-        preprocessing=card.preprocessing,
+        preprocessing=replace(card.preprocessing, dpi=dpi_of(card.decoder) or PageSettings.dpi),
         evaluation=typed(run.config.get("evaluation", {}), EvaluationSettings),
         layers=layers,
     )
@@ -174,15 +175,15 @@ class FittedHead:
         is_same_size = (page.width_px, page.height_px) == (made.width_px, made.height_px)
         size = page.size if is_same_size else made.size  # 224 and 224x224 are the same
         self._refuse_other(network, arch=self.arch)
-        self._refuse_other(page, crop_mode=made.crop_mode, size=size)
+        self._refuse_other(page, crop_mode=made.crop_mode, size=size, dpi=made.dpi)
         is_default = network.weights == NetworkSettings().weights
         weights = self.weights if is_default else network.weights
         return (
             replace(network, arch=self.arch, weights=weights),
-            replace(page, crop_mode=made.crop_mode, size=size),
+            replace(page, crop_mode=made.crop_mode, size=size, dpi=made.dpi),
         )
 
-    def _refuse_other(self, settings: NetworkSettings | PageSettings, **own: str) -> None:
+    def _refuse_other(self, settings: NetworkSettings | PageSettings, **own: str | int) -> None:
         default = type(settings)()
         for name, value in own.items():
             asked = getattr(settings, name)

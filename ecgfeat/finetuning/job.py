@@ -124,7 +124,7 @@ class Job:
         found = self.manifest.pictures()
         for rows in same_pictures(found):
             try:
-                decode(self.manifest.image_path(rows[0]))
+                decode(self.manifest.image_path(rows[0]), dpi=self.page.dpi)
             except ImageError:
                 for row in rows:
                     found[row] = os.fsencode(self.manifest.paths[row])

@@ -824,7 +824,7 @@ def result_of(
             "backbone": config["backbone"],
             "preprocessing": config["preprocessing"],
             "precision": job.compute.precision,
-            "decoder": decoder_of(job.manifest.paths),
+            "decoder": decoder_of(job.manifest.paths, job.page.dpi),
         },
         decisions=decisions,
         validation=join(validated) if any(map(len, validated)) else None,

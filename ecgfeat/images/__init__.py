@@ -7,7 +7,7 @@ in the file                           on the page
 ====================================  ==========================================================
 grey, of 1, 2, 4 or 8 bits            scaled to 0..255, the same value in all three channels
 16 bits per sample, of any colour     the high byte: ``value // 256`` (white stays white)
-grey of 16 bits that holds fewer      8, 10, 12 or 14 by what the file or its largest value says
+16 bits that hold fewer               8, 10, 12 or 14 by what the file or its largest value says
 palette                               the palette's colours
 alpha, or transparent colours         laid over white, an ECG page's paper, rounded to nearest
 JPEG in YCbCr or RGB                  libjpeg's exact inverse DCT and smooth chroma upsampling
@@ -17,7 +17,8 @@ EXIF orientation, all eight           turned upright (the JPEG's Exif segment, t
 ICC profile, gamma, chromaticities    ignored
 animated PNG                          its default image, which viewers without animation show
 several pictures in a JPEG (MPO)      the first
-several pages, an animation           the first, and a remark that says so
+several pages, an animation           the first, and a remark that says so; ``scan.tif#page=2``
+                                      names another page of a TIFF, PDF or DICOM file
 ====================================  ==========================================================
 
 What a file is, its content says, never its name: JPEG, PNG, TIFF, BMP, WebP or GIF, anything else
@@ -33,8 +34,8 @@ doesn't know is decoded by Pillow, which doesn't tell of complaints.) A refusal 
 TIFF, BMP, WebP and GIF are read by Pillow, whose own checks they get: sizes are held against the
 limits before the picture is decoded, and what it raises becomes a reason.
 
-PDF and DICOM need an extra each, see `documents`: of a PDF the first page at 150 dpi, of a DICOM
-file the first frame.
+PDF and DICOM need an extra each, see `documents`: of a PDF the first page at 150 dpi or what
+``--dpi`` says, of a DICOM file the first frame.
 
 `decoding` is the way from a file to a page, by way of its format (`formats`); `streaming` goes on
 to the network's input, ahead and in threads.
@@ -49,6 +50,7 @@ from ecgfeat.images.decoding import (
     decode,
     decode_with_digest,
     decoder_of,
+    dpi_of,
     image_digest,
 )
 from ecgfeat.images.formats import MAX_PIXELS
@@ -65,6 +67,7 @@ __all__ = [
     "decode",
     "decode_with_digest",
     "decoder_of",
+    "dpi_of",
     "image_digest",
     "prepare",
     "stream",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -17,8 +18,10 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from ecgfeat.config import PageSettings
 from ecgfeat.errors import ImageError, storage_error
-from ecgfeat.images.documents import read_dicom_file, read_pdf
+from ecgfeat.files import MAX_IMAGE_BYTES, MAX_PAGES, NamedPage, page_named
+from ecgfeat.images.documents import no_such_page, read_dicom_file, read_pdf
 from ecgfeat.images.formats import (
     JPEG_MAGIC,
     MAX_PIXELS,
@@ -42,6 +45,7 @@ __all__ = [
     "decode_with_digest",
     "decoder_of",
     "digest",
+    "dpi_of",
     "image_digest",
     "read_file",
     "read_header",
@@ -49,29 +53,44 @@ __all__ = [
 ]
 
 
-DECODER = f"rgb 3, pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
+DECODER = f"rgb 4, pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
 """What decides the pixels: the version of the rules in `images`, and the decoders."""
 
 
-def decoder_of(names: Iterable[str]) -> str:
+def decoder_of(names: Iterable[str], dpi: int = PageSettings.dpi) -> str:
     """What decides the pixels of some files: `DECODER`, and what draws those that are documents.
 
-    Part of a feature cache's identity.
+    Part of a feature cache's identity. `dpi`, where PDFs are drawn at another than the usual one,
+    is told too: `dpi_of` reads it.
     """
-    ends = {Path(name).suffix.lower() for name in names}
+    ends = {Path(page_named(name).file).suffix.lower() for name in names}
     found = DECODER
     for package, suffixes in (("pypdfium2", {".pdf"}), ("pydicom", {".dcm", ".dicom"})):
         if ends & suffixes and find_spec(package):
             found += f", {package} {version(package)}"
+            if package == "pypdfium2" and dpi != PageSettings.dpi:
+                found += f" at {dpi} dpi"
     return found
+
+
+def dpi_of(decoder: str) -> int | None:
+    """Dots per inch that PDFs were drawn at, by what `decoder_of` gave; None where there were none.
+
+    A decoder of an earlier version says nothing of it, and drew at the usual ones.
+    """
+    match = re.search(r"pypdfium2 [^ ,]+(?: at (\d{1,4}) dpi)?", decoder)
+    return int(match[1] or PageSettings.dpi) if match else None
 
 
 MAX_SIDE_PX = 65_535
 """Longest side: what a JPEG can have."""
 
 
-def decode(source: str | Path) -> NDArray[np.uint8]:
+def decode(source: str | Path, *, dpi: int = PageSettings.dpi) -> NDArray[np.uint8]:
     """Decode a JPEG, PNG, TIFF, BMP, WebP or GIF file; PDF and DICOM by their extras.
+
+    A PDF's page is drawn at `dpi` dots per inch. ``scan.tif#page=2`` is the second page of
+    ``scan.tif``; without a number the first page is taken.
 
     Returns
     -------
@@ -83,25 +102,32 @@ def decode(source: str | Path) -> NDArray[np.uint8]:
     ImageError
         When the file can't be read or decoded; the message is the reason.
     """
-    page, _, _ = decode_with_digest(source)
+    page, _, _ = decode_with_digest(source, dpi=dpi)
     return page
 
 
-def decode_with_digest(source: str | Path) -> tuple[NDArray[np.uint8], bytes, int]:
+def decode_with_digest(
+    source: str | Path, *, dpi: int = PageSettings.dpi
+) -> tuple[NDArray[np.uint8], bytes, int]:
     """`decode`, beside `image_digest` and the size of the very bytes that were decoded."""
-    data = read_file(Path(source))
-    return as_array(decode_picture(read_header(data))), digest(data), len(data)
+    data, named = read_file(Path(source)), page_named(source)
+    picture = read_header(data, page=named.page, dpi=dpi)
+    return as_array(decode_picture(picture)), digest(data, named), len(data)
 
 
-def read_header(data: bytes) -> Picture:
+def read_header(data: bytes, *, page: int = 0, dpi: int = PageSettings.dpi) -> Picture:
     """Find out what the bytes are; no decoder runs.
+
+    Of several pages the one of that number is taken, or for 0 the first, which is then remarked.
+    A PDF's page has its size at `dpi`.
 
     Raises
     ------
     ImageError
-        When they are no picture, their header is not sound, or the picture is too large.
+        When they are no picture, their header is not sound, the picture is too large, or there
+        is no such page.
     """
-    picture = _read_format(data)
+    picture = _read_format(data, page, dpi)
     width, height = picture.size_px
     if not width or not height:
         raise ImageError(f"damaged: the picture has {width:,} x {height:,} pixels")
@@ -123,20 +149,23 @@ def decode_picture(picture: Picture) -> Page:
         return turned_upright(picture.decode(), picture.orientation)
 
 
-def _read_format(data: bytes) -> Picture:
-    if _begins(data, JPEG_MAGIC):
-        return read_jpeg(data)
-    if _begins(data, PNG_MAGIC):
-        return read_png(data)
+def _read_format(data: bytes, page: int, dpi: int) -> Picture:
+    if page > MAX_PAGES:
+        raise ImageError(f"only the first {MAX_PAGES} pages of a file are read: split it")
+    is_jpeg, is_png = _begins(data, JPEG_MAGIC), _begins(data, PNG_MAGIC)
+    if is_jpeg or is_png:
+        if page > 1:
+            raise no_such_page(page, 1)
+        return read_jpeg(data) if is_jpeg else read_png(data)
     for offset, signature, image_format in _OTHERS:
         if data.startswith(signature, offset):
-            return read_other(data, image_format)
+            return read_other(data, image_format, page)
     if data.startswith(b"%PDF"):
         with blaming_the_file():
-            return read_pdf(data)
+            return read_pdf(data, page, dpi)
     if data.startswith(b"DICM", 128):
         with blaming_the_file():
-            found = read_dicom_file(data)
+            found = read_dicom_file(data, page)
         return read_jpeg(found) if isinstance(found, bytes) else found
     name = foreign_format(data)
     if name is not None:
@@ -150,8 +179,8 @@ def _begins(data: bytes, magic: bytes) -> bool:
     return data.startswith(magic) or magic.startswith(data)
 
 
-MAX_BYTES = 128 * 2**20
-"""Largest file read. A 600-dpi A4 page without compression has 100 MiB."""
+MAX_BYTES = MAX_IMAGE_BYTES
+"""Largest file read."""
 
 DIGEST_BYTES = 16
 
@@ -168,7 +197,7 @@ _PASSING = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def read_file(source: Path, look: tuple[int, int] | None = None) -> bytes:
-    """Read a regular file whole.
+    """Read a regular file whole, whatever page of it is named.
 
     Parameters
     ----------
@@ -183,7 +212,13 @@ def read_file(source: Path, look: tuple[int, int] | None = None) -> bytes:
     StorageError
         When no file could be: too many are open, or the system is out of memory.
     """
+    named = page_named(source)
     try:
+        if named.page and source.exists():
+            raise ImageError(
+                f"a file whose name stands for page {named.page} of another: rename it"
+            )
+        source = Path(named.file)
         status = source.stat()
         _refuse_by_status(status)
         with open(source, "rb", opener=_open_without_waiting) as file:
@@ -205,20 +240,25 @@ def read_file(source: Path, look: tuple[int, int] | None = None) -> bytes:
 def size_on_disk(source: Path) -> int:
     """Bytes of a regular file; 0 for what isn't one."""
     try:
-        status = source.stat()
+        status = Path(page_named(source).file).stat()
     except (OSError, ValueError):
         return 0
     return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
 def image_digest(source: str | Path) -> bytes:
-    """BLAKE2b of the file's bytes, 16 bytes long; raises as `decode` does for unreadable files."""
-    return digest(read_file(Path(source)))
+    """BLAKE2b of the file's bytes, 16 bytes long; raises as `decode` does for unreadable files.
+
+    Of a page after the first, of the bytes and then ``#page=`` and its number.
+    """
+    return digest(read_file(Path(source)), page_named(source))
 
 
-def digest(data: bytes) -> bytes:
-    """BLAKE2b of `data`, 16 bytes long."""
-    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+def digest(data: bytes, named: NamedPage) -> bytes:
+    """BLAKE2b of `data` and the page's mark, 16 bytes long."""
+    found = hashlib.blake2b(data, digest_size=DIGEST_BYTES)
+    found.update(named.mark)
+    return found.digest()
 
 
 def _refuse_by_status(status: os.stat_result) -> None:

@@ -1,6 +1,6 @@
 """Pages of PDF files and pictures of DICOM files, by the extras ``pdf`` and ``dicom``.
 
-A PDF's first page is drawn at `DPI` on white, by pdfium. A DICOM file's first frame is decoded by
+A PDF's page is drawn on white, by pdfium. A DICOM file's frame is decoded by
 pydicom, or, where it is a JPEG, as any other JPEG; its grey is scaled by the bits that it says are
 stored, black and white the right way round, without a window. Sizes are held against the same
 limits as any picture's; but a PDF is a program that draws, and a stranger's may take long.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import math
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,14 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfeat.errors import ImageError
+from ecgfeat.manifest import PDFIUM
 
-__all__ = ["DPI", "SEVERAL_PAGES", "Drawn", "read_dicom_file", "read_pdf"]
+__all__ = ["SEVERAL_PAGES", "Drawn", "no_such_page", "read_dicom_file", "read_pdf"]
 
-DPI = 150
-"""Dots per inch that a PDF's page is drawn at."""
-_SCALE = DPI / 72  # a PDF's own unit is the point
-SEVERAL_PAGES = "several pages in one file: the first is taken"
-"""What is remarked of them."""
+SEVERAL_PAGES = "several pages in one file: the first is taken; --pages all takes every one"
+"""What is remarked of them, unless a page is named."""
+
+
+def no_such_page(page: int, n_pages: int) -> ImageError:
+    """For a page that is named and isn't there."""
+    n_there = "one page" if n_pages == 1 else f"{n_pages} pages"
+    return ImageError(f"there is no page {page}: the file has {n_there}")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -60,37 +63,36 @@ class Drawn:
 
 # PDF
 
-_PDFIUM = threading.Lock()
-"""pdfium may not be called from two threads at once."""
 
-
-def read_pdf(data: bytes) -> Drawn:
-    """Find out the size of a PDF's first page.
+def read_pdf(data: bytes, page: int, dpi: int) -> Drawn:
+    """Find out the size of a PDF's page, drawn at `dpi` dots per inch; page 0 is the first.
 
     Raises
     ------
     ImageError
         When it can't be read, asks for a password, or the extra is not installed.
     """
-    with _first_page(data) as (page, n_pages):
-        width, height = (math.ceil(points * _SCALE) for points in page.get_size())
+    scale = dpi / 72  # a PDF's own unit is the point
+    with _open_page(data, page) as (opened, n_pages):
+        width, height = (math.ceil(points * scale) for points in opened.get_size())
 
     def draw() -> NDArray[np.uint8]:
-        with _first_page(data) as (page, _):
-            drawn = page.render(scale=_SCALE, may_draw_forms=False, rev_byteorder=True)
+        with _open_page(data, page) as (opened, _):
+            drawn = opened.render(scale=scale, may_draw_forms=False, rev_byteorder=True)
             return np.array(drawn.to_numpy()[..., :3], np.uint8)
 
-    return Drawn(size_px=(width, height), draw=draw, remark=SEVERAL_PAGES if n_pages > 1 else "")
+    remark = SEVERAL_PAGES if n_pages > 1 and not page else ""
+    return Drawn(size_px=(width, height), draw=draw, remark=remark)
 
 
 @contextmanager
-def _first_page(data: bytes) -> Iterator[tuple[Any, int]]:
-    """The first page and how many there are; nobody else calls pdfium meanwhile."""
+def _open_page(data: bytes, page: int) -> Iterator[tuple[Any, int]]:
+    """A page, and how many there are; nobody else calls pdfium meanwhile."""
     try:
         import pypdfium2
     except ImportError as error:
         raise ImageError("a PDF: pip install 'ecgfeat[pdf]' to read its pages") from error
-    with _PDFIUM:
+    with PDFIUM:
         try:
             document = pypdfium2.PdfDocument(data)
         except pypdfium2.PdfiumError as error:
@@ -100,9 +102,12 @@ def _first_page(data: bytes) -> Iterator[tuple[Any, int]]:
         try:
             if not len(document):
                 raise ImageError("damaged: the PDF has no page")
-            yield document[0], len(document)
+            if page > len(document):
+                raise no_such_page(page, len(document))
+            yield document[max(page, 1) - 1], len(document)
         except pypdfium2.PdfiumError as error:
-            raise ImageError("damaged: the PDF's first page is not sound") from error
+            which = f"page {page}" if page > 1 else "first page"
+            raise ImageError(f"damaged: the PDF's {which} is not sound") from error
         finally:
             document.close()
 
@@ -122,8 +127,10 @@ _TAGS = [
 """All that makes the picture; a stranger's millions of other elements are not kept."""
 
 
-def read_dicom_file(data: bytes) -> Drawn | bytes:
-    """Find out the size of a DICOM file's first frame; one that is a JPEG is given back.
+def read_dicom_file(data: bytes, page: int) -> Drawn | bytes:
+    """Find out the size of a DICOM file's frame; one that is a JPEG is given back.
+
+    Frames count as pages; page 0 is the first.
 
     Raises
     ------
@@ -143,8 +150,11 @@ def read_dicom_file(data: bytes) -> Drawn | bytes:
             raise ImageError("a DICOM file that holds no picture")
         syntax = found.file_meta.TransferSyntaxUID
         n_frames = int(found.get("NumberOfFrames") or 1)
+        if page > n_frames:
+            raise no_such_page(page, n_frames)
+        index = max(page, 1) - 1
         if syntax in _JPEG_SYNTAXES:
-            return pydicom.encaps.get_frame(found.PixelData, 0, number_of_frames=n_frames)
+            return pydicom.encaps.get_frame(found.PixelData, index, number_of_frames=n_frames)
         if syntax.is_compressed and syntax != pydicom.uid.RLELossless:
             raise ImageError(
                 f"a kind of DICOM that is not supported ({syntax.name}): save it as PNG"
@@ -154,16 +164,16 @@ def read_dicom_file(data: bytes) -> Drawn | bytes:
         raise
     except Exception as error:
         raise ImageError("damaged: the DICOM file is not sound") from error
-    remark = SEVERAL_PAGES if n_frames > 1 else ""
-    return Drawn(size_px=size_px, draw=lambda: _frame(found), remark=remark)
+    remark = SEVERAL_PAGES if n_frames > 1 and not page else ""
+    return Drawn(size_px=size_px, draw=lambda: _frame(found, index), remark=remark)
 
 
-def _frame(found: Any) -> NDArray[np.uint8]:
-    """The first frame in RGB."""
+def _frame(found: Any, index: int) -> NDArray[np.uint8]:
+    """A frame in RGB."""
     from pydicom.pixels.processing import apply_color_lut
     from pydicom.pixels.utils import pixel_array
 
-    values = pixel_array(found, index=0)
+    values = pixel_array(found, index=index)
     n_bits, meaning = int(found.BitsStored), str(found.PhotometricInterpretation)
     if meaning == "PALETTE COLOR":
         values = apply_color_lut(values, found)

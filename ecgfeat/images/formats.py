@@ -9,21 +9,22 @@ from __future__ import annotations
 import io
 import re
 import struct
+import sys
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from ecgfeat.errors import ImageError
-from ecgfeat.images.documents import SEVERAL_PAGES
+from ecgfeat.images.documents import SEVERAL_PAGES, no_such_page
 
 __all__ = [
     "JPEG_MAGIC",
@@ -257,7 +258,7 @@ MAX_CHUNKS = 65_536
 """Above what writers make of `MAX_BYTES` (libpng's data chunks have 8 KiB); bounds the time."""
 
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
-_GREY, _COLOUR, _PALETTE = 0, 2, 3
+_GREY, _COLOUR, _PALETTE, _GREY_ALPHA = 0, 2, 3, 4
 _USED = {b"IHDR", b"PLTE", b"tRNS", b"sBIT", b"IDAT", b"eXIf", b"IEND"}
 
 
@@ -293,21 +294,37 @@ class Png:
     def decode(self) -> Image.Image:
         """Decode to RGB, as stored."""
         image = load(self.data, "PNG")
+        n_bits = self.depth
         if image.mode == "I;16":
-            image, self.remark = in_8_bits(np.asarray(image), self.significant)
-        colour = self._transparent_colour()
+            image, n_bits = in_8_bits(np.asarray(image), self.significant)
+        elif self.depth == 16:
+            image, n_bits = colour_in_8_bits(image, self._low_bytes, self.significant)
+        self.remark = _on_bits(n_bits) if self.depth == 16 else ""
+        colour = self._transparent_colour(n_bits)
         if colour is not None:
             image.info["transparency"] = colour
         return on_white(image)
 
-    def _transparent_colour(self) -> int | tuple[int, ...] | None:
-        """The colour that stands for "nothing here", at the 8 bits that Pillow compares."""
+    def _low_bytes(self) -> NDArray[np.uint8]:
+        """The low byte of each sample of 16 bits, where Pillow gives the high one."""
+        if self.colour_type == _GREY_ALPHA:  # as RGBA, its pixels' four bytes come as they are
+            return np.asarray(load(self.data, "PNG", "RGBA"))[..., (1, 1, 1, 3)]
+        mode = "RGB" if self.colour_type == _COLOUR else "RGBA"
+        return np.asarray(load(self.data, "PNG", f"{mode};16L"))
+
+    def _transparent_colour(self, n_bits: int) -> int | tuple[int, ...] | None:
+        """The colour that stands for "nothing here", at the 8 bits that Pillow compares.
+
+        Of samples of 16 bits `n_bits` are in use; a colour beyond them is nowhere.
+        """
         n_samples = {_GREY: 1, _COLOUR: 3}.get(self.colour_type, 0)
         if not n_samples or len(self.transparent) != 2 * n_samples:
             return None
         samples = struct.unpack(f">{n_samples}H", self.transparent)
         if self.depth == 16:
-            colour = tuple(sample >> 8 for sample in samples)
+            colour = tuple(sample >> (n_bits - 8) for sample in samples)
+            if max(colour) > 255:
+                return None
         else:
             largest = 2**self.depth - 1
             colour = tuple((sample & largest) * 255 // largest for sample in samples)
@@ -394,6 +411,8 @@ def _read_palette(chunks: list[memoryview]) -> list[memoryview]:
 
 # TIFF, BMP, WebP and GIF: header and picture read by Pillow.
 
+ANIMATION = "several pictures in one file, an animation: the first is taken"
+"""What is remarked of a GIF or WebP."""
 _PHOTOMETRIC = 262
 """The TIFF tag that says what a sample means: 0 is grey from white to black."""
 _PILLOW_WARNINGS = threading.Lock()
@@ -407,7 +426,9 @@ class Other:
     Attributes
     ----------
     image : PIL.Image.Image
-        Its first page, not decoded yet.
+        The page, not decoded yet.
+    reopen : callable
+        Gives the same once more.
     orientation : int
         EXIF's, 1 to 8; a TIFF's is Pillow's own business.
     zero_is_white : bool
@@ -415,7 +436,8 @@ class Other:
     remark : str
     """
 
-    image: Image.Image
+    image: ImageFile.ImageFile
+    reopen: Callable[[], ImageFile.ImageFile]
     orientation: int
     zero_is_white: bool
     remark: str
@@ -427,70 +449,202 @@ class Other:
 
     def decode(self) -> Image.Image:
         """Decode to RGB, laid over white where it is transparent."""
-        image = self.image
+        has_16_bits = _has_16_bits(self.image)
+        image: Image.Image = self.image
         image.load()
+        n_bits = 16
         if image.mode.startswith("I"):
             values = np.asarray(image)
             if values.min() < 0 or values.max() >= 2**16:
                 raise ImageError("more than 16 bits per sample: save it as PNG")
-            image, remark = in_8_bits(values.astype(np.uint16), 0)
-            self.remark = self.remark or remark
+            image, n_bits = in_8_bits(values.astype(np.uint16), 0)
             if self.zero_is_white:
                 image = ImageOps.invert(image)
+        elif has_16_bits:
+            image, n_bits = colour_in_8_bits(image, self._low_bytes, 0)
         elif image.mode == "F":
             raise ImageError("numbers with a fraction as samples: save it as PNG")
+        self.remark = self.remark or _on_bits(n_bits)
         return on_white(image)
 
+    def _low_bytes(self) -> NDArray[np.uint8]:
+        """The low byte of each sample of 16 bits, where Pillow gives the high one."""
+        image = self.reopen()
+        image.tile = [_of_the_other_order(tile) for tile in image.tile]
+        image.load()
+        return np.asarray(image)
 
-def read_other(data: bytes, image_format: str) -> Other:
+
+_COLOUR_OF_16_BITS = re.compile("(RGB|RGBX|RGBA|[RGBA]);16([LBN])")
+"""Pillow's words for how a TIFF's samples lie: the first byte is the low or the high one."""
+_BITS_PER_SAMPLE, _PLANES = 258, 284
+
+
+def _planes_mended(image: ImageFile.ImageFile) -> ImageFile.ImageFile:
+    """Have planes of 16 bits, one for each colour, read as such: Pillow takes them for 8."""
+    tags: Any = getattr(image, "tag_v2", {})
+    if set(tags.get(_BITS_PER_SAMPLE, ())) == {16}:
+        order = "L" if tags.prefix == b"II" else "B"
+        image.tile = [
+            tile._replace(args=(f"{_words(tile)};16{order}", *tile.args[1:]))  # type: ignore[index]
+            if _words(tile) in tuple("RGBA")
+            else tile
+            for tile in image.tile
+        ]
+    return image
+
+
+def _has_16_bits(image: ImageFile.ImageFile) -> bool:
+    """Whether a page that isn't decoded yet is one of colours of 16 bits, of both bytes."""
+    is_separate = getattr(image, "tag_v2", {}).get(_PLANES) == 2
+    return bool(image.tile) and all(
+        # Of separate planes libtiff gives the high bytes, whatever it is asked for.
+        _COLOUR_OF_16_BITS.fullmatch(_words(tile)) and not (is_separate and tile[0] == "libtiff")
+        for tile in image.tile
+    )
+
+
+def _words(tile: Any) -> str:
+    return str(tile.args[0] if isinstance(tile.args, tuple) else tile.args)
+
+
+def _of_the_other_order(tile: Any) -> Any:
+    """The tile read as if its samples' bytes were the other way round."""
+    mode, order = _words(tile).split(";16")
+    other = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}[order]
+    return tile._replace(args=(f"{mode};16{other}", *tile.args[1:]))
+
+
+def read_other(data: bytes, image_format: str, page: int = 0) -> Other:
     """Read the header with Pillow, as nothing but `image_format`.
+
+    Pages are a TIFF's; page 0 is the first. An animation has one.
 
     Raises
     ------
     ImageError
         When it is not sound.
     """
-    with blaming_the_file(), _PILLOW_WARNINGS, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd tags, which don't make the picture
-        image = Image.open(io.BytesIO(data), formats=(image_format,))
+
+    def reopen() -> ImageFile.ImageFile:
+        with _PILLOW_WARNINGS, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd tags, which don't make the picture
+            image = Image.open(io.BytesIO(data), formats=(image_format,))
+            if page > 1:
+                _turn_to(image, page, data)
+            return _planes_mended(image)
+
+    with blaming_the_file():
+        image = reopen()
         has_more = getattr(image, "is_animated", False)
         exif = image.info.get("exif", b"") if image_format == "WEBP" else b""
+    several = ANIMATION if image_format != "TIFF" else SEVERAL_PAGES if not page else ""
     return Other(
         image=image,
+        reopen=reopen,
         orientation=exif_orientation(exif.removeprefix(_EXIF)),
         zero_is_white=getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0,
-        remark=SEVERAL_PAGES if has_more else "",
+        remark=several if has_more else "",
     )
 
 
-def in_8_bits(values: NDArray[np.uint16], significant: int) -> tuple[Image.Image, str]:
-    """Grey of up to 16 bits in 8, and a remark where not all 16 bits are in use.
+def _turn_to(image: ImageFile.ImageFile, page: int, data: bytes) -> None:
+    if image.format != "TIFF":
+        raise no_such_page(page, 1)
+    try:
+        image.seek(page - 1)
+    except EOFError as error:  # upon which Pillow counts it as a page
+        again = Image.open(io.BytesIO(data), formats=("TIFF",))
+        raise no_such_page(page, getattr(again, "n_frames", 1)) from error
+
+
+def in_8_bits(values: NDArray[np.uint16], significant: int) -> tuple[Image.Image, int]:
+    """Grey of up to 16 bits in 8, and how many of the 16 are in use.
 
     Parameters
     ----------
     values : ndarray of shape (height, width), uint16
     significant : int
-        Bits in use by what the file says; 0 where it doesn't, and the largest value tells: of 8,
-        10, 12 and 14 bits the fewest that hold it, for 16 bits are hardly ever this dark.
+        Bits in use by what the file says; 0 where it doesn't.
 
     Returns
     -------
-    Image, str
+    Image, int
     """
-    n_bits, largest = significant, int(values.max(initial=0))
-    # By the PNG specification 12 bits stand at the top of 16; where they are at the foot, scale.
-    if not 8 <= n_bits < 16 or largest >= 2**n_bits:
-        n_bits = next((n for n in (8, 10, 12, 14) if largest < 2**n), 16)
-    remark = "" if n_bits == 16 else f"16 bits per sample that hold {n_bits}: scaled to white"
-    return Image.fromarray((values >> (n_bits - 8)).astype(np.uint8)), remark
+    n_bits = _bits_in_use(int(values.max(initial=0)), significant)
+    return Image.fromarray((values >> (n_bits - 8)).astype(np.uint8)), n_bits
+
+
+def colour_in_8_bits(
+    image: Image.Image, low_bytes: Callable[[], NDArray[np.uint8]], significant: int
+) -> tuple[Image.Image, int]:
+    """Colour of up to 16 bits in 8, and how many of the 16 are in use: all samples alike.
+
+    Alpha is a sample as the others are, so that black ink on nothing isn't taken for dark.
+
+    Parameters
+    ----------
+    image : Image
+        The high bytes, which is what Pillow gives; right where all 16 bits are in use.
+    low_bytes : callable
+        Gives the low ones, shape (height, width, channels), uint8; asked for rarely.
+    significant : int
+        As in `in_8_bits`.
+
+    Returns
+    -------
+    Image, int
+    """
+    largest = max(high for _, high in _extremes(image))
+    if largest >= _DARK:
+        return image, 16
+    high, low = np.array(image), low_bytes()
+    n_bits = _bits_in_use(largest * 256 + int(low[high == largest].max()), significant)
+    n_low = n_bits - 8
+    if n_low:  # in place: such pages may be large
+        high <<= 8 - n_low
+        high |= low >> n_low
+    else:
+        high[:] = low
+    return Image.fromarray(high), n_bits
+
+
+_DARK = 2**14 // 256
+"""High bytes below this may belong to samples of 14 bits or fewer."""
+
+
+def _extremes(image: Image.Image) -> Sequence[tuple[int, int]]:
+    found = image.getextrema()
+    return cast(Sequence[tuple[int, int]], found)
+
+
+def _bits_in_use(largest: int, significant: int) -> int:
+    """How many of 16 bits hold a picture: 8, 10, 12, 14 or 16, or what the file says.
+
+    Where it says nothing the largest value tells: the fewest bits that hold it, for pages of 16
+    bits are hardly ever this dark. By the PNG specification 12 bits stand at the top of 16, and
+    the largest value is then beyond 12: nothing is to be done.
+    """
+    if 8 <= significant < 16 and largest < 2**significant:
+        return significant
+    return next((n for n in (8, 10, 12, 14) if largest < 2**n), 16)
+
+
+def _on_bits(n_bits: int) -> str:
+    return "" if n_bits == 16 else f"16 bits per sample that hold {n_bits}: scaled to white"
 
 
 # What they share
 
 
-def load(data: bytes, image_format: str) -> Image.Image:
-    """Decode the first picture in `data`, as nothing but "JPEG" or "PNG", in Pillow's own mode."""
+def load(data: bytes, image_format: str, raw_mode: str = "") -> Image.Image:
+    """Decode the first picture in `data`, as nothing but "JPEG" or "PNG", in Pillow's own mode.
+
+    `raw_mode` is Pillow's word for how a PNG's samples lie, if not as its header says.
+    """
     image = Image.open(io.BytesIO(data), formats=(image_format,))
+    if raw_mode:
+        image.tile = [image.tile[0]._replace(args=raw_mode)]
     image.load()
     return image
 

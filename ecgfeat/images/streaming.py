@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ecgfeat.errors import ImageError
+from ecgfeat.files import page_named
 from ecgfeat.images.decoding import (
     DIGEST_BYTES,
     decode_picture,
@@ -202,10 +203,12 @@ class _Promise:
         )
 
     def _fill(self, index: int) -> None:
-        data = read_file(self._paths[index], self._looks[index] if self._looks else None)
+        path = self._paths[index]
+        data = read_file(path, self._looks[index] if self._looks else None)
+        named = page_named(path)
         self._n_bytes[index] = len(data)
-        self._digests[index] = np.frombuffer(digest(data), np.uint8)
-        picture = read_header(data)
+        self._digests[index] = np.frombuffer(digest(data, named), np.uint8)
+        picture = read_header(data, page=named.page, dpi=self._preprocessing.dpi)
         width, height = picture.size_px
         with self._budget.hold(width * height):
             page = fit(decode_picture(picture), self._preprocessing)

@@ -7,14 +7,16 @@ import os
 import re
 import stat
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ecgfeat.config import DataSettings, option_name
 from ecgfeat.errors import ConfigError, DataError, storage_error
+from ecgfeat.files import MAX_PAGES, NamedPage, page_named
 from ecgfeat.manifest.manifest import ListedRows, Manifest, MissingImage
 from ecgfeat.manifest.table import list_csv
-from ecgfeat.manifest.tree import IMAGE_SUFFIXES, list_folder
+from ecgfeat.manifest.tree import IMAGE_SUFFIXES, list_folder, pages_named
 from ecgfeat.manifest.vocabulary import is_junk, looks_like, some_of, split_called
 from ecgfeat.protocol import class_order, hash_place, n_kept_out
 
@@ -64,14 +66,17 @@ def read_manifest(data: Path | str, settings: DataSettings = DataSettings()) -> 
     source = Path(os.path.abspath(data))
     listing = _list(source, settings)
     _check_labels(listing)
+    _group_pages(listing)
     splits, split_source = _split(listing, settings)
     refuse_straddling_groups(listing, splits)
     manifest = _look(listing, settings, splits, split_source)
-    if settings.limit < 1:
-        return manifest
-    # Another name, so that the cache of all images isn't cut down to these.
-    name = f"{manifest.name}-limit{settings.limit}"
-    return replace(manifest.limited(settings.limit), name=name)
+    # Another name for other rows, so that the cache of all images isn't cut down to these.
+    name = manifest.name
+    if settings.pages == "all":
+        manifest, name = _paged(manifest), f"{name}-all-pages"
+    if settings.limit:
+        manifest, name = manifest.limited(settings.limit), f"{name}-limit{settings.limit}"
+    return replace(manifest, name=name)
 
 
 def _list(source: Path, settings: DataSettings) -> ListedRows:
@@ -165,6 +170,58 @@ def _check_labels(listing: ListedRows) -> None:
         listing.warnings.append(f"classes of one image only: {some_of(rare)}")
 
 
+def _group_pages(listing: ListedRows) -> None:
+    """Make rows that name pages of a file one group, unless the data give them another."""
+    origin = listing.origins.get("group") or ""
+    listing.groups[:], listing.origins["group"] = _page_groups(
+        listing.paths, listing.groups, origin
+    )
+
+
+def _page_groups(paths: Sequence[str], groups: Sequence[str], origin: str) -> tuple[list[str], str]:
+    """Each row's group, a file's for its pages that have none, and where they come from."""
+    named = [page_named(path) for path in paths]
+    files = {name.file for name in named if name.page}
+    found = [
+        group or (name.file if name.file in files else "") for group, name in zip(groups, named)
+    ]
+    if found != list(groups) and _OF_FILES not in origin:
+        origin = f"{origin}, and {_OF_FILES}" if origin else _OF_FILES
+    return found, origin
+
+
+_OF_FILES = "files of several pages"
+
+
+def _paged(manifest: Manifest) -> Manifest:
+    """Each page of a file as a row of its own; a row that names a page stays as it is."""
+    rows: list[int] = []
+    paths: list[str] = []
+    warnings = list(manifest.warnings)
+    for row, path in enumerate(manifest.paths):
+        pages = [page_named(name).page for name in pages_named(manifest.image_path(row))]
+        if len(pages) > MAX_PAGES:
+            warnings.append(f"{path} has more than {MAX_PAGES} pages: the others are left out")
+            pages.pop()
+        rows += [row] * len(pages)
+        paths += [str(NamedPage(path, page)) for page in pages] if len(pages) > 1 else [path]
+    twice = [path for path, n in Counter(paths).items() if n > 1]
+    if twice:
+        raise DataError(
+            f"{manifest.source} lists {twice[0]!r} beside its whole file, of which --pages all "
+            "takes every page: remove one of them."
+        )
+    taken = manifest.take(rows)
+    groups, origin = _page_groups(paths, taken.groups, taken.group_source)
+    return replace(
+        taken,
+        paths=tuple(paths),
+        groups=tuple(groups),
+        group_source=origin,
+        warnings=tuple(warnings),
+    )
+
+
 def _split(listing: ListedRows, settings: DataSettings) -> tuple[list[str], str]:
     """Each row's split, as the data name it or by hash, and where it comes from."""
     by_hash = f"hash (test fraction {settings.test_fraction:g}, seed {settings.split_seed})"
@@ -200,7 +257,8 @@ def _look(
     paths = list(listing.paths)
     for index, path in enumerate(paths):
         status = tree.look(index, path)
-        if status is None and not path.lower().endswith(IMAGE_SUFFIXES):
+        whole = page_named(path).file
+        if status is None and not whole.lower().endswith(IMAGE_SUFFIXES):
             paths[index], status = tree.look_for_suffix(index, path)
         if status is None:
             missing.append(
@@ -263,8 +321,14 @@ class _Tree:
 
     def look(self, index: int, path: str) -> os.stat_result | None:
         """The status of a listed file, or None where there is none."""
-        folder, _, name = path.rpartition("/")
+        named = page_named(path)
+        folder, _, name = named.file.rpartition("/")
         real = f"{self._real_folder(folder)}/{name}"
+        if named.page and os.path.lexists(self._listing.root / path):
+            raise DataError(
+                f"{self._listing.where(index)}: there is a file of the name {path!r}, which stands "
+                f"for page {named.page} of {named.file}. Rename the file."
+            )
         try:
             status = os.lstat(real)
             if stat.S_ISLNK(status.st_mode):

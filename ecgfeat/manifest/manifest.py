@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ecgfeat.config import DataSettings
 from ecgfeat.errors import ConfigError
-from ecgfeat.files import write_csv
+from ecgfeat.files import page_named, write_csv
 from ecgfeat.protocol import class_order, hash_place
 
 __all__ = ["SPLITS", "ListedRows", "Manifest", "MissingImage", "write_missing"]
@@ -75,7 +75,8 @@ class Manifest:
     name : str
         The data's name, fit for a file name: the folder's or the CSV's.
     paths : tuple of str, length n
-        Relative POSIX paths, each once: in the CSV's order, or sorted for a folder tree.
+        Relative POSIX paths, each once: in the CSV's order, or sorted for a folder tree. One that
+        ends in ``#page=2`` is the second page of a file.
     labels, splits, groups : tuples of str, length n
         Class; ``"train"``, ``"val"`` or ``"test"``; group, empty where the row is its own.
     metadata : mapping of str to tuple of str, each of length n
@@ -150,14 +151,16 @@ class Manifest:
 
         Files that can't be read are equal to none.
         """
-        n_of_size = Counter(self.n_bytes)
-        found = []
-        for row, size in enumerate(self.n_bytes):
-            found.append(os.fsencode(self.paths[row]))
+        names = [page_named(path) for path in self.paths]
+        size_of = {name.file: size for name, size in zip(names, self.n_bytes)}
+        n_of_size = Counter(size_of.values())
+        told: dict[str, bytes] = {}
+        for path, size in size_of.items():
+            told[path] = os.fsencode(path)
             if n_of_size[size] > 1:
-                with contextlib.suppress(OSError), self.image_path(row).open("rb") as file:
-                    found[row] = hashlib.file_digest(file, "sha256").digest()
-        return found
+                with contextlib.suppress(OSError), (self.root / path).open("rb") as file:
+                    told[path] = hashlib.file_digest(file, "sha256").digest()
+        return [told[name.file] + name.mark for name in names]
 
     def counts(self) -> dict[str, dict[str, int]]:
         """How many images there are, by split and class."""
@@ -173,6 +176,8 @@ class Manifest:
         lines = [f"{self.name}: {len(self)} images in {len(self.classes)} classes"]
         for split, labels in self.counts().items():
             lines.append(f"  {split:5}  {sum(labels.values()):6}  {_listed(labels)}")
+        if paged := self._paged():
+            lines.append(f"{paged['images']} of the images are pages of {paged['files']} files")
         groups = "no groups: every image is on its own"
         if self.group_source:
             groups = f"{len(set(self.groups) - {''})} groups from {self.group_source}"
@@ -198,11 +203,17 @@ class Manifest:
             "n_groups": len(set(self.groups) - {""}),
             "ignored": dict(self.ignored),
             "missing": self.missing_by_class(),
+            "of_several_pages": self._paged(),
             "warnings": list(self.warnings),
         }
 
+    def _paged(self) -> dict[str, int]:
+        """How many images are pages of a file, and of how many files; empty where none is."""
+        files = [name.file for name in map(page_named, self.paths) if name.page]
+        return {"files": len(set(files)), "images": len(files)} if files else {}
+
     def image_path(self, row: int) -> Path:
-        """Where a row's image lies."""
+        """Where a row's image lies, and perhaps which page of its file it is."""
         return self.root / self.paths[row]
 
     def image_paths(self) -> list[Path]:
@@ -228,9 +239,10 @@ class Manifest:
         for row, (path, label, split) in enumerate(zip(self.paths, self.labels, self.splits)):
             strata[label, split].append((hash_place(path), row))
         turns = [turn for stratum in strata.values() for turn in enumerate(sorted(stratum))]
-        return self._take(sorted(row for _, (_, row) in sorted(turns)[:n_rows]))
+        return self.take(sorted(row for _, (_, row) in sorted(turns)[:n_rows]))
 
-    def _take(self, rows: Sequence[int]) -> Manifest:
+    def take(self, rows: Sequence[int]) -> Manifest:
+        """The rows of these numbers, in their order."""
         return replace(
             self,
             paths=tuple(self.paths[row] for row in rows),

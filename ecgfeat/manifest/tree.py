@@ -1,16 +1,25 @@
-"""A folder tree: which of its folders are splits and classes, and which of its files are images."""
+"""A folder tree: which of its folders are splits and classes, and which of its files are images.
+
+At the end, which pages a file has.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import stat
+import struct
+import threading
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
 from ecgfeat.config import DataSettings, comma_separated
 from ecgfeat.errors import DataError, storage_error
+from ecgfeat.files import MAX_IMAGE_BYTES, MAX_PAGES, NamedPage
 from ecgfeat.manifest.manifest import ListedRows
 from ecgfeat.manifest.vocabulary import (
     group_in,
@@ -21,7 +30,7 @@ from ecgfeat.manifest.vocabulary import (
     split_called,
 )
 
-__all__ = ["IMAGE_KINDS", "IMAGE_SUFFIXES", "images_below", "list_folder"]
+__all__ = ["IMAGE_KINDS", "IMAGE_SUFFIXES", "PDFIUM", "images_below", "list_folder", "pages_named"]
 
 _EXTRAS = {"pdf": ("pypdfium2", (".pdf",)), "dicom": ("pydicom", (".dcm", ".dicom"))}
 """Extras of the installation: the package that each brings, and the suffixes of what it reads."""
@@ -324,3 +333,96 @@ def _refuse_names_that_are_not_text(root: Path, paths: list[str]) -> None:
         raise DataError(
             f"{root} holds a file whose name is not UTF-8: {os.fsencode(name)!r}. Rename it."
         ) from error
+
+
+# Its files' pages
+
+PDFIUM = threading.Lock()
+"""pdfium may not be called from two threads at once."""
+
+
+def pages_named(path: Path) -> list[str]:
+    """A file's pages by name, such as ``scan.tif#page=2``; one of a single page by the file's own.
+
+    They are counted by the file's suffix and structure; no picture is decoded. Thumbnails and masks
+    that a TIFF holds beside its pages are none. Where the structure isn't sound, the last one is
+    that of the fault, so that reading it tells what it is. A name of a page stands for itself.
+    There may be one beyond `MAX_PAGES`, which isn't read: it says that there are more.
+    """
+    found: list[int] = []
+    pages = _PAGES.get(path.suffix.lower())
+    # A stranger's file may raise anything; decoding it will say in words what is wrong.
+    with contextlib.suppress(Exception):
+        status = path.stat()
+        if pages and stat.S_ISREG(status.st_mode) and status.st_size <= MAX_IMAGE_BYTES:
+            for number in pages(path):
+                found.append(number)
+                if number > MAX_PAGES:
+                    break
+    if len(found) < 2:
+        return [str(path)]
+    return [str(NamedPage(str(path), number)) for number in found]
+
+
+def _pages_of_tiff(path: Path) -> Iterator[int]:
+    """Walk along the chain of directories (TIFF 6.0, section 2; a BigTIFF has wider numbers)."""
+    with path.open("rb") as file:
+        head = file.read(16)
+        order = {b"II": "<", b"MM": ">"}[head[:2]]
+        is_big = struct.unpack_from(f"{order}H", head, 2)[0] == 43
+        words = ("Q", "Q", 20) if is_big else ("H", "I", 12)
+        count, offset, entry_bytes = f"{order}{words[0]}", f"{order}{words[1]}", words[2]
+        (at,) = struct.unpack_from(offset, head, 8 if is_big else 4)
+        seen: set[int] = set()
+        while at and at not in seen:
+            seen.add(at)
+            is_page = True
+            try:
+                file.seek(at)
+                (n_entries,) = struct.unpack(count, file.read(struct.calcsize(count)))
+                # Entries are in the order of their tags, and this one's is the least.
+                entry = file.read(entry_bytes)
+                if struct.unpack_from(f"{order}H", entry)[0] == _SUBFILE_TYPE:
+                    (kind,) = struct.unpack_from(
+                        f"{order}I", entry, entry_bytes - struct.calcsize(offset)
+                    )
+                    is_page = not kind & _NO_PAGE
+                file.seek(at + struct.calcsize(count) + entry_bytes * n_entries)
+                (at,) = struct.unpack(offset, file.read(struct.calcsize(offset)))
+            except (struct.error, OSError, OverflowError):
+                at = 0
+            if is_page or len(seen) == 1:
+                yield len(seen)
+
+
+_SUBFILE_TYPE = 254
+_NO_PAGE = 1 | 4
+"""Bits of it: a smaller copy of another page, a mask."""
+
+
+def _pages_of_pdf(path: Path) -> Iterable[int]:
+    import pypdfium2
+
+    with PDFIUM:
+        document = pypdfium2.PdfDocument(path)
+        try:
+            return range(1, len(document) + 1)
+        finally:
+            document.close()
+
+
+def _frames_of_dicom(path: Path) -> Iterable[int]:
+    import pydicom
+
+    if pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID == _DEFLATED:
+        return (1,)  # it would be unpacked at once, to any length
+    found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
+    return range(1, int(found.get("NumberOfFrames") or 1) + 1)
+
+
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_PAGES: dict[str, Callable[[Path], Iterable[int]]] = {
+    **dict.fromkeys((".tif", ".tiff"), _pages_of_tiff),
+    ".pdf": _pages_of_pdf,
+    **dict.fromkeys((".dcm", ".dicom"), _frames_of_dicom),
+}

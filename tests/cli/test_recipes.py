@@ -329,7 +329,8 @@ def test_a_fine_tuning_names_its_recipe_and_its_network_says_what_it_knows(study
     (said,) = json.loads(run("finetune", "pages/manifest.csv", *quick, "--json"))["runs"]
     config = json.loads((Path(said["path"]) / "config.json").read_text())
     assert config["recipe"] == DEFAULT_RECIPE
-    assert config["page"] == {"crop_mode": RECIPES[DEFAULT_RECIPE].page.crop_mode, "size": "64"}
+    crop_mode = RECIPES[DEFAULT_RECIPE].page.crop_mode
+    assert config["page"] == {"crop_mode": crop_mode, "size": "64", "dpi": 150}
     assert config["training"]["epochs"] == 1
     small = ["--recipe", "paper", "--size", "64", "--cache", "tuned.h5"]
     shown = run("extract", "pages/manifest.csv", "--weights", said["path"], *small)

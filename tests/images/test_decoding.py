@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
+import struct
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from PIL import Image, ImageOps
 from ecgfeat import images
 from ecgfeat.images import decode, image_digest
 from ecgfeat.images.decoding import decode_picture, read_header
+from ecgfeat.images.documents import SEVERAL_PAGES
+from ecgfeat.images.formats import ANIMATION
 
 from . import crafted
 from .crafted import Page, chunk, encoded, page_of, png
@@ -140,12 +143,12 @@ def test_a_transparent_grey_becomes_white(decoded: Decoded, depth: int) -> None:
 
 @pytest.mark.parametrize("depth", [8, 16])
 def test_a_transparent_colour_becomes_white(decoded: Decoded, depth: int) -> None:
-    samples = np.array([[[10, 20, 30], [10, 20, 31]]])
+    samples = np.array([[[10, 20, 30], [10, 20, 31], [255, 255, 255]]])
     if depth == 16:
         samples = samples * 256 + 99
     key = samples[0, 0].astype(">u2").tobytes()
     page = decoded(png(samples, depth, COLOUR, [chunk(b"tRNS", key)]))
-    assert page.tolist() == [[[255, 255, 255], [10, 20, 31]]]
+    assert page.tolist() == [[[255, 255, 255], [10, 20, 31], [255, 255, 255]]]
 
 
 def test_gamma_profile_and_text_of_a_png_change_nothing(decoded: Decoded) -> None:
@@ -363,7 +366,7 @@ def test_simplejpeg_is_what_decodes_ordinary_jpegs(
 
 
 def test_the_decoder_names_both_libraries_and_its_own_rules() -> None:
-    both = f"rgb 3, pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
+    both = f"rgb 4, pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
     assert images.decoder_of(["a.png", "b.JPG"]) == images.DECODER == both
     pytest.importorskip("pypdfium2")
     # An extra that none of the images needs is no part of what decided their pixels.
@@ -442,7 +445,7 @@ def test_of_several_pages_the_first_is_taken_and_said(image_format: str) -> None
     more = {"save_all": True, "append_images": [second]}
     page, remark = remarked(encoded(first, image_format, **exact, **more))
     assert np.array_equal(page, alone)
-    assert remark == "several pages in one file: the first is taken"
+    assert remark == (SEVERAL_PAGES if image_format == "TIFF" else ANIMATION)
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
@@ -502,6 +505,113 @@ def test_a_tiff_in_cmyk_is_inks_on_white(decoded: Decoded) -> None:
     inks = {(255, 0, 0, 0): (0, 255, 255), (0, 0, 0, 255): (0, 0, 0), (0, 0, 0, 0): (255,) * 3}
     for ink, colour in inks.items():
         assert (decoded(encoded(Image.new("CMYK", (4, 4), ink), "TIFF")) == colour).all()
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("n_bits", [8, 10, 12, 14])
+def test_colour_of_fewer_bits_at_the_foot_of_16_is_scaled_to_white(
+    n_bits: int, interlaced: bool
+) -> None:
+    colour = page_of((40, 30)).astype(np.uint16)
+    colour[0, 0] = 255
+    samples = (colour << (n_bits - 8)) + (2 ** (n_bits - 8) - 1)  # the lowest bits are noise
+    opaque = np.full_like(samples[..., :1], 2**n_bits - 1)
+    said = f"16 bits per sample that hold {n_bits}: scaled to white"
+    for colour_type, channels in ((COLOUR, samples), (COLOUR_ALPHA, np.dstack([samples, opaque]))):
+        page, remark = remarked(png(channels, 16, colour_type, interlaced=interlaced))
+        assert np.array_equal(page, colour)
+        assert remark == said
+    grey = np.dstack([samples[..., :1], opaque])
+    page, remark = remarked(png(grey, 16, GREY_ALPHA, interlaced=interlaced))
+    assert np.array_equal(page, np.repeat(colour[..., :1], 3, axis=2))
+    assert remark == said
+    for order in "<>":
+        page, remark = remarked(crafted.tiff(samples.astype(f"{order}u2"), {262: 2}))
+        assert np.array_equal(page, colour)
+        assert remark == said
+
+
+def test_colour_of_12_bits_in_a_compressed_tiff_is_scaled_too() -> None:
+    colour = page_of((40, 30)).astype("<u2")
+    colour[0, 0] = 255
+    samples = colour << 4
+    deflated = crafted.tiff(samples, {262: 2, 259: 8}, zlib.compress(samples.tobytes()))
+    page, remark = remarked(deflated)
+    assert np.array_equal(page, colour)
+    assert remark == "16 bits per sample that hold 12: scaled to white"
+
+
+def in_planes(colour: NDArray[np.integer], order: str, *, is_deflated: bool) -> bytes:
+    """A TIFF of 16 bits with a strip for each of three colours."""
+    height, width = colour.shape[:2]
+    planes = [plane.astype(f"{order}u2").tobytes() for plane in colour.transpose(2, 0, 1)]
+    planes = [zlib.compress(plane) if is_deflated else plane for plane in planes]
+    lists = 8 + 2 + 12 * 10 + 4  # where values lie that don't fit into their entries
+    at = [lists + 30 + sum(map(len, planes[:number])) for number in range(3)]
+    entries = [
+        *((256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, lists)),
+        *((259, 3, 1, 8 if is_deflated else 1), (262, 3, 1, 2), (273, 4, 3, lists + 6)),
+        *((277, 3, 1, 3), (278, 3, 1, height), (279, 4, 3, lists + 18), (284, 3, 1, 2)),
+    ]
+    directory = b"".join(
+        struct.pack(f"{order}HHIHH", tag, kind, n, value, 0)
+        if (kind, n) == (3, 1)
+        else struct.pack(f"{order}HHII", tag, kind, n, value)
+        for tag, kind, n, value in entries
+    )
+    values = struct.pack(f"{order}3H6I", 16, 16, 16, *at, *map(len, planes))
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HIH", 42, 8, 10)
+    return head + directory + bytes(4) + values + b"".join(planes)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_planes_of_16_bits_are_read_as_such(order: str) -> None:
+    colour = np.random.default_rng(0).integers(0, 2**16, (5, 7, 3))
+    for is_deflated in (False, True):
+        page, remark = remarked(in_planes(colour, order, is_deflated=is_deflated))
+        assert np.array_equal(page, colour >> 8)
+        assert remark == ""
+    page, remark = remarked(in_planes(colour >> 4, order, is_deflated=False))
+    assert np.array_equal(page, colour >> 8)
+    assert remark.startswith("16 bits per sample that hold 12")
+
+
+def test_one_light_sample_of_16_bits_leaves_colour_as_it_is() -> None:
+    samples = np.full((4, 4, 3), 4095, np.uint16)
+    samples[3, 3, 2] = 2**14
+    for data in (png(samples, 16, COLOUR), crafted.tiff(samples.astype("<u2"), {262: 2})):
+        page, remark = remarked(data)
+        assert np.array_equal(page, samples >> 8)
+        assert remark == ""
+
+
+def test_black_ink_on_nothing_is_not_taken_for_dark() -> None:
+    ink = np.zeros((4, 4, 4), np.uint16)
+    ink[0, 0] = 0x0303, 0x0303, 0x0303, 0xFFFF
+    page, remark = remarked(png(ink, 16, COLOUR_ALPHA))
+    assert page[0, 0].tolist() == [3, 3, 3]
+    assert (page[1:] == 255).all()
+    assert remark == ""
+
+
+def test_colour_goes_by_what_the_file_says_of_its_bits() -> None:
+    dark = np.full((4, 4, 3), 200, np.uint16)
+    page, remark = remarked(png(dark, 16, COLOUR, [chunk(b"sBIT", b"\x0c\x0c\x0c")]))
+    assert (page == 200 >> 4).all()
+    assert remark.startswith("16 bits per sample that hold 12")
+
+
+@pytest.mark.parametrize("colour_type", [GREY, COLOUR])
+def test_a_transparent_colour_is_found_where_12_bits_are_scaled(colour_type: int) -> None:
+    samples = np.full((4, 4, 1 if colour_type == GREY else 3), 4095 - 800, np.uint16)
+    samples[0, 0] = 1600
+    key = struct.pack(">H", 1600) * samples.shape[2]
+    page, _ = remarked(png(samples, 16, colour_type, [chunk(b"tRNS", key)]))
+    assert page[0, 0].tolist() == [255] * 3
+    assert page[1, 1].tolist() == [(4095 - 800) >> 4] * 3
+    nowhere = struct.pack(">H", 60_000) * samples.shape[2]
+    page, _ = remarked(png(samples, 16, colour_type, [chunk(b"tRNS", nowhere)]))
+    assert page[0, 0].tolist() == [100] * 3
 
 
 def test_what_the_file_says_of_its_bits_comes_first() -> None:

@@ -13,7 +13,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from ecgfeat.errors import ImageError
+from ecgfeat.images import decoder_of, dpi_of
 from ecgfeat.images.decoding import decode_picture, read_header
+from ecgfeat.images.documents import SEVERAL_PAGES
 
 from .crafted import Page, encoded, page_of
 from .outcomes import DECODED, outcome
@@ -73,7 +76,27 @@ def test_the_first_page_of_a_pdf_is_drawn_at_150_dpi() -> None:
     assert remarked(pdf(first, dpi=300))[0].shape == (100, 150, 3)
     again, remark = remarked(pdf(first, page_of((300, 200), 1)))
     assert np.array_equal(again, page)
-    assert remark == "several pages in one file: the first is taken"
+    assert remark == SEVERAL_PAGES
+
+
+def test_a_page_of_a_pdf_grows_with_the_dots_per_inch() -> None:
+    whole = pdf(page_of((300, 200)))
+    sizes = {dpi: read_header(whole, dpi=dpi).size_px for dpi in (75, 150, 300, 600)}
+    assert sizes == {75: (150, 100), 150: (300, 200), 300: (600, 400), 600: (1200, 800)}
+    assert np.asarray(decode_picture(read_header(whole, dpi=300))).shape == (400, 600, 3)
+    large = pdf(page_of((4_000, 3_000)))
+    assert outcome(large) == DECODED
+    with pytest.raises(ImageError, match="too many pixels"):
+        read_header(large, dpi=600)
+
+
+def test_the_decoder_tells_the_dots_per_inch_where_pdfs_are_drawn() -> None:
+    pytest.importorskip("pypdfium2", reason="needs the extra pdf")
+    names = ["a.pdf", "b.png"]
+    assert decoder_of(names, 300) == f"{decoder_of(names)} at 300 dpi"
+    assert [dpi_of(decoder_of(names, dpi)) for dpi in (150, 300)] == [150, 300]
+    assert decoder_of(["b.png"], 300) == decoder_of(["b.png"])
+    assert dpi_of(decoder_of(["b.png"], 300)) is None
 
 
 def test_a_pdf_that_is_cut_or_too_large_is_refused() -> None:
