@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,6 +168,9 @@ class _Promise:
         self._digests = np.empty((n_images, DIGEST_BYTES), np.uint8)
         self._n_bytes = np.empty(n_images, np.int64)
         self._remarks: dict[int, str] = {}  # by row
+        self._n_left = n_images
+        self._counting = threading.Lock()
+        self._all_done = threading.Event()
         self._futures = [pool.submit(self._fill, index) for index in range(n_images)]
 
     def __len__(self) -> int:
@@ -175,7 +178,11 @@ class _Promise:
 
     def keep(self) -> Batch:
         """Wait for every image; raises what a thread raised, but for an image's own faults."""
-        wait(self._futures)  # once, and not for each image: that would wake this thread as often
+        # Once, and not for each image: that would wake this thread as often. Not by
+        # `concurrent.futures.wait`, which takes the locks of all and, met by Ctrl-C as it does so,
+        # never gives them back: the pool's threads then wait for ever.
+        if self._futures:
+            self._all_done.wait()
         good: list[int] = []
         failures: list[Failure] = []
         for index, future in enumerate(self._futures):
@@ -203,6 +210,15 @@ class _Promise:
         )
 
     def _fill(self, index: int) -> None:
+        try:
+            self._make(index)
+        finally:
+            with self._counting:
+                self._n_left -= 1
+                if not self._n_left:
+                    self._all_done.set()
+
+    def _make(self, index: int) -> None:
         path = self._paths[index]
         data = read_file(path, self._looks[index] if self._looks else None)
         named = page_named(path)
