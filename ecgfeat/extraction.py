@@ -125,7 +125,8 @@ def extract(
     page, work = page or chosen.page, work or chosen.extraction
     share = shard_of(shard, os.environ)
     if share and not shard:
-        _say(report, f"the environment (torchrun or srun) makes this share {share[0]}/{share[1]}")
+        found = f"the environment (torchrun or srun) makes this share {share[0]}/{share[1]}"
+        _say(report, f"{found}; --shard 0/1 takes all of it")
     cache = Path(cache)
     if not isinstance(manifest, Manifest):
         manifest = read_manifest(manifest)

@@ -650,7 +650,10 @@ def test_a_share_that_the_environment_gives_is_said(tiny_pages, tmp_path, monkey
         tmp_path / "pages.h5",
         report=lambda progress: said.append(progress.message),
     )
-    assert "the environment (torchrun or srun) makes this share 1/2" in said
+    assert (
+        "the environment (torchrun or srun) makes this share 1/2; --shard 0/1 takes all of it"
+        in said
+    )
     assert not done.complete
 
 
