@@ -428,8 +428,8 @@ def _of_head(
 
 def _usual(model: Model, head: CalibratedHead, width: int) -> Floats:
     """The average training page's features; zeros where the run doesn't tell."""
-    if model.likeness is not None:
-        return model.likeness.mean.astype(np.float64)
+    if model.likeness is not None:  # a fine-tuning's is of all layers, and its head reads the last
+        return model.likeness.mean[-width:].astype(np.float64)
     return np.asarray(head.tensors.get("mean", np.zeros(width)), np.float64)
 
 

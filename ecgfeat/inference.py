@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 
 from ecgfeat.architectures import family_of
 from ecgfeat.calibration import Decision
-from ecgfeat.config import ComputeSettings, NetworkSettings, PageSettings, parse_tap
+from ecgfeat.config import TAPS, ComputeSettings, NetworkSettings, PageSettings, parse_tap
 from ecgfeat.errors import ConfigError, DataError, WeightsError
 from ecgfeat.files import page_named, write_csv
-from ecgfeat.heads import Likeness, Tensors, head_fits, head_probabilities
+from ecgfeat.heads import Tensors, head_fits, head_probabilities
 from ecgfeat.images import decoder_of, dpi_of, stream
 from ecgfeat.manifest import IMAGE_KINDS, images_below, list_images, pages_named
 from ecgfeat.predictions import positive_class
 from ecgfeat.preprocessing import Preprocessing
-from ecgfeat.runs import Run, damaged, open_run
+from ecgfeat.runs import Likeness, Run, damaged, open_run
 from ecgfeat.runtime import (
     Compute,
     Progress,
@@ -239,7 +239,9 @@ def predict(
     """
     model = read_model(run if isinstance(run, Run) else open_run(run))
     paths, columns = list_given(images, pages)
-    backbone = model.load_backbone(weights, _resolve(compute, model.precision))
+    backbone = model.load_backbone(
+        weights, _resolve(compute, model.precision), taps=model.compared_taps
+    )
     decoder = decoder_of(map(str, paths), model.preprocessing.dpi)
     others = [part for part in decoder.split(", ") if part not in model.decoder.split(", ")]
     if others:
@@ -398,7 +400,7 @@ class Model:
         Of the backbone's weights; empty where they are the run's own.
     heads : tuple of CalibratedHead
     likeness : Likeness or None
-        Of a run's head by this version or later, whose folds read the same layers.
+        Of a run by this version or later, whose folds read the same layers.
     preprocessing : Preprocessing
     precision, decoder : str
         What the run's own features were computed in and decoded by.
@@ -426,8 +428,17 @@ class Model:
         found = [threshold for threshold in thresholds if threshold is not None]
         return Decision(threshold=float(np.mean(found)) if found else None)
 
-    def load_backbone(self, weights: str | None, compute: Compute) -> Backbone:
-        """Load the backbone, from `weights` if they have moved.
+    @property
+    def compared_taps(self) -> tuple[str, ...]:
+        """The taps of `likeness`: a head's own, a fine-tuning's all layers."""
+        if self.likeness is None:
+            return ()
+        return TAPS if self.run.kind == "finetune" else self.heads[0].taps
+
+    def load_backbone(
+        self, weights: str | None, compute: Compute, *, taps: Sequence[str] = ()
+    ) -> Backbone:
+        """Load the backbone, from `weights` if they have moved; it also gives `taps`.
 
         Raises
         ------
@@ -439,7 +450,7 @@ class Model:
             When the head doesn't fit the backbone.
         DeviceError
         """
-        from ecgfeat.backbones import Backbone, load_weights
+        from ecgfeat.backbones import Backbone, load_weights, tap_widths
 
         if weights and not self.weights_digest:
             raise ConfigError(
@@ -452,8 +463,9 @@ class Model:
                 f"{self.weights_digest[:12]}), but {found.name} has the digest "
                 f"{found.digest[:12]}. Give the run's own weights with --weights PATH."
             )
-        taps = tuple(dict.fromkeys(tap for head in self.heads for tap in head.taps))
-        backbone = Backbone(found, self.preprocessing, compute, taps=taps)
+        read = (tap for head in self.heads for tap in head.taps)
+        wanted = tuple(dict.fromkeys([*read, *taps]))
+        backbone = Backbone(found, self.preprocessing, compute, taps=wanted)
         n_classes = len(self.classes)
         for head in self.heads:
             width = sum(backbone.taps[tap] for tap in head.taps)
@@ -462,8 +474,12 @@ class Model:
                     self.run.path / self.run.model_file,
                     f"it holds no head for {n_classes} classes and {width} features",
                 )
-        if self.likeness is not None and self.likeness.mean.shape != (width,):
-            raise damaged(self.run.path / "likeness.safetensors", f"it isn't of {width} features")
+        if self.likeness is not None:
+            width = sum(tap_widths(found.arch, self.compared_taps).values())
+            if self.likeness.mean.shape != (width,):
+                raise damaged(
+                    self.run.path / "likeness.safetensors", f"it isn't of {width} features"
+                )
         return backbone
 
     def distances(self, features: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
@@ -473,7 +489,7 @@ class Model:
         """
         if self.likeness is None:
             return np.full(len(next(iter(features.values()))), np.nan, np.float32)
-        X = np.concatenate([features[tap] for tap in self.heads[0].taps], axis=1)
+        X = np.concatenate([features[tap] for tap in self.compared_taps], axis=1)
         found: NDArray[np.float32] = self.likeness.distances(X) / self.likeness.limit
         return found
 
@@ -522,7 +538,7 @@ def read_model(run: Run) -> Model:
                 CalibratedHead(taps=_tap_names(of_fold), tensors=tensors, decision=decision)
                 for of_fold, tensors, decision in zip(taps, arrays, decisions, strict=True)
             ),
-            likeness=None if card.fold_taps else _likeness(run),
+            likeness=None if card.fold_taps else run.likeness(),
             preprocessing=replace(card.preprocessing, dpi=dpi_of(card.decoder) or PageSettings.dpi),
             precision=card.precision,
             decoder=card.decoder,
@@ -535,18 +551,6 @@ def _tap_names(taps: Sequence[str]) -> tuple[str, ...]:
     if not taps:
         raise ValueError("taps is empty")
     return tuple(parse_tap(name).name for name in taps)
-
-
-def _likeness(run: Run) -> Likeness | None:
-    tensors = run.likeness()
-    if not tensors:
-        return None
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    width = tensors.get("mean", np.empty(0)).shape
-    is_sound = shapes == {"mean": width, "scale": width, "limit": (1,)}
-    if not is_sound or not all(np.isfinite(tensor).all() for tensor in tensors.values()):
-        raise damaged(run.path / "likeness.safetensors", "it holds other arrays")
-    return Likeness(**tensors)
 
 
 def _last_layer(arch: str, tensors: Tensors) -> dict[str, NDArray[Any]]:

@@ -118,7 +118,7 @@ def test_runs_on_taps_by_region_give_their_own_probabilities(study, by_region, k
     assert dict(built[0].taps) == {"layer2-std-2x3": 768, "layer1-4x4": 1024, "layer2-max": 128}
 
 
-def test_a_fine_tuning_is_asked_for_its_last_layer_alone(study, pages, monkeypatch):
+def test_a_fine_tuning_is_asked_for_the_layers_that_it_needs(study, pages, monkeypatch):
     asked = []
     plain = backbones.Backbone
 
@@ -127,8 +127,20 @@ def test_a_fine_tuning_is_asked_for_its_last_layer_alone(study, pages, monkeypat
         return plain(*arguments, **options)
 
     monkeypatch.setattr(backbones, "Backbone", noting)
-    predict(run_of(study, "finetune"), pages[:1], compute=AUTO)
-    assert asked == [("layer4",)]
+    run = run_of(study, "finetune")
+    predict(run, pages[:1], compute=AUTO)
+    monkeypatch.setattr(Run, "likeness", lambda _: None)  # as of an earlier version
+    assert np.isnan(predict(run, pages[:1], compute=AUTO).distances).all()
+    assert asked == [("layer4", "layer1", "layer2", "layer3"), ("layer4",)]
+
+
+def test_a_fine_tuning_names_images_unlike_its_training_images(study, pages, tmp_path):
+    run = run_of(study, "finetune")
+    noise = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "strange.png")
+    found = predict(run, [*pages, tmp_path / "strange.png"], compute=FP32)
+    assert found.unlike[-1] == tmp_path / "strange.png"
+    assert found.distances[-1] > 2 * found.distances[:-1].max()
 
 
 def test_more_images_than_a_batch_keep_their_order(run, pages):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ecgfeat.architectures import family_of
 from ecgfeat.backbones import Weights, load_weights
 from ecgfeat.calibration import Decision, decide
 from ecgfeat.config import (
@@ -80,6 +81,7 @@ from ecgfeat.runs import (
     Cost,
     EpochRecord,
     EventFiles,
+    Likeness,
     Result,
     Run,
     count_classes,
@@ -109,6 +111,11 @@ __all__ = [
     "score_epoch",
     "sole",
 ]
+
+
+MOST_MEASURED = 1024
+"""Training rows, evenly spaced, that go through the trained network once more: few beside what
+training takes, and of as many new images like them one or two lie beyond the farthest."""
 
 
 class Running:
@@ -146,6 +153,7 @@ class Running:
         self._images = job.images(state.failures)
         self._keeping = Keeping(job, folder, state)
         self._events = EventFiles(folder, len(job.plan)) if job.training.tensorboard else None
+        self._likeness: Likeness | None = None
 
     def run(self, snapshot: Snapshot) -> Run:
         """Do what is left; `snapshot` is of the network under way, if it has had a step."""
@@ -300,10 +308,29 @@ class Running:
         if self._state.candidate.weights:
             trainer.use(self._state.candidate.weights)
         said, _ = self._ask(trainer, part.test, "testing")
+        if not self._job.evaluation.cv:
+            self._likeness = self._measure(trainer, part)
         self._state.end_fold(said)
         # Until the run is written, the last fold's checkpoint must keep its network.
         if self._state.fold < len(self._job.plan):
             self._keeping.save(None)
+
+    def _measure(self, trainer: Trainer, part: Partition) -> Likeness | None:
+        """What new images are held against: training rows' features, as a test has them.
+
+        Of all layers, for the last one of a trained network has room for its classes alone: strange
+        pages lie among them.
+        """
+        rows = part.train[:: -(-len(part.train) // MOST_MEASURED)]
+        found, X = trainer.features(
+            self._images,
+            consecutive_batches(rows, self._job.training.batch_size),
+            self._ticking("measuring", len(rows)),
+            parts=[stage[-1] for stage in family_of(self._job.network.arch).stages],
+        )
+        if len(found) < 2 or not np.isfinite(X).all():
+            return None
+        return Likeness.of(X, np.arange(len(X)))
 
     def _refuse_untested(self) -> None:
         if not any(len(said.rows) for said in self._state.tested):
@@ -328,7 +355,9 @@ class Running:
 
     def _write(self, trainer: Trainer) -> None:
         """Write the run's files; the checkpoint goes last."""
-        result = result_of(self._job, self._state, self._config, trainer, self._keeping.wall_s)
+        result = result_of(
+            self._job, self._state, self._config, trainer, self._likeness, self._keeping.wall_s
+        )
         write_run(self._folder, result, look=self._job.figures, on_written=self._on_written)
         remove_checkpoint(self._folder)
 
@@ -773,7 +802,12 @@ def predictions_of(job: Job, part: Partition, said: Said, split: str) -> Predict
 
 
 def result_of(
-    job: Job, state: State, config: dict[str, Any], trainer: Trainer, wall_s: float
+    job: Job,
+    state: State,
+    config: dict[str, Any],
+    trainer: Trainer,
+    likeness: Likeness | None,
+    wall_s: float,
 ) -> Result:
     """Put together what the folds gave.
 
@@ -786,6 +820,7 @@ def result_of(
         What ``config.json`` holds.
     trainer : Trainer
         The last fold's, with the weights that were tested.
+    likeness : Likeness or None
     wall_s : float
     """
     is_cv = bool(job.evaluation.cv)
@@ -831,6 +866,7 @@ def result_of(
         choice=_choice(job, state),
         prevalence=job.evaluation.prevalence,
         training_counts=count_classes(job.plan, job.task),
+        likeness=likeness,
         notices=job.leaks.refuse(job.manifest.source, allowed=True),
     )
 

@@ -194,6 +194,36 @@ class Trainer:
             Rows that can be decoded, in the order of `batches`, whichever process decoded them.
         log_probabilities : ndarray of shape (m, n_classes), float64
         """
+        rows, logits = self._asked(images, batches, tick, self._asking.logits)
+        said = torch.log_softmax(torch.from_numpy(logits), dim=1)
+        return rows, said.numpy()
+
+    def features(
+        self, images: Images, batches: Batches, tick: Tick, *, parts: Sequence[str]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Averages of what some parts of the network give, side by side, in evaluation mode.
+
+        Returns
+        -------
+        rows : ndarray of shape (m,), int64
+            As of `log_probabilities`.
+        features : ndarray of shape (m, width), float32
+        """
+
+        def ask(network: torch.nn.Module, pixels: NDArray[np.uint8]) -> torch.Tensor:
+            return self._asking.averages(parts, network, pixels)
+
+        rows, features = self._asked(images, batches, tick, ask)
+        return rows, features.astype(np.float32)
+
+    def _asked(
+        self,
+        images: Images,
+        batches: Batches,
+        tick: Tick,
+        ask: Callable[[torch.nn.Module, NDArray[np.uint8]], torch.Tensor],
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """What is found of the images in evaluation mode, shape (m, …), and their rows."""
         found: list[NDArray[np.int64]] = []
         answers: list[torch.Tensor] = []
         self._ranks.take_over(self.network.buffers())
@@ -207,18 +237,17 @@ class Trainer:
             for batch in stream:
                 n_parts = max(1, min(self._gradients.n_parts, len(batch.rows)))
                 answers += [
-                    self._asking.logits(self.network, pixels).cpu()
+                    ask(self.network, pixels).cpu()
                     for pixels in np.array_split(batch.pixels, n_parts)
                 ]
                 found.append(batch.rows)
             tick(sum(len(rows) for rows in batches))
         # Double precision only once on the CPU: MPS has none.
         own = np.concatenate(found), torch.cat(answers).double().numpy()
-        rows, logits = (np.concatenate(parts) for parts in zip(*self._ranks.gathered(own)))
+        rows, values = (np.concatenate(parts) for parts in zip(*self._ranks.gathered(own)))
         place = {row: number for number, row in enumerate(itertools.chain(*batches))}
         order = np.argsort([place[row] for row in rows.tolist()])
-        said = torch.log_softmax(torch.from_numpy(logits[order]), dim=1)
-        return rows[order], said.numpy()
+        return rows[order], values[order]
 
     def is_finite(self) -> bool:
         """Whether every weight and statistic of the network is."""
@@ -719,6 +748,24 @@ class Asking:
         with self._autocasting():
             logits: torch.Tensor = network(self._normalised(pixels))
         return logits.float()
+
+    def averages(
+        self, parts: Sequence[str], network: torch.nn.Module, pixels: NDArray[np.uint8]
+    ) -> torch.Tensor:
+        """Averages over the maps that some parts give, in float32, shape (b, width).
+
+        `parts` are names in the order of the network.
+        """
+        found: list[torch.Tensor] = []
+
+        def keep(_: torch.nn.Module, given: object, maps: torch.Tensor) -> None:
+            found.append(maps.float().mean((2, 3)))
+
+        with contextlib.ExitStack() as hooks, self._autocasting():
+            for part in parts:
+                hooks.enter_context(network.get_submodule(part).register_forward_hook(keep))
+            network.forward(self._normalised(pixels))  # what is compiled passes hooks by
+        return torch.cat(found, dim=1)
 
     def _autocasting(self) -> contextlib.AbstractContextManager[object]:
         if self._autocast is None:

@@ -7,7 +7,7 @@ many heads and chooses one, and `results` tells what a run keeps.
 """
 
 from ecgfeat.heads.fit import fit_heads
-from ecgfeat.heads.head import Likeness, Tensors
+from ecgfeat.heads.head import Tensors
 from ecgfeat.heads.linear import HeadEpoch, LinearSpec, fit_linear_heads
 from ecgfeat.heads.logistic import LogisticFit, as_pipeline, fit_logistic, fit_logistic_path
 from ecgfeat.heads.registry import HEADS, head_fits, head_of, head_probabilities, idle_options
@@ -15,7 +15,6 @@ from ecgfeat.heads.registry import HEADS, head_fits, head_of, head_probabilities
 __all__ = [
     "HEADS",
     "HeadEpoch",
-    "Likeness",
     "LinearSpec",
     "LogisticFit",
     "Tensors",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -27,12 +27,10 @@ __all__ = [
     "Fitted",
     "Head",
     "HeadData",
-    "Likeness",
     "Meter",
     "Scored",
     "Step",
     "Tensors",
-    "moments",
 ]
 
 
@@ -180,70 +178,6 @@ Scored = Callable[[Sequence[int], Sequence[int], int, NDArray[np.float64]], None
 """Told of some heads after an epoch (from 1) their numbers and their seeds' (from 0), and the
 probabilities of the validation rows, shape (heads, n, n_classes); what it raises ends the training.
 """
-
-
-MOMENT_BYTES = 2**20
-"""Features in float64 at a time: a core's own cache."""
-
-
-def moments(
-    X: NDArray[np.float32], rows: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of each feature over some rows, as in ``StandardScaler``.
-
-    The scale of a feature that is constant over the rows is 1. The features are not copied whole.
-    """
-    n_rows = max(1, MOMENT_BYTES // (8 * X.shape[1]))
-    chunks = [rows[start : start + n_rows] for start in range(0, len(rows), n_rows)]
-    mean = sum(X[chunk].sum(axis=0, dtype=np.float64) for chunk in chunks) / len(rows)
-    variance = sum(np.square(X[chunk] - mean).sum(axis=0) for chunk in chunks) / len(rows)
-    # What rounding may leave of a constant feature's variance; the bound is scikit-learn's.
-    noise = len(rows) * np.finfo(np.float64).eps
-    is_constant = variance <= noise * variance + (noise * mean) ** 2
-    return mean, np.sqrt(np.where(is_constant, 1, variance))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Likeness:
-    """How far features lie from those that a head was trained on.
-
-    The distance of a row is the root mean square of its features after standardisation.
-
-    Attributes
-    ----------
-    mean, scale : ndarray of shape (width,), float32
-        Of some of the training rows.
-    limit : ndarray of shape (1,), float32
-        The largest distance of others of them, which were not used for mean and scale.
-    """
-
-    mean: NDArray[np.float32]
-    scale: NDArray[np.float32]
-    limit: NDArray[np.float32]
-
-    MOST_ROWS: ClassVar[int] = 4096
-
-    @classmethod
-    def of(cls, X: NDArray[np.float32], rows: NDArray[np.int64]) -> Likeness:
-        """Look at the rows (evenly spaced ones of many), every second one for the limit."""
-        some = rows[:: -(-len(rows) // cls.MOST_ROWS)]
-        mean, scale = moments(X, some[::2])
-        half = cls(
-            mean=mean.astype(np.float32),
-            scale=scale.astype(np.float32),
-            limit=np.zeros(1, np.float32),
-        )
-        others = some[1::2] if len(some) > 1 else some
-        largest = half.distances(X[others]).max(keepdims=True)
-        return replace(half, limit=np.maximum(largest, np.float32(1e-6)))
-
-    def distances(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The distance of each row, shape (n,); NaN where a feature isn't finite."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            found: NDArray[np.float32] = np.sqrt(
-                np.square((X - self.mean) / self.scale).mean(axis=1)
-            )
-        return found
 
 
 class HeadData:

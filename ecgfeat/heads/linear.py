@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from ecgfeat.config import HeadSettings
-from ecgfeat.heads.head import Fitted, Head, Scored, Step, Tensors, moments
+from ecgfeat.heads.head import Fitted, Head, Scored, Step, Tensors
 from ecgfeat.predictions import softmax
 from ecgfeat.protocol import Partition
-from ecgfeat.runs import EpochRecord
+from ecgfeat.runs import EpochRecord, moments
 from ecgfeat.runtime import n_cpus
 
 __all__ = [

@@ -15,8 +15,9 @@ from threadpoolctl import threadpool_limits
 
 from ecgfeat.config import HeadSettings
 from ecgfeat.errors import DataError
-from ecgfeat.heads.head import Fitted, Head, Scored, Step, Tensors, moments
+from ecgfeat.heads.head import Fitted, Head, Scored, Step, Tensors
 from ecgfeat.protocol import Partition
+from ecgfeat.runs import moments
 from ecgfeat.runtime import n_cpus
 
 if TYPE_CHECKING:

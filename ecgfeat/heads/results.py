@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ecgfeat.calibration import Decision
 from ecgfeat.config import CropMode, PageSettings, as_json
-from ecgfeat.heads.head import Likeness
 from ecgfeat.heads.registry import HEADS
 from ecgfeat.heads.sweep import Candidate, Grid, Standing
 from ecgfeat.predictions import Predictions, join
 from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.protocol import Partition
-from ecgfeat.runs import Cost, Result, count_classes, count_rows
+from ecgfeat.runs import Cost, Likeness, Result, count_classes, count_rows
 from ecgfeat.runtime import machine, peak_memory_mib, versions
 
 if TYPE_CHECKING:
@@ -296,12 +295,12 @@ def _model_card(job: HeadJob, outcome: Outcome) -> dict[str, Any]:
     return {**taps, **_describe_features(job.data.cache.header)}
 
 
-def _likeness(job: HeadJob, outcome: Outcome) -> Mapping[str, Any]:
-    """What new images are held against; empty where the folds chose different layers."""
+def _likeness(job: HeadJob, outcome: Outcome) -> Likeness | None:
+    """What new images are held against; None where the folds chose different layers."""
     taps = {fold.choice.candidate.head.taps for fold in outcome.folds}
     if len(taps) > 1:
-        return {}
-    return vars(Likeness.of(job.data.features(*taps), job.plan[0].final.train))
+        return None
+    return Likeness.of(job.data.features(*taps), job.plan[0].final.train)
 
 
 def _describe_features(header: Header) -> dict[str, Any]:

@@ -28,11 +28,13 @@ from ecgfeat.runs.records import (
     Cost,
     Count,
     EpochRecord,
+    Likeness,
     ModelCard,
     Number,
     Result,
     count_classes,
     count_rows,
+    moments,
 )
 from ecgfeat.runs.writing import create_run, ignore, write_config, write_run
 
@@ -41,6 +43,7 @@ __all__ = [
     "Count",
     "EpochRecord",
     "EventFiles",
+    "Likeness",
     "ModelCard",
     "Number",
     "Result",
@@ -52,6 +55,7 @@ __all__ = [
     "decision_from",
     "ignore",
     "is_finished",
+    "moments",
     "open_run",
     "parse_json",
     "read_config",

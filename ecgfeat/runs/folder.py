@@ -29,6 +29,7 @@ from ecgfeat.runs.records import (
     Cost,
     DecisionFields,
     EpochRecord,
+    Likeness,
     MetricsFile,
     ModelCard,
 )
@@ -188,11 +189,18 @@ class Run:
         except ValueError as error:
             raise damaged(self.path / "model.json", f"decision: {error}") from error
 
-    def likeness(self) -> dict[str, NDArray[Any]]:
-        """``likeness.safetensors``, see `heads.Likeness`; empty where the run has none."""
-        if not (self.path / "likeness.safetensors").exists():
-            return {}
-        return read_file(self.path, "likeness.safetensors", _parse_tensors)
+    def likeness(self) -> Likeness | None:
+        """How far new features may lie from the training rows'; None where it doesn't tell."""
+        name = "likeness.safetensors"
+        if not (self.path / name).exists():
+            return None
+        tensors = read_file(self.path, name, _parse_tensors)
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        width = tensors.get("mean", np.empty(0)).shape
+        is_sound = shapes == {"mean": width, "scale": width, "limit": (1,)}
+        if not is_sound or not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+            raise damaged(self.path / name, "it holds other arrays")
+        return Likeness(**tensors)
 
     def fold_models(self) -> list[dict[str, NDArray[Any]]]:
         """A cross-validated head's tensors by fold, each by name."""

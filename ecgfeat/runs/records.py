@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, NotRequired, TypedDict
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar, NotRequired, TypedDict
 
 import numpy as np
 from msgspec import Meta
@@ -30,12 +30,14 @@ __all__ = [
     "Count",
     "DecisionFields",
     "EpochRecord",
+    "Likeness",
     "MetricsFile",
     "ModelCard",
     "Number",
     "Result",
     "count_classes",
     "count_rows",
+    "moments",
 ]
 
 FORMAT_VERSION = 1
@@ -117,6 +119,70 @@ class Cost:
     precision: str
 
 
+MOMENT_BYTES = 2**20
+"""Features in float64 at a time: a core's own cache."""
+
+
+def moments(
+    X: NDArray[np.float32], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of each feature over some rows, as in ``StandardScaler``.
+
+    The scale of a feature that is constant over the rows is 1. The features are not copied whole.
+    """
+    n_rows = max(1, MOMENT_BYTES // (8 * X.shape[1]))
+    chunks = [rows[start : start + n_rows] for start in range(0, len(rows), n_rows)]
+    mean = sum(X[chunk].sum(axis=0, dtype=np.float64) for chunk in chunks) / len(rows)
+    variance = sum(np.square(X[chunk] - mean).sum(axis=0) for chunk in chunks) / len(rows)
+    # What rounding may leave of a constant feature's variance; the bound is scikit-learn's.
+    noise = len(rows) * np.finfo(np.float64).eps
+    is_constant = variance <= noise * variance + (noise * mean) ** 2
+    return mean, np.sqrt(np.where(is_constant, 1, variance))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Likeness:
+    """How far features lie from those that a model was trained on.
+
+    The distance of a row is the root mean square of its features after standardisation.
+
+    Attributes
+    ----------
+    mean, scale : ndarray of shape (width,), float32
+        Of some of the training rows.
+    limit : ndarray of shape (1,), float32
+        The largest distance of others of them, which were not used for mean and scale.
+    """
+
+    mean: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    limit: NDArray[np.float32]
+
+    MOST_ROWS: ClassVar[int] = 4096
+
+    @classmethod
+    def of(cls, X: NDArray[np.float32], rows: NDArray[np.int64]) -> Likeness:
+        """Look at the rows (evenly spaced ones of many), every second one for the limit."""
+        some = rows[:: -(-len(rows) // cls.MOST_ROWS)]
+        mean, scale = moments(X, some[::2])
+        half = cls(
+            mean=mean.astype(np.float32),
+            scale=scale.astype(np.float32),
+            limit=np.zeros(1, np.float32),
+        )
+        others = some[1::2] if len(some) > 1 else some
+        largest = half.distances(X[others]).max(keepdims=True)
+        return replace(half, limit=np.maximum(largest, np.float32(1e-6)))
+
+    def distances(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The distance of each row, shape (n,); NaN where a feature isn't finite."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            found: NDArray[np.float32] = np.sqrt(
+                np.square((X - self.mean) / self.scale).mean(axis=1)
+            )
+        return found
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Result:
     """What a job hands over to be kept.
@@ -140,8 +206,8 @@ class Result:
         Empty for a cross-validation, which has no one model.
     model_card : dict
         Plain values for ``model.json``: what is needed to apply the model to a new image.
-    likeness : mapping of str to ndarray
-        How far new features may lie from the training rows' (see `heads.Likeness`); may be empty.
+    likeness : Likeness, optional
+        How far new features may lie from the training rows'.
     decisions : sequence of Decision
         By fold: what made `predictions` of the models' own probabilities. Empty where nothing did.
     validation : Predictions, optional
@@ -174,7 +240,7 @@ class Result:
     cost: Cost
     model: Mapping[str, NDArray[Any]]
     model_card: dict[str, Any]
-    likeness: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    likeness: Likeness | None = None
     decisions: Sequence[Decision] = ()
     validation: Predictions | None = None
     repeats: Sequence[Predictions] = ()

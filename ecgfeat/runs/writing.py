@@ -132,8 +132,8 @@ def write_run(
         write_bytes(folder / "model.safetensors", _serialised(result.model))
     if result.fold_models:
         write_bytes(folder / "fold_models.safetensors", _serialised(_by_fold(result.fold_models)))
-    if result.likeness:
-        write_bytes(folder / "likeness.safetensors", _serialised(result.likeness))
+    if result.likeness is not None:
+        write_bytes(folder / "likeness.safetensors", _serialised(vars(result.likeness)))
     if result.model or result.fold_models:
         write_json(folder / "model.json", describe_model(result))
     write_json(folder / "metrics.json", described)

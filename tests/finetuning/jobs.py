@@ -14,6 +14,7 @@ import torch
 import ecgfeat.finetuning.job as job_module
 import ecgfeat.finetuning.job as refusing_module
 import ecgfeat.finetuning.run as starting_module
+from ecgfeat.architectures import LAYERS
 from ecgfeat.backbones import Weights
 from ecgfeat.config import (
     ComputeSettings,
@@ -44,10 +45,15 @@ class TinyNetwork(torch.nn.Module):
             torch.manual_seed(seed)
             self.conv1 = torch.nn.Conv2d(3, 8, 7, stride=4)
             self.bn1 = torch.nn.BatchNorm2d(8)
+            for layer in LAYERS:
+                setattr(self, layer, torch.nn.Identity())
             self.fc = torch.nn.Linear(8, n_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.fc(self.bn1(self.conv1(images)).relu().mean((2, 3)))
+        maps = self.bn1(self.conv1(images)).relu()
+        for layer in LAYERS:
+            maps = getattr(self, layer)(maps)
+        logits: torch.Tensor = self.fc(maps.mean((2, 3)))
         return logits
 
 

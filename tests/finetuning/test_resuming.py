@@ -195,8 +195,9 @@ def test_batches_already_trained_on_are_not_decoded_again(pages, runs, monkeypat
     plain = Images.stream
     monkeypatch.setattr(Images, "stream", spy)
     resume_finetune(folder)
-    # The third batch of the first epoch, three of the second, and two of test rows.
-    assert [len(batch) for batch in decoded] == [5, 4, 4, 5, 4, 2]
+    # The third batch of the first epoch, three of the second, two of test rows, and the training
+    # rows once more, for what new images are held against.
+    assert [len(batch) for batch in decoded] == [5, 4, 4, 5, 4, 2, 4, 4, 4, 1]
 
 
 def test_the_epoch_under_way_is_logged_as_a_whole(pages, runs):
