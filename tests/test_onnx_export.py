@@ -399,6 +399,7 @@ def test_the_command_writes_over_its_own_files_alone(runs, export, tmp_path, cap
     assert session_of(path).get_modelmeta().custom_metadata_map["run"] == runs["linear"].name
     path.write_bytes(b"something else")
     assert CliRunner().invoke(app, words).exit_code == 2
-    monkeypatch.setattr(onnx_export, "_converted", lambda *_: export("linear").path.read_bytes())
+    content = export("linear").path.read_bytes()
+    monkeypatch.setattr(onnx_export, "_converted", lambda *_: content)
     done = CliRunner().invoke(app, [*words, "--force", "--json"])
     assert json.loads(done.stdout)["path"] == str(path)
