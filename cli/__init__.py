@@ -14,6 +14,7 @@ from . import (
     split,
     fit_head,
     finetune,
+    adapt,
     runs,
     compare,
     report,

@@ -901,3 +901,49 @@ class FinetuneSettings(Settings):
             raise ConfigError(
                 "--patience waits for a better score: also give --choose-by and --val-fraction"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptSettings(Settings):
+    """Adapting.
+
+    How a backbone is taught on synthetic pages. docs/results.md has the curve of what it gains.
+    """
+
+    pages: int = setting(
+        6000, "Synthetic pages to learn from, each drawn once.", minimum=2, maximum=10_000_000
+    )
+    layers: str = setting(
+        ExtractionSettings().layers,
+        "The features that are to tell an ECG: those that extract will keep.",
+        metavar="A[,B]",
+    )
+    lr: float = setting(
+        3e-4, "Highest learning rate; it rises first, and then falls to 0.", above=0, maximum=1
+    )
+    batch_size: int = setting(16, "Pages per step.", minimum=2, maximum=4096)
+    freeze_to: FreezeTo = setting(
+        "none",
+        "Leave the network's beginning up to this layer as it is: faster, and less to gain.",
+        choices=get_args(FreezeTo),
+    )
+    blend: float = setting(
+        0.5,
+        "Share of the taught weights in what comes out, the given ones having the rest: their mean "
+        "forgets less (WiSE-FT).",
+        minimum=0,
+        maximum=1,
+    )
+    seed: int = setting(0, "Seed of the pages.", minimum=0, maximum=2**31 - 1)
+    checkpoint_minutes: float = setting(
+        5.0, "Minutes between checkpoints, all that a kill can cost.", above=0, rare=True
+    )
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The layers' names, in the order given."""
+        return comma_separated(self.layers)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ExtractionSettings(layers=self.layers)  # refuses what is no layer

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ecgfeat.config import FinetuneSettings
-from ecgfeat.finetuning.trainer import Trainer
+from ecgfeat.finetuning.trainer import Loss, Trainer
 from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.runtime import Compute
 
@@ -28,12 +28,13 @@ def trainer(
     **training: Any,
 ) -> Trainer:
     compute = Compute(device="cpu", precision=precision, threads=1, channels_last=True, reason="")
+    settings = FinetuneSettings(**training)
     made = Trainer(
         TinyNetwork(2, seed),
-        FinetuneSettings(**training),
+        settings,
         PREPROCESSING,
         compute,
-        class_weights=class_weights,
+        loss=Loss(settings, class_weights),
         tell=(told if told is not None else []).append,
     )
     made.set_lr(0.01)
