@@ -40,6 +40,7 @@ __all__ = [
     "NetworkSettings",
     "Optimizer",
     "PageSettings",
+    "Photo",
     "Precision",
     "PreviewSettings",
     "ReportSettings",
@@ -181,6 +182,7 @@ class FigureSettings(Settings):
 
 Difficulty = Literal["easy", "medium", "hard"]
 ImageFormat = Literal["jpeg", "png"]
+Photo = Literal["none", "1", "2", "3"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,6 +372,12 @@ class SynthSettings(Sized, Settings):
     size: str = setting("400x300", "Page in pixels, WxH.", metavar="WxH")
     format: ImageFormat = setting(
         "jpeg", "jpeg (quality 90) or png.", choices=get_args(ImageFormat)
+    )
+    photo: Photo = setting(
+        "none",
+        "Photograph each page with a phone: 1 a careful picture, 2 a careless one (tilted, "
+        "creased, in bad light), 3 a bad one that can still be read.",
+        choices=get_args(Photo),
     )
     copies: int = setting(
         0,
@@ -768,7 +776,7 @@ class EvaluationSettings(Settings):
             )
 
 
-Strength = Literal["none", "light", "strong"]
+Strength = Literal["none", "light", "strong", "photo"]
 EpochChoice = Literal["last", "log_loss", "accuracy", "balanced_accuracy", "auroc"]
 Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine"]
@@ -886,7 +894,8 @@ class FinetuneSettings(Settings):
     augment: Strength = setting(
         "none",
         "Change each training page a little, anew in every epoch: light as a scanner or printer "
-        "does, strong as a camera or copier does. Never mirrored: that would reverse time.",
+        "does, strong as a camera or copier does, photo as a phone's picture of it on a table. "
+        "Never mirrored: that would reverse time.",
         choices=get_args(Strength),
     )
 
