@@ -21,6 +21,7 @@ __all__ = [
     "BatchNorm",
     "ChoiceScore",
     "ClassWeights",
+    "Clean",
     "ComputeSettings",
     "CropMode",
     "DataSettings",
@@ -55,6 +56,7 @@ __all__ = [
 ]
 
 CropMode = Literal["center", "border", "squash"]
+Clean = Literal["none", "photo"]
 
 
 class Sized:
@@ -93,6 +95,12 @@ class PageSettings(Sized, Settings):
         maximum=600,
         rare=True,
     )
+    clean: Clean = setting(
+        "none",
+        "photo: find and straighten the page in a photograph, and keep of every page, scans too, "
+        "only the ink, black on white. For heads that are to read phone pictures.",
+        choices=get_args(Clean),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,9 +115,10 @@ class PageSettings(Sized, Settings):
             )
 
     def in_words(self) -> str:
-        """As options; the dots per inch where they are not the usual ones."""
+        """As options; the dots per inch and the cleaning where they are not the usual ones."""
         dpi = "" if self.dpi == PageSettings.dpi else f" --dpi {self.dpi}"
-        return f"--crop-mode {self.crop_mode} --size {self.size}{dpi}"
+        clean = "" if self.clean == PageSettings.clean else f" --clean {self.clean}"
+        return f"--crop-mode {self.crop_mode} --size {self.size}{dpi}{clean}"
 
 
 @dataclass(frozen=True, kw_only=True)
