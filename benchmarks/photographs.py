@@ -8,7 +8,7 @@ A set is NAME=DATA[:POSITIVE[:ROOT]]. Each of its pages is photographed once at 
 cross-validation, once per seed; each fold's head then also answers for the photographs of the rows
 it is tested on, so that a page's patient is never trained on.
 
-loss       scans minus photographs, paired: the seeds' mean, with a 95 % bootstrap interval over
+lost       scans minus photographs, paired: the seeds' mean, with a 95 % bootstrap interval over
            groups
 
 Writes photographs.md and pictures into the folder, and goes on where it was after a stop.
@@ -22,6 +22,7 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -56,20 +57,23 @@ def main() -> None:
     parser.add_argument("--set", dest="sets", action="append", type=Labelled.parse, required=True)
     parser.add_argument("--recipes", default="paper,ecg")
     parser.add_argument("--strengths", default=",".join(AMOUNTS))
+    parser.add_argument("--clean", default="none,photo", help="ways to clean, scans too")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--bootstrap", type=int, default=2000)
     args = parser.parse_args()
     network = NetworkSettings(weights=args.weights)
-    lines = ["| set | recipe | tested on | accuracy | AUROC | loss of accuracy | of AUROC |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    lines = ["| set | recipe | clean | tested on | accuracy | AUROC | accuracy lost | AUROC lost |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
     print(machine(), versions())
     for labelled in args.sets:
         strengths = args.strengths.split(",")
         photos = {name: photographed(labelled, name, args.out) for name in strengths}
         show(labelled, photos, args.out)
-        for recipe in map(RECIPES.__getitem__, args.recipes.split(",")):
-            results = evaluate(labelled, photos, recipe, network, args.out, args.seeds)
-            lines += rows(labelled.name, recipe.name, results, args.bootstrap)
+        for recipe, clean in product(args.recipes.split(","), args.clean.split(",")):
+            way = RECIPES[recipe]
+            way = replace(way, page=replace(way.page, clean=clean))
+            results = evaluate(labelled, photos, way, network, args.out, args.seeds)
+            lines += rows(f"{labelled.name} | `{recipe}` | {clean}", results, args.bootstrap)
             print("\n".join(lines[-len(results) :]), flush=True)
     (args.out / "photographs.md").write_text("\n".join(lines) + "\n")
 
@@ -128,7 +132,7 @@ def evaluate(
     """Predictions by what was tested on, one for each seed."""
 
     def cached(manifest: Manifest, name: str) -> FeatureCache:
-        path = out / f"{labelled.name}-{name}-{recipe.name}.h5"
+        path = out / f"{labelled.name}-{name}-{recipe.name}-{recipe.page.clean}.h5"
         page = recipe.page
         extract(
             manifest,
@@ -144,7 +148,7 @@ def evaluate(
     caches = {name: cached(manifest, name) for name, manifest in photos.items()}
     results: dict[str, list[Predictions]] = {"scans": []} | {name: [] for name in photos}
     for seed in range(n_seeds):
-        folder = out / "runs" / f"{labelled.name}-{recipe.name}-{seed}"
+        folder = out / "runs" / f"{labelled.name}-{recipe.name}-{recipe.page.clean}-{seed}"
         run = head_run(scans, recipe, labelled.positive, seed, folder)
         results["scans"].append(in_id_order(run.predictions))
         for name, cache in caches.items():
@@ -182,10 +186,8 @@ def answers(run: Run, photos: FeatureCache) -> Predictions:
     return replace(scans, probabilities=probabilities, answers=None)
 
 
-def rows(
-    name: str, recipe: str, results: dict[str, Sequence[Predictions]], n_bootstrap: int
-) -> list[str]:
-    """The recipe's lines of the table."""
+def rows(name: str, results: dict[str, Sequence[Predictions]], n_bootstrap: int) -> list[str]:
+    """The lines of the table for one way, whose first cells are the name."""
     lines = []
     for tested, seeds in results.items():
         means = [f"{mean:.3f} ± {spread:.3f}" for mean, spread in summary(seeds).values()]
@@ -193,7 +195,7 @@ def rows(
         if tested != "scans":
             losses = differences(results["scans"], seeds, n_bootstrap)
             tested = f"photographs, {tested}"
-        lines.append(f"| {name} | `{recipe}` | {tested} | {' | '.join((*means, *losses))} |")
+        lines.append(f"| {name} | {tested} | {' | '.join((*means, *losses))} |")
     return lines
 
 
