@@ -31,7 +31,7 @@ from ecgfeat.figures.style import (
     write_caption,
 )
 from ecgfeat.heads import head_of
-from ecgfeat.images import decode, prepare
+from ecgfeat.images import decode, prepare, straightened
 from ecgfeat.inference import CalibratedHead, FailedImage, Model, list_given, read_model
 from ecgfeat.predictions import positive_class
 from ecgfeat.preprocessing import Preprocessing
@@ -301,6 +301,7 @@ class Explainer:
             model = replace(model, heads=(model.heads[fold],))
         page = decode(path, dpi=model.preprocessing.dpi)
         pixels = prepare(page, model.preprocessing)[None]
+        page = straightened(page, model.preprocessing)
         seen = _look(self._backbone, pixels)
         probabilities = model.probabilities(
             {tap: found[None] for tap, found in seen.features.items()}
@@ -499,7 +500,7 @@ def overlay(found: Explanation, heat: Floats, page: Page, side_px: int) -> tuple
     heat : ndarray of shape (h, w)
         Its own, or that of random weights.
     page : ndarray of shape (height, width, 3), uint8
-        The page as it was decoded.
+        The page as it was decoded; in a photograph that was cleaned it is straightened here too.
     side_px : int
         Longest side of the picture.
 
@@ -511,7 +512,7 @@ def overlay(found: Explanation, heat: Floats, page: Page, side_px: int) -> tuple
     """
     import matplotlib
 
-    picture = Image.fromarray(page).convert("L")
+    picture = Image.fromarray(straightened(page, found.preprocessing)).convert("L")
     picture.thumbnail((side_px, side_px), reducing_gap=3.0)
     grey = 1 - INK_KEPT * (1 - np.asarray(picture, np.float64) / 255)
     density = heat * heat.size / 100

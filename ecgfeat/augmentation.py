@@ -6,7 +6,7 @@ scales both axes, so that intervals keep their proportion to voltages, and both 
 
 How far each change goes is an `Amounts`, of which two have names: ``light`` is what a scanner,
 an export or another printer does, ``strong`` what a camera, a copier or a file passed on many
-times does.
+times does. ``photo`` is what ``light`` does, and then mostly a photograph of the page.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from ecgfeat.images.streaming import paper_colour
+from ecgfeat.photograph import AMOUNTS as PHOTOGRAPHS
+from ecgfeat.photograph import photograph
 
 __all__ = ["AMOUNTS", "Amounts", "augment", "augmenting"]
 
@@ -93,7 +95,7 @@ AMOUNTS = {
         erased=0.1,
     ),
 }
-"""By the names that ``--augment`` knows; ``none`` has no amounts."""
+"""By the names that ``--augment`` knows; ``none`` has no amounts, ``photo`` light's and more."""
 
 OFTEN = 0.5
 """Share of pages that are blurred, compressed, erased: each also stays untouched as often."""
@@ -111,7 +113,7 @@ def augmenting(strength: str, *, seed: int, fold: int, epoch: int) -> Callable[[
 
     Parameters
     ----------
-    strength : {"light", "strong"}
+    strength : {"light", "strong", "photo"}
     seed, fold, epoch : int
 
     Returns
@@ -119,8 +121,14 @@ def augmenting(strength: str, *, seed: int, fold: int, epoch: int) -> Callable[[
     callable
         What `ecgfeat.images.stream` takes as `alter`.
     """
-    amounts = AMOUNTS[strength]
-    return lambda row, page: augment(page, amounts, np.random.default_rng((seed, fold, epoch, row)))
+    amounts = AMOUNTS["light" if strength == "photo" else strength]
+
+    def alter(row: int, page: Page) -> Page:
+        rng = np.random.default_rng((seed, fold, epoch, row))
+        page = augment(page, amounts, rng)
+        return _photographed(page, rng) if strength == "photo" else page
+
+    return alter
 
 
 def augment(page: Page, amounts: Amounts, rng: np.random.Generator) -> Page:
@@ -145,6 +153,14 @@ def augment(page: Page, amounts: Amounts, rng: np.random.Generator) -> Page:
     image = _lit(image, paper, amounts, rng)
     image = _blurred(image, amounts, rng)
     return _compressed(image, amounts, rng)
+
+
+def _photographed(page: Page, rng: np.random.Generator) -> Page:
+    """At each strength as often, and as often not at all, so that scans stay known."""
+    amounts = (None, *PHOTOGRAPHS.values())[rng.integers(1 + len(PHOTOGRAPHS))]
+    if amounts is None:
+        return page
+    return np.asarray(photograph(Image.fromarray(page), amounts, rng))
 
 
 def _within(bound: float, rng: np.random.Generator) -> float:

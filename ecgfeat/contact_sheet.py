@@ -19,7 +19,7 @@ from ecgfeat.config import PageSettings, PreviewSettings
 from ecgfeat.errors import ConfigError, ImageError
 from ecgfeat.figures.style import import_matplotlib
 from ecgfeat.files import replacing
-from ecgfeat.images import MAX_PIXELS, decode, prepare
+from ecgfeat.images import MAX_PIXELS, decode, prepare, straightened
 from ecgfeat.manifest import Manifest, read_manifest
 from ecgfeat.preprocessing import Geometry, Preprocessing
 from ecgfeat.protocol import hash_place
@@ -86,6 +86,8 @@ class Preview:
         Listed files that are absent.
     recipe : str
         Name of the recipe that crop mode and size began as; empty where it was none.
+    clean : str
+        How the pages were cleaned.
     beside : tuple of Preview
         The same pages by other recipes, in the same figure.
     """
@@ -97,6 +99,7 @@ class Preview:
     n_images: Mapping[str, int]
     missing: int
     recipe: str = ""
+    clean: str = PageSettings.clean
     beside: tuple[Preview, ...] = ()
 
     @property
@@ -127,7 +130,7 @@ class Preview:
         if not seen:
             return []
         return [
-            f"{in_words(self.recipe, self.crop_mode, self.size)}: "
+            f"{in_words(self.recipe, self.crop_mode, self.size, self.clean)}: "
             f"{_range([s.kept for s in seen])} of the page is kept, at "
             f"{_range([s.scale[0] for s in seen])} of its width and "
             f"{_range([s.scale[1] for s in seen])} of its height; "
@@ -135,9 +138,11 @@ class Preview:
         ]
 
 
-def in_words(recipe: str, crop_mode: str, size: str) -> str:
+def in_words(recipe: str, crop_mode: str, size: str, clean: str) -> str:
     """How pages were prepared, as options have it, after the recipe that they began as."""
     options = f"--crop-mode {crop_mode} --size {size}"
+    if clean != PageSettings.clean:
+        options += f" --clean {clean}"
     return f"recipe {recipe}, {options}" if recipe else options
 
 
@@ -197,7 +202,7 @@ def preview(
     pages = {recipe or ("by hand" if beside else ""): page, **beside}
     views = {name: Preprocessing.from_settings(each) for name, each in pages.items()}
     drawing = _Sheet(views, [len(rows) for rows in chosen.values()])
-    words = [in_words(name, each.crop_mode, each.size) for name, each in pages.items()]
+    words = [in_words(name, each.crop_mode, each.size, each.clean) for name, each in pages.items()]
     drawing.title(f"{manifest.name}, {'; beside it '.join(words)}")
     n_images = {label: manifest.labels.count(label) for label in chosen}
     n_chosen = sum(map(len, chosen.values()))
@@ -213,6 +218,7 @@ def preview(
             figure=figure,
             crop_mode=pages[name].crop_mode,
             size=views[name].size,
+            clean=pages[name].clean,
             images=tuple(images),
             n_images=n_images,
             missing=len(manifest.missing),
@@ -257,6 +263,7 @@ def _draw_view(
         if isinstance(page, ImageError):
             raise page
         pixels = prepare(page, preprocessing)
+        page = straightened(page, preprocessing)
     except ImageError as error:
         sheet.fail(place, view, path, str(error))
         return Seen(path=path, label=label, reason=str(error))

@@ -60,7 +60,12 @@ from ecgfeat.feature_cache import (
 from ecgfeat.files import write_csv
 from ecgfeat.images import Batch, Failure, decode, decoder_of, dpi_of, prepare, stream
 from ecgfeat.manifest import Manifest, read_manifest, write_missing
-from ecgfeat.preprocessing import EXACT_RESAMPLING, FAST_RESAMPLING, Preprocessing
+from ecgfeat.preprocessing import (
+    CLEANED,
+    EXACT_RESAMPLING,
+    FAST_RESAMPLING,
+    Preprocessing,
+)
 from ecgfeat.protocol import find_leaks
 from ecgfeat.runtime import Compute, Progress, Report, peak_memory_mib, resolve_compute, silent
 
@@ -136,6 +141,7 @@ def extract(
     begun = existing_header(path)
     if begun:
         _refuse_other_dpi(begun, manifest, page, path)
+        _refuse_other_cleaning(begun, page, path)
     weights = load_weights(network)
     if weights.note:
         _say(report, weights.note)
@@ -326,6 +332,13 @@ def _refuse_other_dpi(begun: Header, manifest: Manifest, page: PageSettings, pat
     found = dpi_of(begun.decoder)
     if found not in (None, page.dpi) and dpi_of(decoder_of(manifest.paths)) is not None:
         raise CacheMismatchError("dpi", page.dpi, found, path)
+
+
+def _refuse_other_cleaning(begun: Header, page: PageSettings, path: Path) -> None:
+    """Refuse a cache by the option's name; its resampling, which tells of it, is of two things."""
+    found = "photo" if begun.resampling.endswith(CLEANED) else "none"
+    if found != page.clean:
+        raise CacheMismatchError("clean", page.clean, found, path)
 
 
 def _say(report: Report, message: str) -> None:

@@ -30,7 +30,7 @@ from ecgfeat.images import dpi_of
 from ecgfeat.manifest import Manifest
 from ecgfeat.metrics import MAIN, METRICS, Score, in_words, p_in_words
 from ecgfeat.predictions import Predictions
-from ecgfeat.preprocessing import Preprocessing
+from ecgfeat.preprocessing import CLEANED, Preprocessing
 from ecgfeat.runs import Run, damaged
 
 __all__ = [
@@ -80,7 +80,7 @@ def commands_of(run: Run, source: FeatureCache | Manifest | None) -> list[str]:
     recipe = RECIPES.get(config.get("recipe", ""), RECIPES["paper"])
     network = _options(NetworkSettings, config.get("backbone", {}), NetworkSettings())
     how = typed(config["preprocessing"], Preprocessing)
-    page = {"crop_mode": how.crop_mode, "size": how.size, "dpi": _dpi(config)}
+    page = {"crop_mode": how.crop_mode, "size": how.size, "dpi": _dpi(config), "clean": how.clean}
     evaluation = _options(EvaluationSettings, config.get("evaluation", {}), EvaluationSettings())
     if "cache" not in config:
         listed = _options(DataSettings, config["source"], DataSettings())
@@ -221,8 +221,10 @@ CROPS = {
 
 def _page_of(run: Run) -> str:
     how = run.config["preprocessing"]
+    is_cleaned = str(how.get("resampling", "")).endswith(CLEANED)
+    cleaned = "cleaned (photographed pages straightened, ink alone kept), " if is_cleaned else ""
     return (
-        f"Images were decoded to RGB, {CROPS[how['crop_mode']]} {how['width_px']} × "
+        f"Images were decoded to RGB, {cleaned}{CROPS[how['crop_mode']]} {how['width_px']} × "
         f"{how['height_px']} pixels and normalised by ImageNet's mean and standard deviation"
     )
 

@@ -376,14 +376,20 @@ def preparation_in_words(preprocessing: Preprocessing) -> str:
             f"Resize it in its proportions to the smallest size that covers {wide} x {high} "
             f"pixels, and cut {width} x {height} out of its middle."
         )
-    if preprocessing.resampling == EXACT_RESAMPLING:
+    if preprocessing.filter == EXACT_RESAMPLING:
         resize = "Pillow's Image.resize with Resampling.BILINEAR"
     else:
         resize = "torch's interpolate with mode='bilinear' and antialias=True, on 8 bits"
+    cleaning = ""
+    if preprocessing.clean == "photo":
+        cleaning = (
+            "It must be cleaned in between, as only ecgfeat does (--clean photo): "
+            "ecgfeat.images.prepare does that and what follows. "
+        )
     return (
         "Take the page upright, as 8-bit RGB, with what is transparent laid over white. "
-        f"{steps} Resize by {resize}. Give the pixels as they are, 0 to 255, in the order "
-        "(batch, height, width, RGB): the model subtracts mean and divides by std itself."
+        f"{cleaning}{steps} Resize by {resize}. Give the pixels as they are, 0 to 255, in the "
+        "order (batch, height, width, RGB): the model subtracts mean and divides by std itself."
     )
 
 

@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ecgfeat.config import CropMode, PageSettings
+from ecgfeat.config import Clean, CropMode, PageSettings
 from ecgfeat.errors import ConfigError
 
 __all__ = ["EXACT_RESAMPLING", "FAST_RESAMPLING", "Geometry", "Preprocessing"]
@@ -27,6 +27,9 @@ FAST_RESAMPLING = "torch-bilinear"
 """The same filter as torch computes it, to the bit what torchvision's transforms.v2 do to an 8-bit
 tensor: five to eight times as fast, and nowhere off by more than one grey level of 256. What
 features below float32 are given."""
+CLEANED = "+photo1"
+"""After the resampling of pages that ``--clean photo`` cleaned; the number goes up when it cleans
+otherwise. An ecgfeat that doesn't know it refuses the whole word."""
 RESAMPLINGS = (EXACT_RESAMPLING, FAST_RESAMPLING)
 RESIZE_OVER_CROP = 256 / 224
 """The ImageNet preset resizes to 256 pixels and keeps 224 (He et al. 2016, section 3.4)."""
@@ -59,7 +62,7 @@ class Preprocessing:
     width_px, height_px : int
         Size of the network's input.
     resampling : {"pillow-bilinear", "torch-bilinear"}
-        `EXACT_RESAMPLING` or `FAST_RESAMPLING`.
+        `EXACT_RESAMPLING` or `FAST_RESAMPLING`, with `CLEANED` after it where pages are cleaned.
     dpi : int
         Dots per inch that a PDF's pages are drawn at. Caches and models keep it with the decoder,
         where PDFs were among the images.
@@ -82,7 +85,7 @@ class Preprocessing:
     dpi: int = PageSettings.dpi
 
     def __post_init__(self) -> None:
-        if self.resampling not in RESAMPLINGS:
+        if self.filter not in RESAMPLINGS:
             raise ConfigError(
                 f"the resampling {self.resampling!r} is unknown to this version of ecgfeat, which "
                 f"has {' and '.join(RESAMPLINGS)}: take the version that wrote it"
@@ -93,6 +96,9 @@ class Preprocessing:
     @classmethod
     def from_settings(cls, settings: PageSettings, **others: Any) -> Preprocessing:
         """The specification that the page options ask for; `others` are the other fields."""
+        if settings.clean == "photo":
+            resampling = others.get("resampling", EXACT_RESAMPLING).removesuffix(CLEANED)
+            others["resampling"] = resampling + CLEANED
         return cls(
             crop_mode=settings.crop_mode,
             width_px=settings.width_px,
@@ -106,6 +112,16 @@ class Preprocessing:
         fields = asdict(self)
         del fields["dpi"]
         return fields
+
+    @property
+    def filter(self) -> str:
+        """The resampling alone, whether pages are cleaned or not."""
+        return self.resampling.removesuffix(CLEANED)
+
+    @property
+    def clean(self) -> Clean:
+        """How pages are cleaned, as the page options have it."""
+        return "photo" if self.resampling.endswith(CLEANED) else "none"
 
     @property
     def size(self) -> str:

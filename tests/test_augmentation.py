@@ -16,7 +16,7 @@ from ecgfeat.preprocessing import Preprocessing
 
 from .conftest import draw_page
 
-STRENGTHS = sorted(AMOUNTS)
+STRENGTHS = [*sorted(AMOUNTS), "photo"]
 NOTHING = Amounts(
     shift=0,
     scale=0,
@@ -80,7 +80,7 @@ def marked_page() -> np.ndarray:
     return page
 
 
-@pytest.mark.parametrize("strength", STRENGTHS)
+@pytest.mark.parametrize("strength", AMOUNTS)
 def test_a_page_is_never_mirrored(strength):
     page = beat()
     for row in range(60):
@@ -237,6 +237,13 @@ def test_about_every_second_page_is_erased_blurred_and_compressed():
     for amounts in ({"erased": 0.5}, {"blur_px": 1.0}, {"jpeg_quality": 20}):
         n_touched = sum((changed(page, seed, **amounts) != page).any() for seed in range(100))
         assert 30 <= n_touched <= 60, amounts
+
+
+def test_a_quarter_of_the_pages_are_not_photographed():
+    page = beat()
+    photo, light = (augmenting(name, seed=0, fold=0, epoch=0) for name in ("photo", "light"))
+    n_light = sum((photo(row, page) == light(row, page)).all() for row in range(200))
+    assert 30 <= n_light <= 70
 
 
 def test_light_goes_nowhere_further_than_strong():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ecgfeat.config import CropMode, PageSettings
 from ecgfeat.errors import ConfigError
 from ecgfeat.files import typed
-from ecgfeat.preprocessing import FAST_RESAMPLING, Geometry, Preprocessing
+from ecgfeat.preprocessing import EXACT_RESAMPLING, FAST_RESAMPLING, Geometry, Preprocessing
 
 sides_px = st.integers(1, 5000)
 sizes_px = st.integers(32, 1200)
@@ -152,6 +152,26 @@ def test_dots_per_inch_have_bounds(dpi: int) -> None:
     with pytest.raises(ConfigError) as caught:
         PageSettings(dpi=dpi)
     assert str(caught.value) == f"--dpi must be at least 36 and at most 600; found {dpi}"
+
+
+@pytest.mark.parametrize("resampling", [EXACT_RESAMPLING, FAST_RESAMPLING])
+def test_cleaning_is_told_with_the_resampling(resampling: str) -> None:
+    plain, cleaned = (
+        Preprocessing.from_settings(PageSettings(clean=clean), resampling=resampling)
+        for clean in ("none", "photo")
+    )
+    assert plain.resampling == plain.filter == cleaned.filter == resampling
+    assert cleaned.resampling == f"{resampling}+photo1"
+    assert (plain.clean, cleaned.clean) == ("none", "photo")
+    assert plain.fingerprint != cleaned.fingerprint
+    assert typed(json.loads(json.dumps(cleaned.as_json())), Preprocessing) == cleaned
+    again = Preprocessing.from_settings(PageSettings(clean="photo"), resampling=cleaned.resampling)
+    assert again == cleaned
+
+
+def test_another_kind_of_cleaning_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the resampling 'pillow-bilinear\\+photo2' is unknown"):
+        written_down("pillow-bilinear+photo2")
 
 
 def test_an_unknown_resampling_is_refused_with_those_there_are() -> None:

@@ -526,6 +526,22 @@ def test_the_order_of_pages_does_not_give_the_class_away() -> None:
     assert Counter(labels) == {"normal": 200, "pathological": 200}
 
 
+def test_photographs_are_of_the_same_pages_each_taken_in_its_own_way(tmp_path: Path) -> None:
+    flat, photos = replace(TINY, size="200x150"), replace(TINY, size="200x150", photo="2")
+    for name, settings in (("flat", flat), ("photos", photos), ("again", photos)):
+        synthesize(tmp_path / name, settings)
+    manifests = {path.read_text() for path in tmp_path.glob("*/manifest.csv")}
+    assert len(manifests) == 1
+    paths = sorted((tmp_path / "flat" / "images").iterdir())
+    differences = []
+    for path in paths:
+        photo, again = (tmp_path / name / "images" / path.name for name in ("photos", "again"))
+        assert photo.read_bytes() == again.read_bytes()
+        differences.append(decode(photo).astype(int) - decode(path))
+    assert min(np.abs(difference).mean() for difference in differences) > 5
+    assert len({difference.tobytes() for difference in differences}) == len(paths)
+
+
 def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(DataError) as caught:

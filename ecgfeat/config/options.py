@@ -21,6 +21,7 @@ __all__ = [
     "BatchNorm",
     "ChoiceScore",
     "ClassWeights",
+    "Clean",
     "ComputeSettings",
     "CropMode",
     "DataSettings",
@@ -40,6 +41,7 @@ __all__ = [
     "NetworkSettings",
     "Optimizer",
     "PageSettings",
+    "Photo",
     "Precision",
     "PreviewSettings",
     "ReportSettings",
@@ -54,6 +56,7 @@ __all__ = [
 ]
 
 CropMode = Literal["center", "border", "squash"]
+Clean = Literal["none", "photo"]
 
 
 class Sized:
@@ -92,6 +95,12 @@ class PageSettings(Sized, Settings):
         maximum=600,
         rare=True,
     )
+    clean: Clean = setting(
+        "none",
+        "photo: find and straighten the page in a photograph, and keep of every page, scans too, "
+        "only the ink, black on white. For heads that are to read phone pictures.",
+        choices=get_args(Clean),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,9 +115,10 @@ class PageSettings(Sized, Settings):
             )
 
     def in_words(self) -> str:
-        """As options; the dots per inch where they are not the usual ones."""
+        """As options; the dots per inch and the cleaning where they are not the usual ones."""
         dpi = "" if self.dpi == PageSettings.dpi else f" --dpi {self.dpi}"
-        return f"--crop-mode {self.crop_mode} --size {self.size}{dpi}"
+        clean = "" if self.clean == PageSettings.clean else f" --clean {self.clean}"
+        return f"--crop-mode {self.crop_mode} --size {self.size}{dpi}{clean}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +191,7 @@ class FigureSettings(Settings):
 
 Difficulty = Literal["easy", "medium", "hard"]
 ImageFormat = Literal["jpeg", "png"]
+Photo = Literal["none", "1", "2", "3"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,6 +381,12 @@ class SynthSettings(Sized, Settings):
     size: str = setting("400x300", "Page in pixels, WxH.", metavar="WxH")
     format: ImageFormat = setting(
         "jpeg", "jpeg (quality 90) or png.", choices=get_args(ImageFormat)
+    )
+    photo: Photo = setting(
+        "none",
+        "Photograph each page with a phone: 1 a careful picture, 2 a careless one (tilted, "
+        "creased, in bad light), 3 a bad one that can still be read.",
+        choices=get_args(Photo),
     )
     copies: int = setting(
         0,
@@ -768,7 +785,7 @@ class EvaluationSettings(Settings):
             )
 
 
-Strength = Literal["none", "light", "strong"]
+Strength = Literal["none", "light", "strong", "photo"]
 EpochChoice = Literal["last", "log_loss", "accuracy", "balanced_accuracy", "auroc"]
 Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine"]
@@ -886,7 +903,8 @@ class FinetuneSettings(Settings):
     augment: Strength = setting(
         "none",
         "Change each training page a little, anew in every epoch: light as a scanner or printer "
-        "does, strong as a camera or copier does. Never mirrored: that would reverse time.",
+        "does, strong as a camera or copier does, photo as a phone's picture of it on a table. "
+        "Never mirrored: that would reverse time.",
         choices=get_args(Strength),
     )
 

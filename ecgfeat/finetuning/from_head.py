@@ -175,12 +175,14 @@ class FittedHead:
         is_same_size = (page.width_px, page.height_px) == (made.width_px, made.height_px)
         size = page.size if is_same_size else made.size  # 224 and 224x224 are the same
         self._refuse_other(network, arch=self.arch)
-        self._refuse_other(page, crop_mode=made.crop_mode, size=size, dpi=made.dpi)
+        self._refuse_other(
+            page, crop_mode=made.crop_mode, size=size, dpi=made.dpi, clean=made.clean
+        )
         is_default = network.weights == NetworkSettings().weights
         weights = self.weights if is_default else network.weights
         return (
             replace(network, arch=self.arch, weights=weights),
-            replace(page, crop_mode=made.crop_mode, size=size, dpi=made.dpi),
+            replace(page, crop_mode=made.crop_mode, size=size, dpi=made.dpi, clean=made.clean),
         )
 
     def _refuse_other(self, settings: NetworkSettings | PageSettings, **own: str | int) -> None:
@@ -218,7 +220,9 @@ class FittedHead:
                 f"{weights.digest[:12]}. Give the head's own weights with --weights PATH."
             )
         # Two ways of resizing differ by little; the layer is trained on in any case.
-        if replace(preprocessing, resampling=self.preprocessing.resampling) != self.preprocessing:
+        own = self.preprocessing
+        alike = replace(preprocessing, resampling=own.resampling) == own
+        if not alike or preprocessing.clean != own.clean:
             raise RunError(
                 f"{self.run.path}: its head was fitted on pages prepared otherwise "
                 f"({self.preprocessing} instead of {preprocessing}). Fit it again."

@@ -32,6 +32,7 @@ from ecgfeat.config import (
     RecipeSettings,
 )
 from ecgfeat.errors import (
+    ConfigError,
     DataError,
     DeviceError,
     DivergedError,
@@ -485,6 +486,11 @@ def finetune(
         head = None if from_head is None else read_head(Path(from_head))
         if head is not None:
             network, page = head.adopt(network, page)
+        if page.clean != "none" and training.augment == "photo":
+            raise ConfigError(
+                "--augment photo photographs the pages after --clean photo has made scans of "
+                "them: give one of the two"
+            )
         weights = load_weights(network)
         if weights.note and ranks.is_first:
             report(Progress(stage="training", done=0, total=0, message=weights.note))

@@ -38,7 +38,7 @@ PDF and DICOM need an extra each, see `documents`: of a PDF the first page at 15
 ``--dpi`` says, of a DICOM file the first frame.
 
 `decoding` is the way from a file to a page, by way of its format (`formats`); `streaming` goes on
-to the network's input, ahead and in threads.
+to the network's input, ahead and in threads, by way of `cleaning` where ``--clean`` asks for it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from ecgfeat.images.decoding import (
     image_digest,
 )
 from ecgfeat.images.formats import MAX_PIXELS
-from ecgfeat.images.streaming import Alter, Batch, Failure, prepare, stream
+from ecgfeat.images.streaming import Alter, Batch, Failure, prepare, straightened, stream
 
 __all__ = [
     "DECODER",
@@ -70,5 +70,6 @@ __all__ = [
     "dpi_of",
     "image_digest",
     "prepare",
+    "straightened",
     "stream",
 ]

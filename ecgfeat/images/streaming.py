@@ -19,6 +19,7 @@ from PIL import Image
 
 from ecgfeat.errors import ImageError
 from ecgfeat.files import page_named
+from ecgfeat.images.cleaning import find_sheet, inked
 from ecgfeat.images.decoding import (
     DIGEST_BYTES,
     decode_picture,
@@ -30,10 +31,13 @@ from ecgfeat.images.decoding import (
 from ecgfeat.images.formats import MAX_PIXELS, Page, as_array, as_image, size_px
 from ecgfeat.preprocessing import FAST_RESAMPLING, Preprocessing
 
-__all__ = ["Alter", "Batch", "Failure", "paper_colour", "prepare", "stream"]
+__all__ = ["Alter", "Batch", "Failure", "paper_colour", "prepare", "straightened", "stream"]
 
 LEAST_CONTRAST = 24
 """Between the darkest and the lightest of 256 grey levels; a faint trace has more than 100."""
+WHITE = 255
+FOUND_PX = 700
+"""Longer side, at least, of the picture in which a photographed page is looked for."""
 Rows = Sequence[int] | NDArray[np.int64]
 Alter = Callable[[int, NDArray[np.uint8]], NDArray[np.uint8]]
 """From a row and its prepared page (height_px, width_px, 3) to another page of that shape."""
@@ -290,7 +294,13 @@ def prepare(page: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np
 
 def fit(page: Page, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """`prepare` for a page of either kind; the array may be a view, or one not to be written to."""
-    width, height = size_px(page)
+    is_cleaned = preprocessing.clean == "photo"
+    if is_cleaned:
+        small = _shrunk(page, preprocessing)
+        sheet = find_sheet(small)
+    else:
+        sheet = None
+    width, height = sheet.size_px if sheet else size_px(page)
     geometry = preprocessing.geometry((width, height))
     wide, high = geometry.resized_px
     if wide * high > MAX_PIXELS:
@@ -299,15 +309,54 @@ def fit(page: Page, preprocessing: Preprocessing) -> NDArray[np.uint8]:
             f"{width:,} x {height:,} pixels to {wide:,} x {high:,}; "
             "take --crop-mode border or squash"
         )
-    resize = _fast_resize if preprocessing.resampling == FAST_RESAMPLING else _exact_resize
-    resized = resize(page, (wide, high))
+    if sheet:
+        resized = sheet.straightened(small, (wide, high))
+    else:
+        resize = _fast_resize if preprocessing.filter == FAST_RESAMPLING else _exact_resize
+        resized = resize(page, (wide, high))
+    if is_cleaned:
+        resized = inked(resized, has_rim=sheet is not None)
     left, top = geometry.offset_px
     if wide >= preprocessing.width_px and high >= preprocessing.height_px:
         return resized[top : top + preprocessing.height_px, left : left + preprocessing.width_px]
     canvas = np.empty((preprocessing.height_px, preprocessing.width_px, 3), np.uint8)
-    canvas[:] = paper_colour(page)
+    canvas[:] = WHITE if is_cleaned else paper_colour(page)
     canvas[-top : high - top, -left : wide - left] = resized
     return canvas
+
+
+def straightened(page: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """The page over which `prepare` lays the network's input, with its light and colours.
+
+    Parameters
+    ----------
+    page : ndarray of shape (height, width, 3), uint8
+    preprocessing : Preprocessing
+
+    Returns
+    -------
+    ndarray of shape (height, width, 3), uint8
+        The page itself, unless it is found in a photograph and cleaned.
+    """
+    if preprocessing.clean == "none":
+        return page
+    small = _shrunk(page, preprocessing)
+    sheet = find_sheet(small)
+    if sheet is None:
+        return page
+    scale = page.shape[1] / small.shape[1]
+    width, height = (round(side * scale) for side in sheet.size_px)
+    return sheet.straightened(page, (width, height))
+
+
+def _shrunk(page: Page, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """A photograph at a size at which the page in it has a little more than the input's pixels."""
+    longest = max(size_px(page))
+    to = max(FOUND_PX, 8 * max(preprocessing.width_px, preprocessing.height_px) // 5)
+    if longest <= to:
+        return as_array(page)
+    width, height = (max(1, round(side * to / longest)) for side in size_px(page))
+    return _fast_resize(page, (width, height))
 
 
 def _exact_resize(page: Page, to_px: tuple[int, int]) -> NDArray[np.uint8]:

@@ -25,6 +25,7 @@ from PIL import Image
 from ecgfeat.config import SynthSettings
 from ecgfeat.errors import ConfigError, DataError, storage_error
 from ecgfeat.files import replacing
+from ecgfeat.photograph import AMOUNTS, photograph
 from ecgfeat.runtime import Progress, Report, n_cpus, silent
 from ecgfeat.synth.heart import (
     CLASSES,
@@ -111,6 +112,7 @@ class Page:
     disturbance: Disturbance
     style: Style
     recording_seed: np.random.SeedSequence
+    photo_seed: np.random.SeedSequence
 
 
 def draw_page(label: str, *, seed: int, settings: SynthSettings) -> Image.Image:
@@ -126,7 +128,7 @@ def draw_page(label: str, *, seed: int, settings: SynthSettings) -> Image.Image:
     seed : int
         Replaces the settings' own.
     settings : SynthSettings
-        `difficulty` and `size` are used.
+        `difficulty`, `size` and `photo` are used.
 
     Returns
     -------
@@ -364,19 +366,24 @@ def _plan(
     level: Level,
 ) -> Page:
     person, sheet = np.random.default_rng(subject_seed), np.random.default_rng(page_seed)
+    recording_seed, photo_seed = page_seed.spawn(2)
     return Page(
         subject=draw_subject(person, spread=level.spread),
         condition=draw_condition(label, person, severity=level.severity),
         disturbance=draw_disturbance(sheet, spread=level.spread),
         style=draw_style(sheet, spread=level.spread),
-        recording_seed=page_seed.spawn(1)[0],
+        recording_seed=recording_seed,
+        photo_seed=photo_seed,
     )
 
 
 def _render(page: Page, settings: SynthSettings) -> Image.Image:
     rng = np.random.default_rng(page.recording_seed)
     signal = record(page.subject, page.condition, page.disturbance, rng)
-    return draw(signal, page.style, (settings.width_px, settings.height_px))
+    image = draw(signal, page.style, (settings.width_px, settings.height_px))
+    if settings.photo == "none":
+        return image
+    return photograph(image, AMOUNTS[settings.photo], np.random.default_rng(page.photo_seed))
 
 
 def _metadata(page: Page) -> Row:

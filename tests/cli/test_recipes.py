@@ -330,7 +330,7 @@ def test_a_fine_tuning_names_its_recipe_and_its_network_says_what_it_knows(study
     config = json.loads((Path(said["path"]) / "config.json").read_text())
     assert config["recipe"] == DEFAULT_RECIPE
     crop_mode = RECIPES[DEFAULT_RECIPE].page.crop_mode
-    assert config["page"] == {"crop_mode": crop_mode, "size": "64", "dpi": 150}
+    assert config["page"] == {"crop_mode": crop_mode, "size": "64", "dpi": 150, "clean": "none"}
     assert config["training"]["epochs"] == 1
     small = ["--recipe", "paper", "--size", "64", "--cache", "tuned.h5"]
     shown = run("extract", "pages/manifest.csv", "--weights", said["path"], *small)
