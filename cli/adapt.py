@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ecgfeat.config import AdaptSettings, ComputeSettings, NetworkSettings, PageSettings
+from ecgfeat.config import AdaptSettings, ComputeSettings, NetworkSettings
 
 from ._app import app
 from ._console import Output
@@ -36,22 +36,19 @@ def adapt(
     *,
     settings: AdaptSettings,
     network: NetworkSettings,
-    page: PageSettings,
     compute: ComputeSettings,
     output: Output,
 ) -> None:
     """Teach a backbone what an ECG is, on synthetic pages drawn as it learns.
 
-    What comes out is for --weights of extract and finetune. An hour or two on a few cores, minutes
-    on a GPU; a stopped one goes on with the same command.
+    What comes out is for --weights of extract and finetune. A stopped one goes on with the same
+    command.
     """
     output.log("loading torch and the weights")
     from ecgfeat.adaptation import adapt  # late: it loads torch
 
     with output.reporting() as report:
-        made = adapt(
-            out, network=network, page=page, compute=compute, settings=settings, report=report
-        )
+        made = adapt(out, network=network, compute=compute, settings=settings, report=report)
     if made.was_done:
         output.say(f"{out} was finished already")
     output.say(f"weights: {made.weights_path} ({made.digest[:12]})")

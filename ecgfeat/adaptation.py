@@ -35,7 +35,6 @@ from ecgfeat.config import (
     ComputeSettings,
     FinetuneSettings,
     NetworkSettings,
-    PageSettings,
     Tap,
     as_json,
     option_name,
@@ -152,7 +151,6 @@ def adapt(
     out: str | Path,
     *,
     network: NetworkSettings = NetworkSettings(),
-    page: PageSettings = PageSettings(),
     compute: ComputeSettings = ComputeSettings(),
     settings: AdaptSettings = AdaptSettings(),
     report: Report = silent,
@@ -165,8 +163,6 @@ def adapt(
         A new or empty folder, or one of the same settings, with which the work goes on.
     network : NetworkSettings
         What to begin with.
-    page : PageSettings
-        Pages are drawn for the size of network input at which the backbone will be used.
     compute : ComputeSettings
     settings : AdaptSettings
     report : callable
@@ -194,7 +190,7 @@ def adapt(
     weights = load_weights(network)
     if weights.note:
         report(Progress(stage="adapting", done=0, total=0, message=weights.note))
-    plan = _plan_of(weights, page, settings)
+    plan = _plan_of(weights, settings)
     begun = _begun(folder)
     _refuse_other(begun, plan, folder)
     resolved = resolve_compute(replace(compute, **begun.get("compute", {})), purpose="train")
@@ -203,7 +199,7 @@ def adapt(
             chosen = {"device": resolved.device, "precision": resolved.precision}
             write_json(folder / CONFIG, {**plan, "compute": chosen, "versions": versions()})
         state, snapshot = load_checkpoint(folder, _State) or (_State(), Snapshot())
-        teaching = _Teaching(folder, weights, page, settings, resolved, state, report)
+        teaching = _Teaching(folder, weights, settings, resolved, state, report)
         was_done = (folder / WEIGHTS).exists()
         if not was_done:
             teaching.run(network, snapshot)
@@ -216,7 +212,7 @@ def adapt(
     )
 
 
-def _plan_of(weights: Weights, page: PageSettings, settings: AdaptSettings) -> dict[str, Any]:
+def _plan_of(weights: Weights, settings: AdaptSettings) -> dict[str, Any]:
     """All that decides the numbers, but for device and precision."""
     return {
         "kind": "adapt",
@@ -224,7 +220,6 @@ def _plan_of(weights: Weights, page: PageSettings, settings: AdaptSettings) -> d
         "arch": weights.arch,
         "weights": weights.name,
         "weights_digest": weights.digest,
-        "page": {"crop_mode": page.crop_mode, "size": page.size},
         "settings": as_json(settings),
     }
 
@@ -233,7 +228,6 @@ class _Config(TypedDict):
     """What is relied on of ``config.json``."""
 
     kind: str
-    page: dict[str, Any]
     settings: dict[str, Any]
     compute: dict[str, str]
 
@@ -284,7 +278,7 @@ def _refuse_other(begun: dict[str, Any], plan: dict[str, Any], folder: Path) -> 
 
 
 def _flat(plan: dict[str, Any]) -> dict[str, Any]:
-    return {**plan, **plan["page"], **plan["settings"], "page": None, "settings": None}
+    return {**plan, **plan["settings"], "settings": None}
 
 
 class _Teaching:
@@ -294,7 +288,6 @@ class _Teaching:
         self,
         folder: Path,
         weights: Weights,
-        page: PageSettings,
         settings: AdaptSettings,
         compute: Compute,
         state: _State,
@@ -302,7 +295,9 @@ class _Teaching:
     ) -> None:
         self._folder = folder
         self._weights = weights
-        self._preprocessing = Preprocessing.from_settings(page)
+        self._preprocessing = Preprocessing(
+            crop_mode="squash", width_px=settings.width_px, height_px=settings.height_px
+        )
         self._settings = settings
         self._compute = compute
         self._state = state
@@ -471,11 +466,7 @@ class _Teaching:
             for name, given in self._weights.tensors.items()
         }
         origin = {
-            **_plan_of(self._weights, PageSettings(), self._settings),
-            "page": {
-                "crop_mode": self._preprocessing.crop_mode,
-                "size": self._preprocessing.size,
-            },
+            **_plan_of(self._weights, self._settings),
             "exam": asdict(self._state.history[-1]),
             "versions": versions(),
             "licence": "derived from the weights named here, whose licence holds for these too; "

@@ -15,13 +15,12 @@ from safetensors import safe_open
 from ecgfeat import adaptation
 from ecgfeat.adaptation import WEIGHTS, Adapted, adapt
 from ecgfeat.backbones import load_weights
-from ecgfeat.config import AdaptSettings, ComputeSettings, NetworkSettings, PageSettings
+from ecgfeat.config import AdaptSettings, ComputeSettings, NetworkSettings
 from ecgfeat.errors import ConfigError, DivergedError, Interrupted, RunError
 from ecgfeat.finetuning.trainer import Step, Trainer
 from ecgfeat.runtime import Progress, Report, silent
 
 RANDOM = NetworkSettings(weights="random")
-PAGE = PageSettings(crop_mode="squash", size="64x64")
 FP32 = ComputeSettings(device="cpu", precision="fp32", threads=2)
 
 
@@ -35,15 +34,19 @@ def taught(
     folder: Path,
     *,
     report: Report = silent,
-    page: PageSettings = PAGE,
     network: NetworkSettings = RANDOM,
     **settings: Any,
 ) -> Adapted:
-    chosen = {"pages": 22, "batch_size": 4, "layers": "layer1-2x2,layer4", **settings}
+    chosen = {
+        "pages": 22,
+        "batch_size": 4,
+        "layers": "layer1-2x2,layer4",
+        "size": "64x64",
+        **settings,
+    }
     return adapt(
         folder,
         network=network,
-        page=page,
         compute=FP32,
         settings=AdaptSettings(**chosen),
         report=report,
@@ -124,7 +127,7 @@ def test_a_finished_one_isnt_done_again(whole):
     [
         ({"lr": 1e-4}, "--lr"),
         ({"pages": 30}, "--pages"),
-        ({"page": PageSettings(crop_mode="squash", size="32x32")}, "--size"),
+        ({"size": "32x32"}, "--size"),
         ({"network": NetworkSettings(weights="random:1")}, "--weights"),
     ],
 )

@@ -922,7 +922,7 @@ class FinetuneSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptSettings(Settings):
+class AdaptSettings(Sized, Settings):
     """Adapting.
 
     How a backbone is taught on synthetic pages. docs/results.md has the curve of what it gains.
@@ -930,6 +930,9 @@ class AdaptSettings(Settings):
 
     pages: int = setting(
         6000, "Synthetic pages to learn from, each drawn once.", minimum=2, maximum=10_000_000
+    )
+    size: str = setting(
+        PageSettings().size, "Pages in pixels, W or WxH: what extract will take.", metavar="W|WxH"
     )
     layers: str = setting(
         ExtractionSettings().layers,
@@ -964,4 +967,5 @@ class AdaptSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ExtractionSettings(layers=self.layers)  # refuses what is no layer
+        # Refuse what is no layer, and no size.
+        ExtractionSettings(layers=self.layers), PageSettings(size=self.size)

@@ -1,7 +1,8 @@
 """What is wrong with the data: leaks, copies, shortcuts, doubtful labels.
 
 `audit` takes every check in turn. `copies` finds the same page twice, `shortcuts` what else tells
-the class, `labels` what the labels are worth; `pages` reads pixels where one of them needs them.
+the class, `labels` what the labels are worth. Pages are read where `copies` or `shortcuts` need
+them.
 """
 
 from ecgfeat.data_audit.checks import (

@@ -18,12 +18,12 @@ from ecgfeat.config import AuditSettings, comma_separated
 from ecgfeat.contact_sheet import Shown, picture_sheet
 from ecgfeat.data_audit.copies import (
     N_WHITENED,
+    Pages,
     near_pairs,
     principal_components,
     whitened,
 )
 from ecgfeat.data_audit.labels import Doubts, doubtful_labels, outliers
-from ecgfeat.data_audit.pages import Pages
 from ecgfeat.data_audit.shortcuts import TRAITS, Telling, telling, values_of
 from ecgfeat.errors import ConfigError, DataError
 from ecgfeat.feature_cache import FeatureCache, open_cache

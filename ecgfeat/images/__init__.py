@@ -34,7 +34,7 @@ doesn't know is decoded by Pillow, which doesn't tell of complaints.) A refusal 
 TIFF, BMP, WebP and GIF are read by Pillow, whose own checks they get: sizes are held against the
 limits before the picture is decoded, and what it raises becomes a reason.
 
-PDF and DICOM need an extra each, see `documents`: of a PDF the first page at 150 dpi or what
+PDF and DICOM need an extra each: of a PDF the first page at 150 dpi or what
 ``--dpi`` says, of a DICOM file the first frame.
 
 `decoding` is the way from a file to a page, by way of its format (`formats`); `streaming` goes on

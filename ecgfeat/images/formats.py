@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from ecgfeat.errors import ImageError
-from ecgfeat.images.documents import SEVERAL_PAGES, no_such_page
 
 __all__ = [
     "JPEG_MAGIC",
     "MAX_PIXELS",
     "PNG_MAGIC",
+    "SEVERAL_PAGES",
     "Jpeg",
     "Page",
     "Picture",
@@ -37,6 +37,7 @@ __all__ = [
     "as_image",
     "blaming_the_file",
     "load",
+    "no_such_page",
     "read_jpeg",
     "read_other",
     "read_png",
@@ -410,6 +411,16 @@ def _read_palette(chunks: list[memoryview]) -> list[memoryview]:
 
 
 # TIFF, BMP, WebP and GIF: header and picture read by Pillow.
+
+SEVERAL_PAGES = "several pages in one file: the first is taken; --pages all takes every one"
+"""What is remarked of them, unless a page is named."""
+
+
+def no_such_page(page: int, n_pages: int) -> ImageError:
+    """For a page that is named and isn't there."""
+    n_there = "one page" if n_pages == 1 else f"{n_pages} pages"
+    return ImageError(f"there is no page {page}: the file has {n_there}")
+
 
 ANIMATION = "several pictures in one file, an animation: the first is taken"
 """What is remarked of a GIF or WebP."""

@@ -21,8 +21,7 @@ from PIL import Image, ImageOps
 from ecgfeat import images
 from ecgfeat.images import decode, image_digest
 from ecgfeat.images.decoding import decode_picture, read_header
-from ecgfeat.images.documents import SEVERAL_PAGES
-from ecgfeat.images.formats import ANIMATION
+from ecgfeat.images.formats import ANIMATION, SEVERAL_PAGES
 
 from . import crafted
 from .crafted import Page, chunk, encoded, page_of, png

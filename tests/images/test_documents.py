@@ -16,7 +16,7 @@ from PIL import Image
 from ecgfeat.errors import ImageError
 from ecgfeat.images import decoder_of, dpi_of
 from ecgfeat.images.decoding import decode_picture, read_header
-from ecgfeat.images.documents import SEVERAL_PAGES
+from ecgfeat.images.formats import SEVERAL_PAGES
 
 from .crafted import Page, encoded, page_of
 from .outcomes import DECODED, outcome
