@@ -198,18 +198,21 @@ def adapt(
         if not begun:
             chosen = {"device": resolved.device, "precision": resolved.precision}
             write_json(folder / CONFIG, {**plan, "compute": chosen, "versions": versions()})
-        state, snapshot = load_checkpoint(folder, _State) or (_State(), Snapshot())
-        teaching = _Teaching(folder, weights, settings, resolved, state, report)
         was_done = (folder / WEIGHTS).exists()
         if not was_done:
-            teaching.run(network, snapshot)
-    made = load_weights(replace(network, weights=str(folder / WEIGHTS)))
-    return Adapted(
-        weights_path=folder / WEIGHTS,
-        digest=made.digest,
-        history=state.history,
-        was_done=was_done,
-    )
+            state, snapshot = load_checkpoint(folder, _State) or (_State(), Snapshot())
+            _Teaching(folder, weights, settings, resolved, state, report).run(network, snapshot)
+    return _made(folder / WEIGHTS, network, was_done)
+
+
+def _made(path: Path, network: NetworkSettings, was_done: bool) -> Adapted:
+    from safetensors import safe_open
+
+    weights = load_weights(replace(network, weights=str(path)))
+    with safe_open(path, framework="np") as file:
+        origin = json.loads((file.metadata() or {}).get("ecgfeat", "{}"))
+    history = typed(origin.get("exams", []), list[Exam])
+    return Adapted(weights_path=path, digest=weights.digest, history=history, was_done=was_done)
 
 
 def _plan_of(weights: Weights, settings: AdaptSettings) -> dict[str, Any]:
@@ -308,7 +311,7 @@ class _Teaching:
 
     def run(self, network: NetworkSettings, snapshot: Snapshot) -> None:
         """Do what is left."""
-        self._tell("drawing the exam", message="")
+        self._report(Progress(stage="drawing the exam", done=0, total=0))
         exam = _batch(self._lessons("exam", range(EXAM_PAGES)))
         scales = _Scales.of(exam.numbers)
         training = self._training
@@ -319,7 +322,7 @@ class _Teaching:
             self._preprocessing,
             self._compute,
             loss=_Marks(),
-            tell=lambda line: self._tell("adapting", message=line),
+            tell=lambda line: self._tell(message=line),
         )
         if self._state.step:
             trainer.restore(snapshot)
@@ -404,7 +407,7 @@ class _Teaching:
         state.step += 1
         state.summed_loss += step.loss * step.n_images
         state.n_summed += step.n_images
-        self._tell("adapting", detail=f"loss {state.summed_loss / state.n_summed:.4f}")
+        self._tell(detail=f"loss {state.summed_loss / state.n_summed:.4f}")
         if time.monotonic() - self._saved_s > 60 * self._settings.checkpoint_minutes:
             self._save(trainer)
 
@@ -429,17 +432,17 @@ class _Teaching:
             )
         )
         state.summed_loss, state.n_summed = 0.0, 0
-        self._tell("adapting", message=state.history[-1].log_line())
+        self._tell(message=state.history[-1].log_line())
         self._save(trainer)
 
     @property
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._began_s
 
-    def _tell(self, stage: str, *, message: str = "", detail: str = "") -> None:
+    def _tell(self, *, message: str = "", detail: str = "") -> None:
         self._report(
             Progress(
-                stage=stage,
+                stage="adapting",
                 done=self._n_pages,
                 total=self._settings.pages,
                 unit="pages",
@@ -467,7 +470,7 @@ class _Teaching:
         }
         origin = {
             **_plan_of(self._weights, self._settings),
-            "exam": asdict(self._state.history[-1]),
+            "exams": [asdict(exam) for exam in self._state.history],
             "versions": versions(),
             "licence": "derived from the weights named here, whose licence holds for these too; "
             "the pages were drawn by ecgfeat and add no condition",
