@@ -9,7 +9,6 @@ regression too, at its best: its C is chosen inside each training part.
 
 chosen     the recipe (and of `paper` C) is chosen inside each training part, by folds of its own
 differences  to `paper`, paired: the seeds' mean, with a 95 % bootstrap interval over groups
-adapted    `ecg` on other weights (--adapted), as `ecgfeat adapt` makes them; compared with `ecg`
 cost       seconds per 1,000 images of the first set, recipes taking turns
 
 Writes recipes.md and recipes.png into the folder, and goes on where it was after a stop.
@@ -53,7 +52,6 @@ PENALTIES = "C=0.0001,0.001,0.01,0.1,1"
 INNER_FOLDS, OUTER_FOLDS = 5, 5
 SCORES = ("accuracy", "auroc")
 REFERENCE = "paper"
-ADAPTED, UNADAPTED = "ecg, adapted", "ecg"
 COST_IMAGES, COST_ROUNDS = 300, 3
 
 
@@ -92,7 +90,6 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--weights", default="imagenet")
-    parser.add_argument("--adapted", default="", help="weights.safetensors of ecgfeat adapt")
     parser.add_argument("--out", type=Path, default=Path("frozen-recipes"))
     parser.add_argument("--set", dest="sets", action="append", type=Labelled.parse, required=True)
     parser.add_argument("--seeds", type=int, default=5)
@@ -105,9 +102,6 @@ def main() -> None:
     lines.append("|---|---|---|---|---|---|")
     for labelled in args.sets:
         results = evaluate(labelled, network, args.out, range(args.seeds))
-        if args.adapted:
-            weights = NetworkSettings(weights=args.adapted)
-            results[ADAPTED] = adapted(labelled, weights, args.out, range(args.seeds))
         found[labelled.name] = {name: summary(results[name]) for name in results}
         lines += rows(labelled.name, results, args.bootstrap)
         print("\n".join(lines[-len(results) :]), flush=True)
@@ -166,19 +160,6 @@ def evaluate(
     return dict(results)
 
 
-def adapted(
-    labelled: Labelled, network: NetworkSettings, out: Path, seeds: Iterable[int]
-) -> list[Predictions]:
-    """Predictions of every row on the adapted backbone, one for each seed."""
-    recipe, cache = RECIPES[UNADAPTED], out / f"{labelled.name}-adapted.h5"
-    cached(labelled.manifest(), network, recipe, cache, recipe.extraction)
-    folders = (out / "runs" / f"{labelled.name}-adapted-{seed}" for seed in seeds)
-    return [
-        in_id_order(head_run(cache, recipe, labelled.positive, seed, folder).predictions)
-        for seed, folder in zip(seeds, folders)
-    ]
-
-
 def head_run(cache: Path, recipe: Recipe, positive: str, seed: int, folder: Path) -> Run:
     """Logistic regression on the recipe's layers, judged inside each training part as well."""
     done = sorted(folder.glob("*/metrics.json"))
@@ -235,8 +216,7 @@ def rows(name: str, results: Mapping[str, Sequence[Predictions]], n_bootstrap: i
         means = [f"{mean:.3f} ± {spread:.3f}" for mean, spread in summary(seeds).values()]
         gains = ["", ""]
         if recipe != REFERENCE:
-            reference = UNADAPTED if recipe == ADAPTED else REFERENCE
-            gains = differences(seeds, results[reference], n_bootstrap)
+            gains = differences(seeds, results[REFERENCE], n_bootstrap)
         lines.append(f"| {name} | `{recipe}` | {' | '.join((*means, *gains))} |")
     return lines
 

@@ -14,7 +14,6 @@ from . import (
     split,
     fit_head,
     finetune,
-    adapt,
     runs,
     compare,
     report,

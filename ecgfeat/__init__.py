@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ecgfeat.adaptation import adapt
     from ecgfeat.attribution import explain
     from ecgfeat.clean_split import split
     from ecgfeat.comparison import compare, list_runs
@@ -36,7 +35,6 @@ __all__ = [
     "EcgfeatError",
     "Recipe",
     "__version__",
-    "adapt",
     "audit",
     "compare",
     "explain",
@@ -61,7 +59,6 @@ _HOMES = {
     "RECIPES": "config",
     "EcgfeatError": "errors",
     "Recipe": "config",
-    "adapt": "adaptation",
     "audit": "data_audit",
     "compare": "comparison",
     "explain": "attribution",

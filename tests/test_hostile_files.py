@@ -150,7 +150,7 @@ def test_no_field_of_a_checkpoint_breaks_what_goes_on_by_it(tmp_path: Path) -> N
         # As one would who wants to be believed.
         metadata = {"state": text, "digest": checkpoint._digest(text, tensors)}
         save_file(tensors, path, metadata=metadata)
-        said = refusal(lambda: checkpoint.load_checkpoint(tmp_path, checkpoint.State), where)
+        said = refusal(lambda: checkpoint.load_checkpoint(tmp_path), where)
         assert not said or f"{path} is damaged (" in said, said
         n_refused += bool(said)
     assert n_refused > 100
@@ -164,7 +164,7 @@ def test_a_flipped_bit_of_a_checkpoint_is_found(tmp_path: Path) -> None:
         flipped = bytearray(content)
         flipped[place] ^= 1
         path.write_bytes(flipped)
-        said = refusal(lambda: checkpoint.load_checkpoint(tmp_path, checkpoint.State), str(place))
+        said = refusal(lambda: checkpoint.load_checkpoint(tmp_path), str(place))
         assert f"{path} is damaged (" in said, place
 
 

@@ -19,7 +19,7 @@ QUICK = {
     "finetune": {"--weights": "random", "--size": "64", "--epochs": "1"},
 }
 """Added to a command, so that it needs neither the internet nor minutes."""
-ELSEWHERE = ("ecgfeat adapt", "ecgfeat demo", "ecgfeat synth", "ecgfeat finetune --resume")
+ELSEWHERE = ("ecgfeat demo", "ecgfeat synth", "ecgfeat finetune --resume")
 """Shown commands that other tests run: they take long, or go on from an interruption."""
 
 

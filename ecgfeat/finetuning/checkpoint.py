@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -43,10 +43,13 @@ CHECKPOINT = "checkpoint.safetensors"
 """In the run's folder until the run is finished."""
 
 
-S = TypeVar("S")
+@dataclass(frozen=True, kw_only=True)
+class _Checkpoint:
+    state: State
+    snapshot: Snapshot
 
 
-def save_checkpoint(folder: Path, state: Any, snapshot: Snapshot) -> None:
+def save_checkpoint(folder: Path, state: State, snapshot: Snapshot) -> None:
     """Put a checkpoint in the place of the one before, which stays until this one is whole.
 
     Raises
@@ -58,7 +61,7 @@ def save_checkpoint(folder: Path, state: Any, snapshot: Snapshot) -> None:
     from safetensors.torch import save_file
 
     tensors: dict[str, torch.Tensor] = {}
-    text = json.dumps(_plain({"state": state, "snapshot": snapshot}, "", tensors))
+    text = json.dumps(_plain(_Checkpoint(state=state, snapshot=snapshot), "", tensors))
     metadata = {"state": text, "digest": _digest(text, tensors)}
     with replacing(folder / CHECKPOINT) as aside:
         try:
@@ -107,8 +110,8 @@ def _os_error(error: Exception) -> OSError:
     return OSError(int(found[1]), str(error)) if found else OSError(str(error))
 
 
-def load_checkpoint(folder: Path, kind: type[S]) -> tuple[S, Snapshot] | None:
-    """Read the checkpoint of a folder, whose state is of one kind; None where there is none yet.
+def load_checkpoint(folder: Path) -> tuple[State, Snapshot] | None:
+    """Read the checkpoint of a run's folder; None where there is none yet.
 
     Raises
     ------
@@ -131,17 +134,16 @@ def load_checkpoint(folder: Path, kind: type[S]) -> tuple[S, Snapshot] | None:
             raise ValueError("it has no digest: an earlier version of ecgfeat may have written it")
         if metadata["digest"] != _digest(text, tensors):
             raise ValueError("its digest is not that of what it holds")
-        found = typed(json.loads(text), dict[str, Any])
-        as_array: dict[str, Any] = {"dec_hook": partial(_array, tensors), "str_keys": True}
-        state = typed(found.get("state"), kind, **as_array)
-        snapshot = typed(found.get("snapshot"), Snapshot, **as_array)
+        found = typed(
+            json.loads(text), _Checkpoint, dec_hook=partial(_array, tensors), str_keys=True
+        )
     except OSError as error:
         raise storage_error(error, "reading", path) from error
     except (SafetensorError, ValueError, RecursionError) as error:
         raise RunError(
             f"{path} is damaged ({error}), so this run can't go on. Start a new one."
         ) from error
-    return state, snapshot
+    return found.state, found.snapshot
 
 
 def _array(tensors: Mapping[str, torch.Tensor], kind: type, name: object) -> Any:

@@ -31,14 +31,7 @@ from ecgfeat.errors import ConfigError, DataError, ImageError, RunError
 from ecgfeat.files import typed
 from ecgfeat.finetuning.distributed import ALONE, Ranks
 from ecgfeat.finetuning.from_head import FittedHead, HeadOrigin, read_head
-from ecgfeat.finetuning.trainer import (
-    Images,
-    Loss,
-    Snapshot,
-    Trainer,
-    balanced_weights,
-    ignore,
-)
+from ecgfeat.finetuning.trainer import Images, Snapshot, Trainer, balanced_weights, ignore
 from ecgfeat.images import Alter, Failure, decode
 from ecgfeat.manifest import Manifest
 from ecgfeat.preprocessing import Preprocessing
@@ -183,7 +176,7 @@ class Job:
             self.training,
             self.preprocessing,
             self.compute,
-            loss=Loss(self.training, balanced_weights(self.task, part) if is_balanced else None),
+            class_weights=balanced_weights(self.task, part) if is_balanced else None,
             ranks=self.ranks,
             tell=tell,
         )

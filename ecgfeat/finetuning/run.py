@@ -593,7 +593,7 @@ def resume_finetune(
             manifest = read_manifest(begun.data, begun.source)
         job = begun.job(manifest, compute, ranks)
         refuse_changed_rows(begun.rows, manifest, folder)
-        state, snapshot = load_checkpoint(folder, State) or (State(), Snapshot())
+        state, snapshot = load_checkpoint(folder) or (State(), Snapshot())
         refuse_other_state(state, job, folder)
         if not state.is_within_fold or state.fold + 1 < len(job.plan):
             refuse_changed_beginning(begun, job)
@@ -910,7 +910,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.
 
 
 @contextlib.contextmanager
-def sole(folder: Path, is_finished: Callable[[Path], bool] = is_finished) -> Iterator[None]:
+def sole(folder: Path) -> Iterator[None]:
     """Be the only one to go on with the run; the kernel frees the lock of a dead process.
 
     On a file system that knows no locks, nothing is held.

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -31,7 +31,6 @@ __all__ = [
     "Batches",
     "Gradients",
     "Images",
-    "Judging",
     "Loss",
     "Schedule",
     "Snapshot",
@@ -85,8 +84,8 @@ class Trainer:
     preprocessing : Preprocessing
         Mean and standard deviation of the pixels.
     compute : Compute
-    loss : Judging, optional
-        What the answers are judged by; by default cross-entropy with all classes alike.
+    class_weights : ndarray of shape (n_classes,), float32, optional
+        How much each class counts in the loss; by default equally.
     ranks : Ranks
         The processes that train copies of the network, a share of every step's images each.
     tell : callable
@@ -105,7 +104,7 @@ class Trainer:
         preprocessing: Preprocessing,
         compute: Compute,
         *,
-        loss: Judging | None = None,
+        class_weights: NDArray[np.float32] | None = None,
         ranks: Ranks = ALONE,
         tell: Callable[[str], None] = ignore,
     ) -> None:
@@ -114,7 +113,7 @@ class Trainer:
         self._device = self._asking.device
         self._settings = settings
         self._ranks = ranks
-        self._loss = loss or Loss(settings)
+        self._loss = Loss(settings, class_weights, self._device)
         network = network.to(self._device).to(memory_format=self._asking.layout)
         if ranks.n_ranks > 1 and compute.device == "cuda":
             # Their statistics are then taken over all processes' images; the CPU has none such.
@@ -145,15 +144,14 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
 
-    def step(self, pixels: NDArray[np.uint8], targets: NDArray[Any]) -> Step:
+    def step(self, pixels: NDArray[np.uint8], targets: NDArray[np.int64]) -> Step:
         """Move the weights once, by the mean loss over all processes' images.
 
         Parameters
         ----------
         pixels : ndarray of shape (b, height_px, width_px, 3), uint8
             This process's share of the images.
-        targets : ndarray of shape (b, …)
-            What the loss judges the answers by; of a `Loss`, classes, int64.
+        targets : ndarray of shape (b,), int64
 
         Returns
         -------
@@ -250,17 +248,6 @@ class Trainer:
         place = {row: number for number, row in enumerate(itertools.chain(*batches))}
         order = np.argsort([place[row] for row in rows.tolist()])
         return rows[order], values[order]
-
-    def answers(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """What the network says of pages (b, height_px, width_px, 3), in evaluation mode."""
-        self.network.eval()
-        with torch.inference_mode(), repeatable_kernels(self._compute, allow_tf32=False):
-            return self._answers(pixels).numpy()
-
-    def _answers(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
-        n_parts = max(1, min(self._gradients.n_parts, len(pixels)))
-        parts = np.array_split(pixels, n_parts)
-        return torch.cat([self._asking.logits(self.network, part).cpu() for part in parts])
 
     def is_finite(self) -> bool:
         """Whether every weight and statistic of the network is."""
@@ -435,19 +422,6 @@ class Schedule:
         return self.lr * (1 + math.cos(math.pi * done)) / 2
 
 
-class Judging(Protocol):
-    """What a network's answers are judged by."""
-
-    def weight(self, truth: torch.Tensor) -> float:
-        """What the summed loss of some images is divided by for its mean."""
-
-    def summed(self, answers: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        """The loss summed over images, of which the gradient is taken."""
-
-    def said(self, answers: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """What people are told: a loss summed over images, and how many are right."""
-
-
 class Loss:
     """Cross-entropy, its targets smoothed and its classes weighted as the settings say.
 
@@ -456,35 +430,35 @@ class Loss:
     settings : FinetuneSettings
     class_weights : ndarray of shape (n_classes,), float32, or None
         How much each class counts; None for equally.
+    device : torch.device
     """
 
     def __init__(
-        self, settings: FinetuneSettings, class_weights: NDArray[np.float32] | None = None
+        self,
+        settings: FinetuneSettings,
+        class_weights: NDArray[np.float32] | None,
+        device: torch.device,
     ) -> None:
         self._smoothing = settings.label_smoothing
-        self._class_weights = None if class_weights is None else torch.from_numpy(class_weights)
+        self._class_weights: torch.Tensor | None = None
+        if class_weights is not None:
+            self._class_weights = torch.from_numpy(class_weights).to(device)
 
     def weight(self, truth: torch.Tensor) -> float:
         """What the summed loss of some images is divided by for its mean."""
         if self._class_weights is None:
             return len(truth)
-        return float(self._class_weights.to(truth.device)[truth].sum())
+        return float(self._class_weights[truth].sum())
 
-    def summed(self, answers: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    def summed(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         """The loss summed over images; `truth` of shape (b,), int64."""
-        weights = self._class_weights
         return torch.nn.functional.cross_entropy(
-            answers,
+            logits,
             truth,
-            weight=None if weights is None else weights.to(answers.device),
+            weight=self._class_weights,
             label_smoothing=self._smoothing,
             reduction="sum",
         )
-
-    def said(self, answers: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """Plain cross-entropy, without smoothing and weights, and the right classes."""
-        plain = torch.nn.functional.cross_entropy(answers, truth, reduction="sum")
-        return plain, int((answers.argmax(1) == truth).sum())
 
 
 def balanced_weights(task: Task, part: Partition) -> NDArray[np.float32]:
@@ -536,7 +510,7 @@ class Gradients:
     network : Module
         The one that is called: with several processes, what puts their gradients together.
     asking : Asking
-    loss : Judging
+    loss : Loss
     scaler : GradScaler
     n_parts : int
         Parts in which a step's images go through the network, one after another.
@@ -554,7 +528,7 @@ class Gradients:
         self,
         network: torch.nn.Module,
         asking: Asking,
-        loss: Judging,
+        loss: Loss,
         scaler: torch.amp.GradScaler,
         *,
         n_parts: int,
@@ -581,7 +555,7 @@ class Gradients:
         Parameters
         ----------
         pixels : ndarray of shape (b, height_px, width_px, 3), uint8
-        truth : Tensor of shape (b, …)
+        truth : Tensor of shape (b,), int64
             On the device.
         n_all, weight : int, float
             The images of all processes, and what their summed loss is divided by.
@@ -589,7 +563,7 @@ class Gradients:
         Returns
         -------
         summed_loss : float
-            Of this process's images, as people are told it.
+            Plain cross-entropy of this process's images.
         n_right : int
 
         Raises
@@ -646,9 +620,8 @@ class Gradients:
                 share = self._loss.summed(logits, part) * (self._ranks.n_ranks / weight)
                 torch.autograd.backward(self._scaler.scale(share))
             with torch.no_grad():
-                loss, right = self._loss.said(logits, part)
-                summed_loss += loss
-                n_right += right
+                summed_loss += torch.nn.functional.cross_entropy(logits, part, reduction="sum")
+                n_right += int((logits.argmax(1) == part).sum())
         return summed_loss.item(), n_right
 
     def _exchanging(self, is_last: bool) -> contextlib.AbstractContextManager[None]:

@@ -38,36 +38,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "BLOCKS",
     "CLASSES",
-    "DOWER",
     "DURATION_S",
-    "INJURIES",
     "LEADS",
-    "NORMAL",
     "SAMPLES_PER_S",
-    "STRETCHES",
-    "ST_SHAPE",
     "Condition",
     "Disturbance",
     "Subject",
-    "Vector",
-    "Wave",
-    "beats",
-    "combine",
-    "disturb",
     "draw_condition",
     "draw_disturbance",
     "draw_subject",
     "electrical_axis_deg",
-    "fibrillation",
-    "fitted",
-    "gaussians",
     "heart_vector",
     "record",
-    "scaled",
-    "times",
-    "twelve",
 ]
 
 Signal = NDArray[np.float32]
@@ -104,7 +87,7 @@ class Wave:
 # - QRS is four, the stages of activation (septum, apex, left ventricle, base), since only a
 #   vector that turns gives rS in V1, RS in V3 and qR in V6 at once; QRS lasts 90 ms.
 # - T is two, for its slow rise and faster fall; QT is 400 ms.
-NORMAL = (
+_NORMAL = (
     Wave("P", -0.165, 0.016, (0.03, 0.085, -0.055)),
     Wave("P", -0.132, 0.018, (0.075, 0.06, 0.04)),
     Wave("QRS", -0.026, 0.0065, (-0.17, -0.06, -0.16)),
@@ -128,19 +111,19 @@ _LEFT_BLOCK = (
     Wave("T", 0.285, 0.036, (-0.18, -0.08, -0.20)),
 )
 _RIGHT_BLOCK = (
-    *(wave for wave in NORMAL if wave.part == "QRS"),
+    *(wave for wave in _NORMAL if wave.part == "QRS"),
     Wave("QRS", 0.056, 0.016, (-0.46, 0.00, -0.42)),
     Wave("QRS", 0.084, 0.014, (-0.28, 0.02, -0.34)),
     Wave("T", 0.235, 0.052, (0.17, 0.10, 0.06)),
     Wave("T", 0.290, 0.034, (0.18, 0.10, 0.08)),
 )
-BLOCKS = {"left": _LEFT_BLOCK, "right": _RIGHT_BLOCK}
+_BLOCKS = {"left": _LEFT_BLOCK, "right": _RIGHT_BLOCK}
 
 # (delay_s, width_s, share): four waves that make a level from the J point into the T wave.
-ST_SHAPE = ((0.066, 0.015, 0.8), (0.105, 0.026, 0.85), (0.160, 0.036, 0.8), (0.225, 0.042, 0.75))
+_ST_SHAPE = ((0.066, 0.015, 0.8), (0.105, 0.026, 0.85), (0.160, 0.036, 0.8), (0.225, 0.042, 0.75))
 # Where the injury vector points (mV at full severity). The leads that face away show the
 # reciprocal change; "subendocardial" is depression everywhere but in aVR and V1.
-INJURIES: dict[str, Vector] = {
+_INJURIES: dict[str, Vector] = {
     "anterior": (0.12, -0.04, -0.26),
     "inferior": (-0.08, 0.25, 0.06),
     "lateral": (0.27, -0.14, 0.02),
@@ -154,7 +137,7 @@ _NORMAL_AXIS_DEG = math.degrees(math.atan2(0.75, 0.95))
 # How far each part follows the heart's electrical axis: atria and injuries stay where they are.
 _TURNS = {"P": 0.0, "QRS": 1.0, "ST": 0.0, "T": 0.5}
 # QT shortens with the root of the beat's length (Bazett), PR less, QRS not at all.
-STRETCHES = {"P": 0.25, "QRS": 0.0, "ST": 0.5, "T": 0.5}
+_STRETCHES = {"P": 0.25, "QRS": 0.0, "ST": 0.5, "T": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +210,7 @@ def draw_condition(
     if label == "normal":
         return Condition()
     name = rng.choice(("st-deviation", "wide-qrs", "atrial-fibrillation"))
-    sites = {"st-deviation": tuple(INJURIES), "wide-qrs": tuple(BLOCKS)}.get(name, ("",))
+    sites = {"st-deviation": tuple(_INJURIES), "wide-qrs": tuple(_BLOCKS)}.get(name, ("",))
     return Condition(name=str(name), site=str(rng.choice(sites)), severity=rng.uniform(*severity))
 
 
@@ -249,11 +232,11 @@ def heart_vector(
     ndarray of shape (3, n_samples), float32
         mV to the patient's left, to the feet, to the back.
     """
-    r_peaks, lengths = beats(float(t[-1]), subject, condition, rng)
+    r_peaks, lengths = _beats(float(t[-1]), subject, condition, rng)
     waves = _waves(subject, condition)
     vectors = np.array([wave.vector for wave in waves], dtype=np.float32)
-    beating = combine(vectors.T, gaussians(t, r_peaks, lengths, waves))
-    return subject.amplitude * (beating + fibrillation(t, condition, rng))
+    beating = combine(vectors.T, _gaussians(t, r_peaks, lengths, waves))
+    return subject.amplitude * (beating + _fibrillation(t, condition, rng))
 
 
 def combine(weights: Signal, courses: Signal) -> Signal:
@@ -271,7 +254,7 @@ def _normal(
     return min(high, max(low, rng.normal(mean, deviation)))
 
 
-def beats(
+def _beats(
     end_s: float, subject: Subject, condition: Condition, rng: np.random.Generator
 ) -> tuple[Signal, Signal]:
     """Times of the R peaks, from before 0 to after the end, and the length of the beat before.
@@ -298,38 +281,35 @@ def beats(
 
 def _waves(subject: Subject, condition: Condition) -> list[Wave]:
     """The beat's events under the condition, turned and scaled to the subject."""
-    waves = list(NORMAL)
+    waves = list(_NORMAL)
     if condition.name == "atrial-fibrillation":
         waves = [wave for wave in waves if wave.part != "P"]
     elif condition.name == "st-deviation":
-        injury = INJURIES[condition.site]
+        injury = _INJURIES[condition.site]
         waves += [
-            Wave("ST", delay_s, width_s, times(injury, share * condition.severity))
-            for delay_s, width_s, share in ST_SHAPE
+            Wave("ST", delay_s, width_s, _times(injury, share * condition.severity))
+            for delay_s, width_s, share in _ST_SHAPE
         ]
     elif condition.name == "wide-qrs":
         waves = [wave for wave in waves if wave.part == "P"]
-        normal = [wave for wave in NORMAL if wave.part != "P"]
-        waves += scaled(normal, 1 - condition.severity)
-        waves += scaled(BLOCKS[condition.site], condition.severity)
-    return [fitted(wave, subject) for wave in waves]
+        normal = [wave for wave in _NORMAL if wave.part != "P"]
+        waves += _scaled(normal, 1 - condition.severity)
+        waves += _scaled(_BLOCKS[condition.site], condition.severity)
+    return [_fitted(wave, subject) for wave in waves]
 
 
-def scaled(waves: Iterable[Wave], factor: float) -> list[Wave]:
-    """Waves of `factor` times the size."""
-    return [replace(wave, vector=times(wave.vector, factor)) for wave in waves]
+def _scaled(waves: Iterable[Wave], factor: float) -> list[Wave]:
+    return [replace(wave, vector=_times(wave.vector, factor)) for wave in waves]
 
 
-def times(vector: Vector, factor: float) -> Vector:
-    """A vector of `factor` times the length."""
+def _times(vector: Vector, factor: float) -> Vector:
     x, y, z = vector
     return factor * x, factor * y, factor * z
 
 
-def fitted(wave: Wave, subject: Subject) -> Wave:
-    """A wave turned and stretched as the subject's heart has it."""
+def _fitted(wave: Wave, subject: Subject) -> Wave:
     scale = {"P": subject.p_scale, "T": subject.t_scale}.get(wave.part, 1.0)
-    x, y, z = times(wave.vector, scale)
+    x, y, z = _times(wave.vector, scale)
     follows = _TURNS[wave.part]
     # First about the long axis (left and back change places), then in the frontal plane.
     turn = math.radians(subject.turn_deg * follows)
@@ -340,11 +320,11 @@ def fitted(wave: Wave, subject: Subject) -> Wave:
     return Wave(wave.part, stretch * wave.delay_s, stretch * wave.width_s, (x, y, z))
 
 
-def gaussians(t: Signal, r_peaks: Signal, lengths: Signal, waves: list[Wave]) -> Signal:
+def _gaussians(t: Signal, r_peaks: Signal, lengths: Signal, waves: list[Wave]) -> Signal:
     """Each wave's course over all beats with peak 1, shape (n_waves, n_samples)."""
     delays = np.array([[wave.delay_s] for wave in waves], dtype=np.float32)
     widths = np.array([[wave.width_s] for wave in waves], dtype=np.float32)
-    powers = np.array([STRETCHES[wave.part] for wave in waves], dtype=np.float32)
+    powers = np.array([_STRETCHES[wave.part] for wave in waves], dtype=np.float32)
     before = np.searchsorted(r_peaks, t, side="right") - 1
     total = np.zeros((len(waves), len(t)), dtype=np.float32)
     # A sample sees the beat before it (S, ST, T) and the one after it (P, Q).
@@ -357,7 +337,7 @@ def gaussians(t: Signal, r_peaks: Signal, lengths: Signal, waves: list[Wave]) ->
     return total
 
 
-def fibrillation(t: Signal, condition: Condition, rng: np.random.Generator) -> Signal:
+def _fibrillation(t: Signal, condition: Condition, rng: np.random.Generator) -> Signal:
     """Fibrillatory waves as a heart vector, shape (3, n_samples); zero in sinus rhythm.
 
     A saw-tooth of three harmonics whose rate and size drift slowly, after Stridh and Sornmo [3]_.
@@ -381,7 +361,7 @@ DURATION_S = 10
 SAMPLES_PER_S = 250  # Finer than the pen on the largest pages; 50 and 60 Hz still show.
 
 # Lead vectors of I, II, V1 … V6 for a heart vector (left, feet, back), Dower et al. 1980.
-DOWER = np.array(
+_DOWER = np.array(
     [
         [0.632, -0.235, 0.059],
         [0.235, 1.066, -0.132],
@@ -426,7 +406,7 @@ def electrical_axis_deg(subject: Subject) -> float:
     It differs from the direction in the body, since the torso is no circle.
     """
     angle = math.radians(subject.heart_axis_deg)
-    lead_i, lead_ii = DOWER[:2, :2] @ (math.cos(angle), math.sin(angle))
+    lead_i, lead_ii = _DOWER[:2, :2] @ (math.cos(angle), math.sin(angle))
     # aVF is measured against the mean of two electrodes: its lead vector is short by 2/sqrt(3).
     return math.degrees(math.atan2((lead_ii - lead_i / 2) * 2 / math.sqrt(3), lead_i))
 
@@ -442,13 +422,13 @@ def record(
         Millivolts, in the order of `LEADS`.
     """
     t = np.arange(DURATION_S * SAMPLES_PER_S, dtype=np.float32) / np.float32(SAMPLES_PER_S)
-    independent = combine(DOWER, heart_vector(t, subject, condition, rng))
-    return twelve(independent + disturb(t, disturbance, rng))
+    independent = combine(_DOWER, heart_vector(t, subject, condition, rng))
+    return _twelve(independent + _disturb(t, disturbance, rng))
 
 
-def disturb(t: Signal, disturbance: Disturbance, rng: np.random.Generator) -> Signal:
+def _disturb(t: Signal, disturbance: Disturbance, rng: np.random.Generator) -> Signal:
     """Muscle noise, mains and baseline wander of the independent leads, shape (8, n_samples)."""
-    n_leads = len(DOWER)
+    n_leads = len(_DOWER)
     noise = disturbance.noise_mv * rng.standard_normal((n_leads, len(t)), dtype=np.float32)
     rates_hz = np.append(rng.uniform(0.08, 0.45, 3), disturbance.mains_hz)
     sizes = np.array([disturbance.wander_mv / math.sqrt(3)] * 3 + [disturbance.mains_mv])
@@ -459,7 +439,7 @@ def disturb(t: Signal, disturbance: Disturbance, rng: np.random.Generator) -> Si
     return noise + combine(by_course, courses)
 
 
-def twelve(independent: Signal) -> Signal:
+def _twelve(independent: Signal) -> Signal:
     """Add the four leads that follow from I and II (Einthoven, Goldberger)."""
     lead_i, lead_ii = independent[:2]
     limb = (

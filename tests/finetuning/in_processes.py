@@ -13,7 +13,7 @@ import torch._dynamo  # before the group, as `joined` says
 
 from ecgfeat.errors import EcgfeatError, Interrupted, StorageError
 from ecgfeat.finetuning import resume_finetune
-from ecgfeat.finetuning.checkpoint import State, load_checkpoint
+from ecgfeat.finetuning.checkpoint import load_checkpoint
 from ecgfeat.finetuning.trainer import Trainer
 from ecgfeat.runs import writing
 from ecgfeat.runtime import Progress
@@ -40,7 +40,7 @@ def stopped_and_resumed(pages: Path, runs: Path) -> dict[str, Any]:
     except Interrupted as stop:
         signal_number = stop.signal_number
     (folder,) = runs.iterdir()
-    state, _ = load_checkpoint(folder, State) or (None, None)
+    state, _ = load_checkpoint(folder) or (None, None)
     assert state is not None
     run = resume_finetune(folder)
     return {

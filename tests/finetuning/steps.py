@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ecgfeat.config import FinetuneSettings
-from ecgfeat.finetuning.trainer import Loss, Trainer
+from ecgfeat.finetuning.trainer import Trainer
 from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.runtime import Compute
 
@@ -28,13 +28,12 @@ def trainer(
     **training: Any,
 ) -> Trainer:
     compute = Compute(device="cpu", precision=precision, threads=1, channels_last=True, reason="")
-    settings = FinetuneSettings(**training)
     made = Trainer(
         TinyNetwork(2, seed),
-        settings,
+        FinetuneSettings(**training),
         PREPROCESSING,
         compute,
-        loss=Loss(settings, class_weights),
+        class_weights=class_weights,
         tell=(told if told is not None else []).append,
     )
     made.set_lr(0.01)

@@ -53,7 +53,7 @@ def test_a_state_comes_back_as_it_was(tmp_path):
     state = a_state()
     tensors = {"network.fc.bias": torch.zeros(2), "optimizer.0.step": torch.tensor(3.0)}
     save_checkpoint(tmp_path, state, Snapshot(tensors=tensors, scaler={"scale": 1024.0}, n_parts=4))
-    loaded = load_checkpoint(tmp_path, State)
+    loaded = load_checkpoint(tmp_path)
     assert loaded is not None
     found, network = loaded
     plain = ("epoch", "step", "tally", "history", "rates", "failures", "wall_s", "n_trained")
@@ -74,7 +74,7 @@ def test_a_state_comes_back_as_it_was(tmp_path):
 
 
 def test_a_run_without_a_checkpoint_has_none(tmp_path):
-    assert load_checkpoint(tmp_path, State) is None
+    assert load_checkpoint(tmp_path) is None
 
 
 @pytest.mark.parametrize("keep", [0, 100, -1])
@@ -83,13 +83,13 @@ def test_a_checkpoint_cut_short_is_named(tmp_path, keep):
     path = tmp_path / CHECKPOINT
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(RunError, match=r"checkpoint\.safetensors is damaged"):
-        load_checkpoint(tmp_path, State)
+        load_checkpoint(tmp_path)
 
 
 def test_a_checkpoint_of_an_earlier_version_is_said_to_be_one(tmp_path):
     save_file({"a": torch.ones(2)}, tmp_path / CHECKPOINT, metadata={"state": "{}"})
     with pytest.raises(RunError, match="it has no digest: an earlier version of ecgfeat may have"):
-        load_checkpoint(tmp_path, State)
+        load_checkpoint(tmp_path)
 
 
 def test_a_checkpoint_that_can_t_be_read_is_no_damaged_one(tmp_path, monkeypatch):
@@ -99,7 +99,7 @@ def test_a_checkpoint_that_can_t_be_read_is_no_damaged_one(tmp_path, monkeypatch
     save_checkpoint(tmp_path, a_state(), Snapshot())
     monkeypatch.setattr(safetensors, "safe_open", refuse)
     with pytest.raises(StorageError, match=r"reading .*checkpoint\.safetensors failed: permission"):
-        load_checkpoint(tmp_path, State)
+        load_checkpoint(tmp_path)
 
 
 KILLING = """
@@ -112,7 +112,7 @@ from ecgfeat.finetuning.trainer import Snapshot
 from ecgfeat.finetuning.checkpoint import State
 
 def save_for_ever(told):
-    load = load_checkpoint(folder, State)
+    load = load_checkpoint(folder)
     step = load[0].step if load else 0
     while True:
         step += 1
@@ -138,7 +138,7 @@ for _ in range(n_kills):
     in_the_middle += bool(rests)
     for path in rests:
         path.unlink()
-    state, snapshot = load_checkpoint(folder, State)
+    state, snapshot = load_checkpoint(folder)
     assert state.step > last, "a checkpoint is lost"
     assert all(bool((t == state.step).all()) for t in snapshot.tensors.values()), "half old"
     last = state.step

@@ -20,7 +20,6 @@ from ecgfeat.finetuning.checkpoint import (
     CHECKPOINT,
     Candidate,
     Said,
-    State,
     load_checkpoint,
     save_checkpoint,
 )
@@ -171,7 +170,7 @@ def test_a_damaged_checkpoint_is_named(pages, runs):
 )
 def test_a_checkpoint_that_another_run_would_have_is_refused(pages, runs, name, value):
     folder = interrupted(pages, runs, after_epoch(1))
-    state, snapshot = load_checkpoint(folder, State)
+    state, snapshot = load_checkpoint(folder)
     setattr(state, name, value)
     save_checkpoint(folder, state, snapshot)
     with pytest.raises(RunError, match=r"checkpoint\.safetensors is damaged \(its \w+ can't be"):
@@ -180,7 +179,7 @@ def test_a_checkpoint_that_another_run_would_have_is_refused(pages, runs, name, 
 
 def test_what_a_checkpoint_says_of_other_rows_is_refused(pages, runs):
     folder = interrupted(pages, runs, after_epoch(1))
-    state, snapshot = load_checkpoint(folder, State)
+    state, snapshot = load_checkpoint(folder)
     for rows, n_classes in ((np.array([10**6]), 2), (np.array([-1]), 2), (np.array([0]), 3)):
         said = Said(rows=rows, probabilities=np.ones((1, n_classes)))
         state.candidate = replace(state.candidate, validation=said)
