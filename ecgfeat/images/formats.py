@@ -489,12 +489,14 @@ class Other:
 _COLOUR_OF_16_BITS = re.compile("(RGB|RGBX|RGBA|[RGBA]);16([LBN])")
 """Pillow's words for how a TIFF's samples lie: the first byte is the low or the high one."""
 _BITS_PER_SAMPLE, _PLANES = 258, 284
+_FAX = ("tiff_ccitt", "group3", "group4")
+"""Pillow's words for TIFF's compressions of black and white."""
 
 
 def _planes_mended(image: ImageFile.ImageFile) -> ImageFile.ImageFile:
     """Have planes of 16 bits, one for each colour, read as such: Pillow takes them for 8."""
-    tags: Any = getattr(image, "tag_v2", {})
-    if set(tags.get(_BITS_PER_SAMPLE, ())) == {16}:
+    if _bits_per_sample(image) == {16}:
+        tags: Any = getattr(image, "tag_v2", {})
         order = "L" if tags.prefix == b"II" else "B"
         image.tile = [
             tile._replace(args=(f"{_words(tile)};16{order}", *tile.args[1:]))  # type: ignore[index]
@@ -503,6 +505,12 @@ def _planes_mended(image: ImageFile.ImageFile) -> ImageFile.ImageFile:
             for tile in image.tile
         ]
     return image
+
+
+def _bits_per_sample(image: ImageFile.ImageFile) -> set[int]:
+    """A TIFF's; one that doesn't say has one."""
+    tags: Any = getattr(image, "tag_v2", {})
+    return set(tags.get(_BITS_PER_SAMPLE, (1,)))
 
 
 def _has_16_bits(image: ImageFile.ImageFile) -> bool:
@@ -547,6 +555,8 @@ def read_other(data: bytes, image_format: str, page: int = 0) -> Other:
 
     with blaming_the_file():
         image = reopen()
+        if image.info.get("compression") in _FAX and _bits_per_sample(image) != {1}:
+            raise ImageError("damaged: a fax has one bit per sample")  # libtiff says so on stderr
         has_more = getattr(image, "is_animated", False)
         exif = image.info.get("exif", b"") if image_format == "WEBP" else b""
     several = ANIMATION if image_format != "TIFF" else SEVERAL_PAGES if not page else ""

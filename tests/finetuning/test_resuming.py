@@ -92,7 +92,9 @@ def test_signals_and_a_kill_lose_nothing_that_was_saved(tiny_pages, runs, tmp_pa
     training = {"epochs": 8}
     whole = train(pages, tmp_path / "whole", training=training)
     options = "--weights random --size 32 --crop-mode squash --device cpu --precision fp32"
-    process = start(pages, *options.split(), "--epochs", 8, "--batch-size", 4, "--out", runs)
+    process = start(
+        pages, *options.split(), "--lr", 0.001, "--epochs", 8, "--batch-size", 4, "--out", runs
+    )
     assert signalled_after_epoch(process, 2, signal.SIGTERM) < 10
     assert process.returncode == 128 + signal.SIGTERM
     (folder,) = runs.iterdir()

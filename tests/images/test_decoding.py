@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ecgfeat import images
+from ecgfeat.errors import ImageError
 from ecgfeat.images import decode, image_digest
 from ecgfeat.images.decoding import decode_picture, read_header
 from ecgfeat.images.formats import ANIMATION, SEVERAL_PAGES
@@ -623,3 +624,18 @@ def test_what_the_file_says_of_its_bits_comes_first() -> None:
     page, remark = remarked(png(light, 16, GREY, [chunk(b"sBIT", b"\x0c")]))
     assert (page == 255).all()
     assert remark == ""
+
+
+@pytest.mark.parametrize("compression", ["group3", "group4", "tiff_ccitt"])
+def test_a_fax_of_more_than_one_bit_is_refused_before_libtiff_complains(capfd, compression):
+    page = Image.fromarray(np.eye(24, dtype=np.uint8) * 255).convert("1")
+    file = io.BytesIO()
+    page.save(file, "TIFF", compression=compression)
+    sound = file.getvalue()
+    assert decode_picture(read_header(sound)).size == (24, 24)
+    bits_per_sample = struct.pack("<HHIH", 258, 3, 1, 1)
+    assert bits_per_sample in sound
+    broken = sound.replace(bits_per_sample, struct.pack("<HHIH", 258, 3, 1, 8))
+    with pytest.raises(ImageError, match="a fax has one bit"):
+        read_header(broken)
+    assert capfd.readouterr() == ("", "")
