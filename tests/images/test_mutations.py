@@ -14,7 +14,7 @@ from PIL import Image
 
 from ecgfeat.errors import ImageError
 from ecgfeat.images.decoding import read_header
-from ecgfeat.images.formats import Jpeg, blaming_the_file, load
+from ecgfeat.images.formats import MAX_PIXELS, Jpeg, blaming_the_file, load
 from ecgfeat.runtime import peak_memory_mib
 
 from . import crafted
@@ -113,7 +113,8 @@ def test_mutated_files_are_decoded_or_refused_with_a_reason(
         assert reason == DECODED or REASON.fullmatch(reason), (number, reason)
         outcomes[reason.split(":")[0] or "decoded"] += 1
     assert slowest_s < 10
-    assert peak_memory_mib() - before_mib < 300
+    # A WebP's header makes Pillow take 4 bytes for each pixel that it claims, within the limit.
+    assert peak_memory_mib() - before_mib < 4.5 * MAX_PIXELS / 2**20
     assert min(outcomes[name] for name in ("decoded", "damaged", "cut off")) > n_files / 10
     assert capfd.readouterr() == ("", "")
 
