@@ -37,6 +37,7 @@ from ecgfeat.metrics import (
     resample,
 )
 from ecgfeat.predictions import Predictions, positive_class
+from ecgfeat.preprocessing import CLEANED
 from ecgfeat.protocol import LEAK
 from ecgfeat.runs import Cost, Run, decision_from, open_run
 from ecgfeat.runtime import as_frame, html_table
@@ -576,6 +577,7 @@ def _settings_of(run: Run) -> dict[str, str]:
         f"{str(backbone.get('weights_digest', ''))[:8]}".strip(),
         "crop_mode": str(how.get("crop_mode", "")),
         "size": f"{how.get('width_px')}x{how.get('height_px')}",
+        "clean": "photo" if str(how.get("resampling", "")).endswith(CLEANED) else "none",
     }
     idle = idle_options(run.kind)
     for name, usual in SECTIONS.items():

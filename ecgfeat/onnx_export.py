@@ -383,7 +383,7 @@ def preparation_in_words(preprocessing: Preprocessing) -> str:
     cleaning = ""
     if preprocessing.clean == "photo":
         cleaning = (
-            "It must be cleaned in between, as only ecgfeat does (--clean photo): "
+            "Before it is resized it must be cleaned, as only ecgfeat does (--clean photo): "
             "ecgfeat.images.prepare does that and what follows. "
         )
     return (

@@ -6,13 +6,14 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from ecgfeat.calibration import Decision
-from ecgfeat.comparison import compare
+from ecgfeat.comparison import compare, differing_settings
 from ecgfeat.errors import RunError
 from ecgfeat.metrics import evaluate, holm, mcnemar_p_value
 from ecgfeat.predictions import Predictions
@@ -358,3 +359,12 @@ class TestMcNemar:
         first, second = np.zeros(30, dtype=bool), np.ones(30, dtype=bool)
         assert mcnemar_p_value(first, second, np.zeros(30, dtype=np.int64)) == 1.0
         assert mcnemar_p_value(first, second, np.arange(30)) < 1e-8
+
+
+def test_runs_say_where_only_one_has_its_pages_cleaned():
+    def run_of(resampling: str) -> SimpleNamespace:
+        how = {"crop_mode": "squash", "width_px": 64, "height_px": 64, "resampling": resampling}
+        return SimpleNamespace(kind="logreg", config={"data": "d", "preprocessing": how})
+
+    found = differing_settings([run_of("pillow-bilinear"), run_of("pillow-bilinear+photo1")])
+    assert found == [{"clean": "none"}, {"clean": "photo"}]

@@ -487,9 +487,14 @@ def finetune(
         if head is not None:
             network, page = head.adopt(network, page)
         if page.clean != "none" and training.augment == "photo":
+            mend = (
+                "give one of the two"
+                if head is None
+                else "leave the first out, as the head was fitted with the second"
+            )
             raise ConfigError(
                 "--augment photo photographs the pages after --clean photo has made scans of "
-                "them: give one of the two"
+                f"them: {mend}"
             )
         weights = load_weights(network)
         if weights.note and ranks.is_first:
