@@ -385,9 +385,6 @@ class _Group:
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 """PyTorch's defaults, and the study's (Kingma & Ba 2015)."""
-CACHE_BYTES = 2**17
-"""Parameters that Adam updates at a time, so that its ten passes over them, both moments and the
-gradient find them in the processor's own cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -554,13 +551,11 @@ class _Adam:
 
     def __init__(self, specs: Sequence[LinearSpec], parameters: Floats, gradient: Floats) -> None:
         n_classes = len(parameters) // len(specs)
-        rate = _column([spec.lr for spec in specs], n_classes, parameters.dtype)
-        decay = _column([spec.weight_decay for spec in specs], n_classes, parameters.dtype)
-        moments = np.zeros_like(parameters), np.zeros_like(parameters)
-        arrays = (parameters, gradient, *moments, rate, decay)
-        n_parts = math.ceil(parameters.nbytes / CACHE_BYTES)
-        self._parts = list(zip(*(np.array_split(array, n_parts) for array in arrays)))
-        self._penalises = bool(decay.any())
+        self._parameters, self._gradient = parameters, gradient
+        self._mean, self._mean_square = np.zeros_like(parameters), np.zeros_like(parameters)
+        self._rate = _column([spec.lr for spec in specs], n_classes, parameters.dtype)
+        self._decay = _column([spec.weight_decay for spec in specs], n_classes, parameters.dtype)
+        self._penalises = bool(self._decay.any())
         self._n_steps = 0
 
     def step(self) -> None:
@@ -569,19 +564,19 @@ class _Adam:
         bias = [1 - beta**self._n_steps for beta in BETAS]
         root = math.sqrt(bias[1] / (1 - BETAS[1]))
         size = root * (1 - BETAS[0]) / bias[0]
-        for parameters, gradient, mean, mean_square, rate, decay in self._parts:
-            if self._penalises:
-                gradient += decay * parameters
-            mean *= BETAS[0]
-            mean += gradient
-            gradient *= gradient
-            mean_square *= BETAS[1]
-            mean_square += gradient
-            np.sqrt(mean_square, out=gradient)
-            gradient += EPSILON * root
-            np.divide(mean, gradient, out=gradient)
-            gradient *= size * rate
-            parameters -= gradient
+        gradient, mean, mean_square = self._gradient, self._mean, self._mean_square
+        if self._penalises:
+            gradient += self._decay * self._parameters
+        mean *= BETAS[0]
+        mean += gradient
+        gradient *= gradient
+        mean_square *= BETAS[1]
+        mean_square += gradient
+        np.sqrt(mean_square, out=gradient)
+        gradient += EPSILON * root
+        np.divide(mean, gradient, out=gradient)
+        gradient *= size * self._rate
+        self._parameters -= gradient
 
 
 def _column(values: Sequence[float], n_classes: int, dtype: np.dtype) -> Floats:
