@@ -103,7 +103,7 @@ def finetune(
 
         refuse_without_tensorboard()
     manifest = None if data is None else read_data(data, source.over(DataSettings()), output)
-    from ecgfeat.finetuning import finetune, resume_finetune  # late: it loads torch
+    from ecgfeat.finetuning import finetune, read_head, resume_finetune  # late: it loads torch
 
     shown: list[Run] = []
 
@@ -116,12 +116,12 @@ def finetune(
             run = resume_finetune(resume, report=report, on_written=show)
         else:
             assert manifest is not None
-            chosen = recipe.chosen(_recipe_of(from_head) if from_head else DEFAULT_RECIPE)
+            head = None if from_head is None else read_head(from_head)
+            chosen = recipe.chosen(_recipe_of(head.run) if head else DEFAULT_RECIPE)
             run = finetune(
                 manifest,
-                network=network.over(NetworkSettings()),
-                # A head brings its own page, which the recipe's would contradict.
-                page=page.over(PageSettings() if from_head else chosen.page),
+                network=network.over(head.network if head else NetworkSettings()),
+                page=page.over(head.page if head else chosen.page),
                 compute=compute.over(ComputeSettings()),
                 training=training.over(chosen.training),
                 evaluation=evaluation.over(EvaluationSettings()),
@@ -137,8 +137,6 @@ def finetune(
     output.result({**data_said, **runs_as_json([run])})
 
 
-def _recipe_of(head: Path) -> str:
+def _recipe_of(head: Run) -> str:
     """The recipe by which a head's run was made; the study's where it says none."""
-    from ecgfeat.runs import open_run
-
-    return str(open_run(head).config.get("recipe") or "paper")
+    return str(head.config.get("recipe") or "paper")

@@ -81,6 +81,8 @@ def predict(
     parts += [decision] if decision else []
     # Lines, whose names a narrow terminal doesn't break; those come last, of whatever length.
     output.say(", ".join(parts))
+    if result.cleaning:
+        output.say(result.cleaning)
     width = max(map(len, result.classes))
     heads = [f"{name:>{max(6, len(name))}}" for name in result.classes]
     output.say("  ".join([f"{'class':<{width}}", *heads, "image"]))
@@ -91,6 +93,8 @@ def predict(
         result.write_csv(out)
         output.say(f"predictions: {out}")
     output.result(result.as_json())
+    for warning in result.warnings:
+        output.log(f"warning: {warning}")
     if result.unlike:
         output.log(
             f"warning: {len(result.unlike)} of {len(result.paths)} images are unlike the training "

@@ -19,7 +19,7 @@ from ecgfeat.config import PageSettings, PreviewSettings
 from ecgfeat.errors import ConfigError, ImageError
 from ecgfeat.figures.style import import_matplotlib
 from ecgfeat.files import replacing
-from ecgfeat.images import MAX_PIXELS, decode, prepare, straightened
+from ecgfeat.images import MAX_PIXELS, decode, prepare, straightened, straightened_in_words
 from ecgfeat.manifest import Manifest, read_manifest
 from ecgfeat.preprocessing import Geometry, Preprocessing
 from ecgfeat.protocol import hash_place
@@ -55,6 +55,8 @@ class Seen:
         Share of the page's area that is in the input.
     padding : float
         Share of the input's area that is not page.
+    is_straightened : bool
+        Whether it is a photograph, in which the page was found; the rest is then of that page.
     reason : str
         Why the image can't be had; empty where it can.
     """
@@ -65,6 +67,7 @@ class Seen:
     scale: tuple[float, float] = (0.0, 0.0)
     kept: float = 0.0
     padding: float = 0.0
+    is_straightened: bool = False
     reason: str = ""
 
 
@@ -76,7 +79,7 @@ class Preview:
     ----------
     figure : Path
         The PNG.
-    crop_mode, size : str
+    page : PageSettings
         How the pages were prepared.
     images : tuple of Seen
         Class by class.
@@ -85,21 +88,17 @@ class Preview:
     missing : int
         Listed files that are absent.
     recipe : str
-        Name of the recipe that crop mode and size began as; empty where it was none.
-    clean : str
-        How the pages were cleaned.
+        Name of the recipe that `page` began as; empty where it was none.
     beside : tuple of Preview
         The same pages by other recipes, in the same figure.
     """
 
     figure: Path
-    crop_mode: str
-    size: str
+    page: PageSettings
     images: tuple[Seen, ...]
     n_images: Mapping[str, int]
     missing: int
     recipe: str = ""
-    clean: str = PageSettings.clean
     beside: tuple[Preview, ...] = ()
 
     @property
@@ -109,8 +108,9 @@ class Preview:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for ``json.dumps``."""
+        found = asdict(self)
         others = [other.as_json() for other in self.beside]
-        return {**asdict(self), "figure": str(self.figure), "beside": others}
+        return {**found, **found.pop("page"), "figure": str(self.figure), "beside": others}
 
     def summary(self) -> list[str]:
         """The same in words, one line each."""
@@ -129,21 +129,21 @@ class Preview:
         seen = [seen for seen in self.images if not seen.reason]
         if not seen:
             return []
-        return [
-            f"{in_words(self.recipe, self.crop_mode, self.size, self.clean)}: "
+        lines = [
+            f"{in_words(self.recipe, self.page)}: "
             f"{_range([s.kept for s in seen])} of the page is kept, at "
             f"{_range([s.scale[0] for s in seen])} of its width and "
             f"{_range([s.scale[1] for s in seen])} of its height; "
             f"{_range([s.padding for s in seen])} of the input is padding"
         ]
+        if self.page.clean != "none":
+            lines.append(straightened_in_words(sum(s.is_straightened for s in seen), len(seen)))
+        return lines
 
 
-def in_words(recipe: str, crop_mode: str, size: str, clean: str) -> str:
+def in_words(recipe: str, page: PageSettings) -> str:
     """How pages were prepared, as options have it, after the recipe that they began as."""
-    options = f"--crop-mode {crop_mode} --size {size}"
-    if clean != PageSettings.clean:
-        options += f" --clean {clean}"
-    return f"recipe {recipe}, {options}" if recipe else options
+    return f"recipe {recipe}, {page.in_words()}" if recipe else page.in_words()
 
 
 def _range(shares: Sequence[float]) -> str:
@@ -202,7 +202,7 @@ def preview(
     pages = {recipe or ("by hand" if beside else ""): page, **beside}
     views = {name: Preprocessing.from_settings(each) for name, each in pages.items()}
     drawing = _Sheet(views, [len(rows) for rows in chosen.values()])
-    words = [in_words(name, each.crop_mode, each.size, each.clean) for name, each in pages.items()]
+    words = [in_words(name, each) for name, each in pages.items()]
     drawing.title(f"{manifest.name}, {'; beside it '.join(words)}")
     n_images = {label: manifest.labels.count(label) for label in chosen}
     n_chosen = sum(map(len, chosen.values()))
@@ -216,9 +216,7 @@ def preview(
     first, *others = (
         Preview(
             figure=figure,
-            crop_mode=pages[name].crop_mode,
-            size=views[name].size,
-            clean=pages[name].clean,
+            page=replace(pages[name], size=views[name].size),
             images=tuple(images),
             n_images=n_images,
             missing=len(manifest.missing),
@@ -263,7 +261,7 @@ def _draw_view(
         if isinstance(page, ImageError):
             raise page
         pixels = prepare(page, preprocessing)
-        page = straightened(page, preprocessing)
+        given, page = page, straightened(page, preprocessing)
     except ImageError as error:
         sheet.fail(place, view, path, str(error))
         return Seen(path=path, label=label, reason=str(error))
@@ -279,6 +277,7 @@ def _draw_view(
         scale=(geometry.resized_px[0] / width, geometry.resized_px[1] / height),
         kept=(box[2] - box[0]) * (box[3] - box[1]) / (width * height),
         padding=1 - covered_px[0] * covered_px[1] / (size_px[0] * size_px[1]),
+        is_straightened=page is not given,
     )
     caption = f"{width} x {height} px, {seen.kept:.0%} kept"
     sheet.show(place, view, (path, caption), page, box, pixels)

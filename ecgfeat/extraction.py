@@ -8,7 +8,7 @@ import json
 import os
 import re
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
@@ -58,7 +58,7 @@ from ecgfeat.feature_cache import (
     part_paths,
 )
 from ecgfeat.files import write_csv
-from ecgfeat.images import Batch, Failure, decode, decoder_of, dpi_of, prepare, stream
+from ecgfeat.images import Batch, Failure, Remarks, decode, decoder_of, dpi_of, prepare, stream
 from ecgfeat.manifest import Manifest, read_manifest, write_missing
 from ecgfeat.preprocessing import (
     CLEANED,
@@ -189,8 +189,9 @@ def extract(
         device=plan.compute.device,
         precision=plan.compute.precision,
         precision_reason=plan.compute.reason,
+        cleaning=computed.remarks.on_cleaning(plan.preprocessing),
         warnings=(
-            *_remarks(manifest, computed),
+            *computed.remarks.in_words(manifest.paths),
             *(_duplicates(finished) if finished else ()),
         ),
     )
@@ -198,11 +199,6 @@ def extract(
         write_missing(manifest, extraction.missing_csv)
         _write_quarantine(finished.quarantined, extraction.quarantine_csv)
     return extraction
-
-
-def _remarks(manifest: Manifest, computed: Computed) -> Iterator[str]:
-    for remark, rows in computed.remarks.items():
-        yield f"{remark} ({len(rows)} images, such as {manifest.paths[rows[0]]})"
 
 
 def _duplicates(cache: FeatureCache) -> tuple[str, ...]:
@@ -494,6 +490,8 @@ class Extraction:
         Absent files by ``"split/class"``.
     wall_s, images_per_s : float
         Time for the whole job; rate of the images computed, start-up apart.
+    cleaning : str
+        How many photographs were straightened this time; empty where pages aren't cleaned.
     warnings : tuple of str
         What the images themselves show to be wrong, each with the mend.
     """
@@ -511,6 +509,7 @@ class Extraction:
     device: str
     precision: str
     precision_reason: str
+    cleaning: str = ""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -531,6 +530,8 @@ class Extraction:
             f"{rate}{self.wall_s:.1f} s in all, peak memory {self.peak_memory_mib:.0f} MiB, "
             f"{self.device} {self.precision} ({self.precision_reason})",
         ]
+        if self.cleaning:
+            lines.append(self.cleaning)
         if self.missing:
             counts = ", ".join(f"{name} {n}" for name, n in self.missing_by_class.items())
             lines.append(f"{self.missing} listed images are missing ({counts}): {self.missing_csv}")
@@ -597,14 +598,11 @@ Features = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Computed:
-    """How many images went through the network, in how many seconds, and what was odd.
-
-    `remarks` holds rows by what people should know of how they were decoded.
-    """
+    """How many images went through the network, in how many seconds, and what was odd."""
 
     n_images: int = 0
     seconds: float = 0.0
-    remarks: Mapping[str, list[int]] = field(default_factory=dict)
+    remarks: Remarks = field(default_factory=Remarks)
 
 
 def compute_pending(
@@ -622,7 +620,7 @@ def compute_pending(
     batches = [rows for part in parts for rows in _chunks(part, batch_size)]
     n_reused = len(manifest) - len(pending)
     part = _Part(writer)
-    remarks: dict[str, list[int]] = defaultdict(list)
+    remarks = Remarks()
     n_seen = 0
     is_estimated = False
     started = time.monotonic()
@@ -640,8 +638,7 @@ def compute_pending(
         for rows, (batch, features) in zip(batches, _computed(lanes, images, batch_size)):
             part.add(batch, features)
             n_seen += len(rows)
-            for row, remark in batch.remarks:
-                remarks[remark].append(row)
+            remarks.take_in(batch)
             if n_seen % PART_ROWS == 0 or n_seen == len(pending):
                 part.commit()
             message = ""
@@ -658,7 +655,7 @@ def compute_pending(
             except Interrupted:
                 part.commit()
                 raise
-    return Computed(part.n_computed, time.monotonic() - started, dict(remarks))
+    return Computed(part.n_computed, time.monotonic() - started, remarks)
 
 
 def _estimate(backbone: Backbone, n_seen: int, n_pending: int, computing_s: float) -> str:

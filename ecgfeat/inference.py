@@ -23,7 +23,7 @@ from ecgfeat.config import TAPS, ComputeSettings, NetworkSettings, PageSettings,
 from ecgfeat.errors import ConfigError, DataError, WeightsError
 from ecgfeat.files import page_named, write_csv
 from ecgfeat.heads import Tensors, head_fits, head_probabilities
-from ecgfeat.images import decoder_of, dpi_of, stream
+from ecgfeat.images import Remarks, decoder_of, dpi_of, stream
 from ecgfeat.manifest import IMAGE_KINDS, images_below, list_images, pages_named
 from ecgfeat.predictions import positive_class
 from ecgfeat.preprocessing import Preprocessing
@@ -96,6 +96,10 @@ class InferenceResult:
         Models whose probabilities' mean it is: of a cross-validated head as many as folds.
     columns : mapping of str to tuple of str
         What CSVs said of the images, those of `paths` first, then those of `failures`.
+    cleaning : str
+        How many photographs were straightened; empty where pages aren't cleaned.
+    warnings : tuple of str
+        What should be known of how images were decoded, such as the first of several pages.
     """
 
     paths: tuple[Path, ...]
@@ -107,6 +111,8 @@ class InferenceResult:
     distances: NDArray[np.float32]
     n_models: int = 1
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    cleaning: str = ""
+    warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{self.predicted.count(name)} {name}" for name in self.classes)
@@ -179,6 +185,8 @@ class InferenceResult:
                 {"path": str(failure.path), "reason": failure.reason} for failure in self.failures
             ],
             "unlike": [str(path) for path in self.unlike],
+            "cleaning": self.cleaning,
+            "warnings": list(self.warnings),
             "n_models": self.n_models,
             "device": self.compute.device,
             "precision": self.compute.precision,
@@ -327,11 +335,13 @@ def _apply(
     probabilities = np.full((n_images, len(model.classes)), np.nan)
     distances = np.full(n_images, np.nan, np.float32)
     reasons: dict[int, str] = {}
+    remarks = Remarks()
     decoded = stream(paths, batches, model.preprocessing, threads=backbone.compute.threads)
     with contextlib.closing(decoded):
         for rows, batch in zip(batches, decoded):
             report(Progress(stage="predicting", done=rows.start, total=n_images))
             reasons.update((failure.row, failure.reason) for failure in batch.failures)
+            remarks.take_in(batch)
             if not len(batch.rows):
                 continue
             # Filled up, so that an image's answer doesn't hang on how many others there are.
@@ -357,6 +367,8 @@ def _apply(
             name: tuple(cells[row] for row in [*good, *sorted(reasons)])
             for name, cells in columns.items()
         },
+        cleaning=remarks.on_cleaning(model.preprocessing),
+        warnings=remarks.in_words(paths),
     )
 
 

@@ -153,7 +153,7 @@ def test_two_recipes_are_drawn_beside_each_other(tiny_pages, tmp_path, monkeypat
     (second,) = shown.beside
     assert [seen.path for seen in second.images] == [seen.path for seen in shown.images]
     for view, page in ((shown, PAGE), (second, other)):
-        assert (view.crop_mode, view.size) == (page.crop_mode, page.size)
+        assert view.page == page
         for seen in view.images:
             pixels = prepare(decode(pages / seen.path), Preprocessing.from_settings(page))
             assert holds(sheet, pixels), seen.path

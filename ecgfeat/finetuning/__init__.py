@@ -10,6 +10,7 @@ decides its numbers, `trainer` the network with its steps, and `checkpoint` what
 several processes share the work.
 """
 
+from ecgfeat.finetuning.from_head import read_head
 from ecgfeat.finetuning.run import finetune, resume_finetune
 
-__all__ = ["finetune", "resume_finetune"]
+__all__ = ["finetune", "read_head", "resume_finetune"]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.nn import Module
+from torch.nn.parallel import DistributedDataParallel
 
 from ecgfeat.errors import ConfigError, Interrupted, TrainingError
 
@@ -33,7 +35,7 @@ class Ranks:
     Parameters
     ----------
     rank : int
-        This process, from 0. The first one writes and speaks for all.
+        This process, from 0. The first one writes for all.
     n_ranks : int
     """
 
@@ -42,17 +44,36 @@ class Ranks:
         self.n_ranks = n_ranks
 
     @property
-    def is_first(self) -> bool:
-        """Whether this process writes and speaks for all."""
-        return self.rank == 0
+    def are_several(self) -> bool:
+        """Whether there are others."""
+        return self.n_ranks > 1
 
     def share(self, rows: Sequence[int]) -> Sequence[int]:
         """The part of a batch that this process takes; no two differ by more than one image."""
         return rows[self.rank :: self.n_ranks]
 
+    def most_parts(self, n_images: int) -> int:
+        """Into how many parts a step's images may go, so that none is too small for batch norm.
+
+        Of each part some process then has two images. It depends on what all of them know: each
+        makes as many parts, since synchronised statistics are exchanged part by part.
+        """
+        return max(1, n_images // (2 * self.n_ranks))
+
+    def with_joint_statistics(self, network: Module, device: str) -> Module:
+        """Let batch norm take its statistics over all processes' images; the CPU has none such."""
+        if not self.are_several or device != "cuda":
+            return network
+        convert = torch.nn.SyncBatchNorm.convert_sync_batchnorm
+        return cast(Module, convert(network))  # type: ignore[no-untyped-call]
+
+    def with_joint_gradients(self, network: Module) -> Module:
+        """What to call instead of a network, so that every process has all gradients' mean."""
+        return DistributedDataParallel(network) if self.are_several else network
+
     def totals(self, *values: float) -> tuple[float, ...]:
         """Each value summed over the processes."""
-        if self.n_ranks == 1:
+        if not self.are_several:
             return values
         summed = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(summed)
@@ -60,7 +81,7 @@ class Ranks:
 
     def gathered(self, value: T) -> list[T]:
         """Every process's value, in their order."""
-        if self.n_ranks == 1:
+        if not self.are_several:
             return [value]
         values: list[T] = [value] * self.n_ranks
         dist.all_gather_object(values, value)
@@ -68,7 +89,7 @@ class Ranks:
 
     def take_over(self, tensors: Iterable[torch.Tensor]) -> None:
         """Give the tensors the first process's values."""
-        if self.n_ranks > 1:
+        if self.are_several:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
@@ -88,10 +109,24 @@ class Ranks:
             yield
         except Exception as error:
             problem = error
-            if self.n_ranks == 1:
+            if not self.are_several:
                 raise
-        if self.n_ranks > 1:
+        if self.are_several:
             self._agree(problem)
+
+    def first_does(self, work: Callable[[], T]) -> T:
+        """What `work` gives the first process, which does it for all; the others wait for it.
+
+        Raises
+        ------
+        Interrupted, TrainingError
+            As `together`; in the first process what `work` raises.
+        """
+        done: list[T] = []
+        with self.together():
+            if self.rank == 0:
+                done.append(work())
+        return self.gathered(done)[0][0]
 
     def _agree(self, problem: Exception | None) -> None:
         code = 0

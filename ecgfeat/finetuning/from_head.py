@@ -18,7 +18,13 @@ import torch
 from numpy.typing import NDArray
 
 from ecgfeat.backbones import Weights
-from ecgfeat.config import EvaluationSettings, NetworkSettings, PageSettings, option_name
+from ecgfeat.config import (
+    EvaluationSettings,
+    NetworkSettings,
+    PageSettings,
+    as_json,
+    option_name,
+)
 from ecgfeat.errors import ConfigError, RunError, WeightsError
 from ecgfeat.files import typed
 from ecgfeat.images import dpi_of
@@ -160,40 +166,40 @@ class FittedHead:
         except RuntimeError as error:
             raise damaged(self.run.path, "its head doesn't fit its own backbone") from error
 
-    def adopt(
-        self, network: NetworkSettings, page: PageSettings
-    ) -> tuple[NetworkSettings, PageSettings]:
-        """The settings with the head's own wherever the default was left.
+    @property
+    def network(self) -> NetworkSettings:
+        """The backbone that its features came from."""
+        return NetworkSettings(arch=self.arch, weights=self.weights)
+
+    @property
+    def page(self) -> PageSettings:
+        """How its pages were prepared."""
+        made = self.preprocessing
+        return PageSettings(
+            crop_mode=made.crop_mode, size=made.size, dpi=made.dpi, clean=made.clean
+        )
+
+    def refuse_other(self, network: NetworkSettings, page: PageSettings) -> None:
+        """Refuse another backbone or other pages than its own.
+
+        Weights may be given by another path: `refuse_misfit` compares what they hold.
 
         Raises
         ------
         ConfigError
-            When another value was given; the message names the option. (Weights may be given by
-            another path: `refuse_misfit` compares what they hold.)
+            The message names the option.
         """
-        made = self.preprocessing
-        is_same_size = (page.width_px, page.height_px) == (made.width_px, made.height_px)
-        size = page.size if is_same_size else made.size  # 224 and 224x224 are the same
-        self._refuse_other(network, arch=self.arch)
-        self._refuse_other(
-            page, crop_mode=made.crop_mode, size=size, dpi=made.dpi, clean=made.clean
-        )
-        is_default = network.weights == NetworkSettings().weights
-        weights = self.weights if is_default else network.weights
-        return (
-            replace(network, arch=self.arch, weights=weights),
-            replace(page, crop_mode=made.crop_mode, size=size, dpi=made.dpi, clean=made.clean),
-        )
-
-    def _refuse_other(self, settings: NetworkSettings | PageSettings, **own: str | int) -> None:
-        default = type(settings)()
-        for name, value in own.items():
-            asked = getattr(settings, name)
-            if asked not in (value, getattr(default, name)):
+        is_same_size = (page.width_px, page.height_px) == (self.page.width_px, self.page.height_px)
+        asked = {**as_json(page), "arch": network.arch}
+        if is_same_size:
+            asked["size"] = self.page.size  # 224 and 224x224 are the same
+        for name, own in {**as_json(self.page), "arch": self.arch}.items():
+            if asked[name] != own:
                 option = option_name(name)
                 raise ConfigError(
-                    f"{self.run.path}: its head was fitted with {option} {value}, and {option} "
-                    f"{asked} is asked for. Leave {option} out, or fit a head with {asked}."
+                    f"{self.run.path}: its head was fitted with {option} {own}, and {option} "
+                    f"{asked[name]} is asked for. Leave {option} out, or fit a head with "
+                    f"{asked[name]}."
                 )
 
     def refuse_misfit(

@@ -73,7 +73,7 @@ from ecgfeat.finetuning.trainer import (
     consecutive_batches,
     shuffled_batches,
 )
-from ecgfeat.images import decoder_of
+from ecgfeat.images import Remarks, decoder_of
 from ecgfeat.manifest import Manifest, read_manifest, write_missing
 from ecgfeat.metrics import METRICS, score_values
 from ecgfeat.predictions import Predictions, join
@@ -155,12 +155,13 @@ class Running:
         self._keeping = Keeping(job, folder, state)
         self._events = EventFiles(folder, len(job.plan)) if job.training.tensorboard else None
         self._likeness: Likeness | None = None
+        self._has_told = False
 
     def run(self, snapshot: Snapshot) -> Run:
         """Do what is left; `snapshot` is of the network under way, if it has had a step."""
         with self._naming_the_way_on():
-            with self._ranks.together():
-                self._write_curves()  # a kill may have come between a checkpoint and its curves
+            # A kill may have come between a checkpoint and its curves.
+            self._ranks.first_does(self._write_curves)
             for part in self._job.plan[self._state.fold :]:
                 trainer = self._trainer(part, snapshot)
                 try:
@@ -170,12 +171,9 @@ class Running:
                     self._keeping.save(trainer)
                     raise
             if self._state.failures:
-                with self._ranks.together():
-                    self._tell_left_out()
+                self._tell_left_out()
             self._refuse_untested()
-            with self._ranks.together():
-                if self._ranks.is_first:
-                    self._write(trainer)
+            self._ranks.first_does(lambda: self._write(trainer))
         return open_run(self._folder)
 
     @contextlib.contextmanager
@@ -208,13 +206,11 @@ class Running:
         except DivergedError:
             self._refuse_untrainable(part, is_any=True)  # which would be why
             raise
-        with self._ranks.together():
-            if self._ranks.is_first:
-                n_folds, look = len(self._job.plan), self._job.figures
-                shown = write_lr_range(self._folder, found, part, n_folds, look)
-                self._tell(
-                    f"[Fine-Tuning] Learning rate {found.lr:g}, by the range test in {shown}"
-                )
+        n_folds, look = len(self._job.plan), self._job.figures
+        shown = self._ranks.first_does(
+            lambda: write_lr_range(self._folder, found, part, n_folds, look)
+        )
+        self._tell(f"[Fine-Tuning] Learning rate {found.lr:g}, by the range test in {shown}")
         return found.lr
 
     # Training
@@ -243,9 +239,10 @@ class Running:
             state.end_epoch(record, choose(state.candidate, new, trainer, training))
             self._keeping.save(trainer)
             line = record.log_line("Fine-Tuning", len(self._job.plan))
+            self._ranks.first_does(self._write_curves)
             with self._ranks.together():
-                self._write_curves()
                 self._tell_training(part, epoch, len(part.train), line)
+            self._tell_remarks()
 
     def _train_epoch(self, trainer: Trainer, part: Partition, epoch: int) -> float | None:
         """The steps that are left of an epoch; its last learning rate, if that changes."""
@@ -363,9 +360,9 @@ class Running:
         remove_checkpoint(self._folder)
 
     def _write_curves(self) -> None:
-        """What the finished epochs gave, for whoever watches; the first process does."""
+        """What the finished epochs gave, for whoever watches."""
         history = self._state.history
-        if self._ranks.is_first and (history or (self._folder / "history.csv").exists()):
+        if history or (self._folder / "history.csv").exists():
             write_history(self._folder, history)
             if self._events is not None:
                 self._events.write(history, self._state.rates)
@@ -390,7 +387,19 @@ class Running:
         return lambda done: self._report(Progress(stage=stage, done=done, total=total))
 
     def _tell(self, message: str) -> None:
-        self._report(Progress(stage="training", done=0, total=0, message=message))
+        with self._ranks.together():
+            self._report(Progress(stage="training", done=0, total=0, message=message))
+
+    def _tell_remarks(self) -> None:
+        """What is odd about the images, once."""
+        if self._has_told:
+            return
+        self._has_told = True
+        remarks = Remarks.of(self._ranks.gathered(self._images.remarks))
+        if cleaning := remarks.on_cleaning(self._job.preprocessing):
+            self._tell(f"[Fine-Tuning] {cleaning}")
+        for line in remarks.in_words(self._job.manifest.paths):
+            self._tell(f"[Fine-Tuning] warning: {line}")
 
     def _tell_left_out(self) -> None:
         self._tell(
@@ -402,7 +411,7 @@ class Running:
 def finetune(
     manifest: Manifest | str | Path,
     *,
-    network: NetworkSettings = NetworkSettings(),
+    network: NetworkSettings | None = None,
     page: PageSettings | None = None,
     compute: ComputeSettings = ComputeSettings(),
     training: FinetuneSettings | None = None,
@@ -424,11 +433,13 @@ def finetune(
     manifest : Manifest, str or Path
         What `read_manifest` gives, or takes.
     page, training : settings, optional
-        The recipe's by default.
-    network, compute, evaluation, figures : settings
+        The recipe's by default; `page` with `from_head` the head's.
+    network : settings, optional
+        With `from_head` the head's by default.
+    compute, evaluation, figures : settings
     from_head : str or Path, optional
-        Run of a fitted head that the last layer begins as. Where `network` and `page` are left
-        at their defaults, the head's own are taken.
+        Run of a fitted head that the last layer begins as. Another network or page than its own
+        is refused.
     out_dir : str or Path
         Parent of the run's folder.
     recipe : str
@@ -472,8 +483,11 @@ def finetune(
     """
     chosen = RecipeSettings().chosen(recipe)
     training = training or chosen.training
-    # A head brings its own page, which the recipe's would contradict.
-    page = page or (PageSettings() if from_head else chosen.page)
+    head = None if from_head is None else read_head(Path(from_head))
+    network = network or (head.network if head else NetworkSettings())
+    page = page or (head.page if head else chosen.page)
+    if head is not None:
+        head.refuse_other(network, page)
     if training.tensorboard:
         refuse_without_tensorboard()
     if not isinstance(manifest, Manifest):
@@ -483,9 +497,6 @@ def finetune(
     with joined(resolved.device) as ranks:
         # Which precision is fast is measured, and may come out otherwise in each process.
         resolved = ranks.gathered(resolved)[0]
-        head = None if from_head is None else read_head(Path(from_head))
-        if head is not None:
-            network, page = head.adopt(network, page)
         if page.clean != "none" and training.augment == "photo":
             mend = (
                 "give one of the two"
@@ -497,7 +508,7 @@ def finetune(
                 f"them: {mend}"
             )
         weights = load_weights(network)
-        if weights.note and ranks.is_first:
+        if weights.note:
             report(Progress(stage="training", done=0, total=0, message=weights.note))
         job = Job(
             manifest=manifest,
@@ -514,8 +525,7 @@ def finetune(
         refuse_impossible(job, weights)
         # Now, and not after hours; on every rank, so that none waits for one that has stopped.
         for line in job.leaks.refuse(manifest.source, allowed=evaluation.allow_leak):
-            if ranks.is_first:
-                report(Progress(stage="training", done=0, total=0, message=f"warning: {line}"))
+            report(Progress(stage="training", done=0, total=0, message=f"warning: {line}"))
         folder, config = _begin(job, weights, Path(out_dir), recipe)
         with _sole(ranks, folder):
             return Running(job, folder, config, State(), report, on_written).run(Snapshot())
@@ -531,28 +541,24 @@ def _with_own_threads(compute: Compute, asked: ComputeSettings) -> Compute:
 
 def _begin(job: Job, weights: Weights, out_dir: Path, recipe: str) -> tuple[Path, dict[str, Any]]:
     """Make the run's folder; the first process does, for all."""
-    begun: tuple[Path, dict[str, Any]] | None = None
-    with job.ranks.together():
-        if job.ranks.is_first:
-            name = job.manifest.name
-            folder = create_run(out_dir, KIND, name).resolve()
-            backbone = describe_backbone(weights)
-            config = {"recipe": recipe, "backbone": backbone, **job.describe()}
-            begun = folder, write_config(folder, KIND, name, config)
-            if job.manifest.missing:
-                write_missing(job.manifest, folder / "missing.csv")
-    found = job.ranks.gathered(begun)[0]
-    assert found is not None
-    return found
+
+    def begin() -> tuple[Path, dict[str, Any]]:
+        name = job.manifest.name
+        folder = create_run(out_dir, KIND, name).resolve()
+        backbone = describe_backbone(weights)
+        config = {"recipe": recipe, "backbone": backbone, **job.describe()}
+        if job.manifest.missing:
+            write_missing(job.manifest, folder / "missing.csv")
+        return folder, write_config(folder, KIND, name, config)
+
+    return job.ranks.first_does(begin)
 
 
 @contextlib.contextmanager
 def _sole(ranks: Ranks, folder: Path) -> Iterator[None]:
     """Keep others from going on with the run; the first process does, for all."""
     with contextlib.ExitStack() as held:
-        with ranks.together():
-            if ranks.is_first:
-                held.enter_context(sole(folder))
+        ranks.first_does(lambda: held.enter_context(sole(folder)))
         yield
 
 
@@ -702,13 +708,13 @@ class Keeping:
         return time.monotonic() - self._started_s
 
     def is_due(self) -> bool:
-        """Whether the last checkpoint is old enough for another, by the first process's clock."""
+        """Whether the last checkpoint is old enough for another, by any process's clock."""
         minutes = self._job.training.checkpoint_minutes
         if not minutes:
             return False
         is_old = time.monotonic() - self._saved_s > 60 * minutes
-        (is_due,) = self._ranks.totals(is_old and self._ranks.is_first)
-        return bool(is_due)
+        (n_old,) = self._ranks.totals(is_old)
+        return n_old > 0
 
     def save(self, trainer: Trainer | None) -> None:
         """Keep a checkpoint: of the network under way, or of none between two folds.
@@ -726,9 +732,11 @@ class Keeping:
             self.refuse_spoiled(trainer)
         self.share_failures()
         state.wall_s = self.wall_s
-        with self._ranks.together():
-            if self._ranks.is_first:
-                save_checkpoint(self._folder, state, trainer.snapshot() if trainer else Snapshot())
+        self._ranks.first_does(
+            lambda: save_checkpoint(
+                self._folder, state, trainer.snapshot() if trainer else Snapshot()
+            )
+        )
         self._saved_s = time.monotonic()
         self.kept = state.in_words
 
@@ -779,13 +787,12 @@ class Keeping:
         )
 
     def write_quarantine(self) -> Path:
-        """List those images with their reasons; returns where."""
+        """List those images with their reasons; returns where. All processes call it."""
         path = self._folder / "quarantine.csv"
         paths = self._job.manifest.paths
         failures = sorted(self._state.failures.items())
         rows = [(paths[row], failure.reason, failure.n_bytes) for row, failure in failures]
-        if self._ranks.is_first:
-            write_csv(path, [("path", "reason", "n_bytes"), *rows])
+        self._ranks.first_does(lambda: write_csv(path, [("path", "reason", "n_bytes"), *rows]))
         return path
 
 

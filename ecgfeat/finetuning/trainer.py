@@ -21,7 +21,7 @@ from ecgfeat.backbones.extractor import free_device_memory, is_out_of_memory
 from ecgfeat.config import FinetuneSettings
 from ecgfeat.errors import TrainingError
 from ecgfeat.finetuning.distributed import ALONE, Ranks
-from ecgfeat.images import Alter, Batch, Failure, stream
+from ecgfeat.images import Alter, Batch, Failure, Remarks, stream
 from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.protocol import Partition, Task
 from ecgfeat.runtime import Compute
@@ -44,7 +44,6 @@ __all__ = [
     "ignore",
     "make_optimizer",
     "moments_of",
-    "most_parts",
     "put_moments",
     "set_modes",
     "shuffled_batches",
@@ -115,10 +114,7 @@ class Trainer:
         self._ranks = ranks
         self._loss = Loss(settings, class_weights, self._device)
         network = network.to(self._device).to(memory_format=self._asking.layout)
-        if ranks.n_ranks > 1 and compute.device == "cuda":
-            # Their statistics are then taken over all processes' images; the CPU has none such.
-            convert = torch.nn.SyncBatchNorm.convert_sync_batchnorm
-            network = convert(network)  # type: ignore[no-untyped-call]
+        network = ranks.with_joint_statistics(network, compute.device)
         freeze(network, settings)
         set_modes(network, settings)
         self.network = network
@@ -127,10 +123,8 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(compute.device, enabled=self._asking.is_scaled)
         if settings.compile:
             network.compile()
-        if ranks.n_ranks > 1:
-            network = torch.nn.parallel.DistributedDataParallel(network)
         self._gradients = Gradients(
-            network,
+            ranks.with_joint_gradients(network),
             self._asking,
             self._loss,
             self._scaler,
@@ -337,6 +331,8 @@ class Images:
         Threads that decode.
     failures : dict of int to Failure
         By row; filled as such images are met.
+    remarks : Remarks
+        Filled likewise.
     ranks : Ranks
         Each process decodes its own share of every batch.
     """
@@ -346,6 +342,7 @@ class Images:
     preprocessing: Preprocessing
     threads: int
     failures: dict[int, Failure]
+    remarks: Remarks = field(default_factory=Remarks)
     ranks: Ranks = ALONE
 
     def stream(
@@ -358,6 +355,7 @@ class Images:
         with contextlib.closing(decoded):
             for rows, batch in zip(batches, decoded):
                 self.failures.update((failure.row, failure) for failure in batch.failures)
+                self.remarks.take_in(batch)
                 tick(n_behind)
                 yield batch
                 n_behind += len(rows)
@@ -493,15 +491,6 @@ def _frozen(network: torch.nn.Module, settings: FinetuneSettings) -> list[str]:
     return list(family.up_to(settings.freeze_to))
 
 
-def most_parts(n_images: int, n_ranks: int) -> int:
-    """Into how many parts a step's images may go, so that none is too small for batch norm.
-
-    Of each part some process then has two images. It depends on what all of them know: each makes
-    as many parts, since synchronised statistics are exchanged part by part.
-    """
-    return max(1, n_images // (2 * n_ranks))
-
-
 class Gradients:
     """Puts the gradient of a step's mean loss into a network's parameters.
 
@@ -571,7 +560,7 @@ class Gradients:
         TrainingError
             When memory doesn't do for two images, or runs out in one of several processes.
         """
-        most = most_parts(n_all, self._ranks.n_ranks)
+        most = self._ranks.most_parts(n_all)
         while True:
             n_parts = min(self.n_parts, most)
             # A part that memory was too small for may have moved batch norm's statistics.
@@ -599,7 +588,7 @@ class Gradients:
                 "memory ran out even with two images at a time. Take a smaller --size or --arch, "
                 "or --freeze-to layer2."
             ) from error
-        if self._ranks.n_ranks > 1:
+        if self._ranks.are_several:
             # The others are waiting within the step, and can't be told to begin it again.
             raise TrainingError(
                 "memory ran out in one of several processes. Start again with --resume on more "

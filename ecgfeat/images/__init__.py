@@ -54,7 +54,16 @@ from ecgfeat.images.decoding import (
     image_digest,
 )
 from ecgfeat.images.formats import MAX_PIXELS
-from ecgfeat.images.streaming import Alter, Batch, Failure, prepare, straightened, stream
+from ecgfeat.images.streaming import (
+    Alter,
+    Batch,
+    Failure,
+    Remarks,
+    prepare,
+    straightened,
+    straightened_in_words,
+    stream,
+)
 
 __all__ = [
     "DECODER",
@@ -64,6 +73,7 @@ __all__ = [
     "Alter",
     "Batch",
     "Failure",
+    "Remarks",
     "decode",
     "decode_with_digest",
     "decoder_of",
@@ -71,5 +81,6 @@ __all__ = [
     "image_digest",
     "prepare",
     "straightened",
+    "straightened_in_words",
     "stream",
 ]

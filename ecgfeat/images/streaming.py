@@ -6,7 +6,7 @@ Below, how a page becomes the network's input: one resize, then cut out or pad.
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,7 +31,17 @@ from ecgfeat.images.decoding import (
 from ecgfeat.images.formats import MAX_PIXELS, Page, as_array, as_image, size_px
 from ecgfeat.preprocessing import FAST_RESAMPLING, Preprocessing
 
-__all__ = ["Alter", "Batch", "Failure", "paper_colour", "prepare", "straightened", "stream"]
+__all__ = [
+    "Alter",
+    "Batch",
+    "Failure",
+    "Remarks",
+    "paper_colour",
+    "prepare",
+    "straightened",
+    "straightened_in_words",
+    "stream",
+]
 
 LEAST_CONTRAST = 24
 """Between the darkest and the lightest of 256 grey levels; a faint trace has more than 100."""
@@ -83,6 +93,8 @@ class Batch:
         In the order asked for.
     remarks : list of (int, str)
         Row, and what people should know of how its image was decoded.
+    straightened : list of int
+        Rows of the photographs in which the page was found and straightened.
     """
 
     rows: NDArray[np.int64]
@@ -91,6 +103,55 @@ class Batch:
     n_bytes: NDArray[np.int64]
     failures: list[Failure]
     remarks: list[tuple[int, str]] = field(default_factory=list)
+    straightened: list[int] = field(default_factory=list)
+
+
+class Remarks:
+    """What people should know of how images were decoded, over batches and epochs."""
+
+    def __init__(self) -> None:
+        self._rows: defaultdict[str, set[int]] = defaultdict(set)
+        self._straightened: set[int] = set()
+        self._decoded: set[int] = set()
+
+    @classmethod
+    def of(cls, shares: Iterable[Remarks]) -> Remarks:
+        """Those of several processes together."""
+        joint = cls()
+        for share in shares:
+            joint._decoded |= share._decoded
+            joint._straightened |= share._straightened
+            for remark, rows in share._rows.items():
+                joint._rows[remark] |= rows
+        return joint
+
+    def take_in(self, batch: Batch) -> None:
+        """Add those of a batch."""
+        self._decoded.update(batch.rows.tolist())
+        self._straightened.update(batch.straightened)
+        for row, remark in batch.remarks:
+            self._rows[remark].add(row)
+
+    def in_words(self, names: Sequence[object]) -> tuple[str, ...]:
+        """What may be wrong, one line each; `names` are the images', by row."""
+        return tuple(
+            f"{remark} ({len(rows)} images, such as {names[min(rows)]})"
+            for remark, rows in self._rows.items()
+        )
+
+    def on_cleaning(self, preprocessing: Preprocessing) -> str:
+        """How many photographs were straightened; empty where pages aren't cleaned."""
+        if preprocessing.clean == "none" or not self._decoded:
+            return ""
+        return straightened_in_words(len(self._straightened), len(self._decoded))
+
+
+def straightened_in_words(n_found: int, n_images: int) -> str:
+    """In how many images ``--clean photo`` found a photographed page."""
+    return (
+        f"photographs: the page was found and straightened in {n_found} of {n_images} images; the "
+        "others were taken for scans"
+    )
 
 
 def stream(
@@ -172,6 +233,7 @@ class _Promise:
         self._digests = np.empty((n_images, DIGEST_BYTES), np.uint8)
         self._n_bytes = np.empty(n_images, np.int64)
         self._remarks: dict[int, str] = {}  # by row
+        self._straightened: set[int] = set()  # rows
         self._n_left = n_images
         self._counting = threading.Lock()
         self._all_done = threading.Event()
@@ -211,6 +273,7 @@ class _Promise:
             n_bytes=self._n_bytes[kept],
             failures=failures,
             remarks=sorted(self._remarks.items()),
+            straightened=sorted(self._straightened),
         )
 
     def _fill(self, index: int) -> None:
@@ -231,11 +294,14 @@ class _Promise:
         picture = read_header(data, page=named.page, dpi=self._preprocessing.dpi)
         width, height = picture.size_px
         with self._budget.hold(width * height):
-            page = fit(decode_picture(picture), self._preprocessing)
+            page, is_straightened = fit(decode_picture(picture), self._preprocessing)
+        row = int(self._rows[index])
+        if is_straightened:
+            self._straightened.add(row)
         if remark := picture.remark or _of_one_tone(page):
-            self._remarks[int(self._rows[index])] = remark
+            self._remarks[row] = remark
         if self._alter is not None:
-            page = self._alter(int(self._rows[index]), page)
+            page = self._alter(row, page)
         self._pixels[index] = page
 
 
@@ -289,11 +355,14 @@ def prepare(page: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np
     ImageError
         When the page is so narrow that ``center`` would enlarge it beyond all bounds.
     """
-    return np.array(fit(page, preprocessing))
+    return np.array(fit(page, preprocessing)[0])
 
 
-def fit(page: Page, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """`prepare` for a page of either kind; the array may be a view, or one not to be written to."""
+def fit(page: Page, preprocessing: Preprocessing) -> tuple[NDArray[np.uint8], bool]:
+    """`prepare` for a page of either kind, and whether it was found in a photograph.
+
+    The array may be a view, or one not to be written to.
+    """
     is_cleaned = preprocessing.clean == "photo"
     if is_cleaned:
         small = _shrunk(page, preprocessing)
@@ -318,11 +387,12 @@ def fit(page: Page, preprocessing: Preprocessing) -> NDArray[np.uint8]:
         resized = inked(resized, has_rim=sheet is not None)
     left, top = geometry.offset_px
     if wide >= preprocessing.width_px and high >= preprocessing.height_px:
-        return resized[top : top + preprocessing.height_px, left : left + preprocessing.width_px]
+        rows = slice(top, top + preprocessing.height_px)
+        return resized[rows, left : left + preprocessing.width_px], sheet is not None
     canvas = np.empty((preprocessing.height_px, preprocessing.width_px, 3), np.uint8)
     canvas[:] = WHITE if is_cleaned else paper_colour(page)
     canvas[-top : high - top, -left : wide - left] = resized
-    return canvas
+    return canvas, sheet is not None
 
 
 def straightened(page: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:

@@ -19,6 +19,7 @@ from ecgfeat.config import (
     EvaluationSettings,
     ExtractionSettings,
     FinetuneSettings,
+    NetworkSettings,
     PageSettings,
     SweepSettings,
     recipes,
@@ -32,6 +33,10 @@ JOBS = {
     "finetune": "ecgfeat.finetuning.finetune",
     "fit-head": "ecgfeat.heads.fit_heads",
 }
+
+
+HEAD_PAGE = PageSettings(size="96x64", dpi=200, clean="photo")
+HEAD_NETWORK = NetworkSettings(arch="resnet34", weights="random:3")
 
 
 @pytest.fixture
@@ -64,13 +69,14 @@ def kinds_of(found: dict[str, Any]) -> tuple[str, ...]:
 
 @pytest.fixture
 def named(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Let every cache and run name a recipe."""
+    """Let every cache and head's run name a recipe."""
 
     def name(recipe: str) -> None:
         cache = SimpleNamespace(header=SimpleNamespace(recipe=recipe))
         monkeypatch.setattr("ecgfeat.feature_cache.open_cache", lambda _: cache)
         run = SimpleNamespace(config={"recipe": recipe} if recipe else {})
-        monkeypatch.setattr("ecgfeat.runs.open_run", lambda _: run)
+        head = SimpleNamespace(run=run, page=HEAD_PAGE, network=HEAD_NETWORK)
+        monkeypatch.setattr("ecgfeat.finetuning.read_head", lambda _: head)
 
     return name
 
@@ -175,9 +181,14 @@ def test_a_recipe_given_to_fit_head_by_hand_wins(asked: Asked, named) -> None:
 def test_with_a_head_its_page_is_left_to_it(asked: Asked, named, given: list[str]) -> None:
     named("ecg")
     found = asked("finetune", "pages", "--from-head", "runs/head", *given)
-    assert found["page"] == PageSettings()
-    found = asked("finetune", "pages", "--from-head", "runs/head", "--size", "64", *given)
-    assert found["page"] == PageSettings(size="64")
+    assert (found["page"], found["network"]) == (HEAD_PAGE, HEAD_NETWORK)
+    # What is given by hand is held against the head even where it is the usual value.
+    for option, value in (("size", "448x320"), ("dpi", 150), ("clean", "none")):
+        words = (f"--{option}", str(value))
+        found = asked("finetune", "pages", "--from-head", "runs/head", *words, *given)
+        assert found["page"] == replace(HEAD_PAGE, **{option: value})
+    found = asked("finetune", "pages", "--from-head", "runs/head", "--arch", "resnet18", *given)
+    assert found["network"] == replace(HEAD_NETWORK, arch="resnet18")
 
 
 @pytest.mark.usefixtures("another_ecg")

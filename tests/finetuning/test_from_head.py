@@ -113,13 +113,14 @@ def begin(
     run: Run,
     manifest: Manifest,
     *,
-    network: NetworkSettings = NetworkSettings(),
-    page: PageSettings = PageSettings(),
+    network: NetworkSettings | None = None,
+    page: PageSettings | None = None,
     **evaluation: Any,
 ) -> None:
     """What `finetune` asks of a head before anything is written."""
     head = read_head(run.path)
-    network, page = head.adopt(network, page)
+    network, page = network or head.network, page or head.page
+    head.refuse_other(network, page)
     settings = EvaluationSettings(**evaluation)
     job = replace(job_from(run, manifest, settings), network=network, page=page)
     head.refuse_misfit(
@@ -201,10 +202,10 @@ def test_in_a_cross_validation_each_fold_begins_with_its_own_head(fitted, manife
         np.testing.assert_allclose(np.exp(said), expected, atol=1e-4)
 
 
-def test_what_was_left_at_its_default_is_the_heads(fitted):
-    network, page = read_head(fitted().path).adopt(NetworkSettings(), PageSettings())
-    assert (network.arch, network.weights) == ("resnet18", "random:0")
-    assert page == SMALL
+def test_a_head_brings_its_backbone_and_its_page(fitted):
+    head = read_head(fitted().path)
+    assert head.network == NetworkSettings(arch="resnet18", weights="random:0")
+    assert head.page == SMALL
 
 
 @pytest.mark.parametrize(
@@ -212,13 +213,16 @@ def test_what_was_left_at_its_default_is_the_heads(fitted):
     [
         ({"arch": "resnet34"}, {}, "--arch resnet18, and --arch resnet34"),
         ({}, {"size": "64"}, "--size 32, and --size 64"),
+        ({}, {"size": PageSettings.size}, "--size 32, and --size 448x320"),
         ({}, {"crop_mode": "border"}, "--crop-mode squash, and --crop-mode border"),
+        ({}, {"dpi": 300}, "--dpi 150, and --dpi 300"),
+        ({}, {"clean": "photo"}, "--clean none, and --clean photo"),
     ],
 )
 def test_an_option_that_contradicts_the_head_is_named(fitted, manifest, network, page, what):
     run = fitted()
     with pytest.raises(ConfigError) as error:
-        begin(run, manifest, network=NetworkSettings(**network), page=PageSettings(**page))
+        begin(run, manifest, network=replace(RANDOM, **network), page=replace(SMALL, **page))
     option, value = what.split()[-2:]
     assert str(error.value) == (
         f"{run.path}: its head was fitted with {what} is asked for. Leave {option} out, or fit a "
@@ -227,8 +231,7 @@ def test_an_option_that_contradicts_the_head_is_named(fitted, manifest, network,
 
 
 def test_the_same_size_in_other_words_is_no_contradiction(fitted):
-    _, page = read_head(fitted().path).adopt(RANDOM, PageSettings(size="32x32"))
-    assert page.size == "32x32"
+    read_head(fitted().path).refuse_other(RANDOM, replace(SMALL, size="32x32"))
 
 
 def test_other_weights_are_refused(fitted, manifest):

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from ecgfeat.errors import Interrupted, TrainingError
 from ecgfeat.finetuning.distributed import Ranks
-from ecgfeat.finetuning.trainer import most_parts
 
 from .steps import PIXELS, PREPROCESSING, TARGETS, TinyNetwork, gradients, trainer
 
@@ -43,7 +42,7 @@ def test_the_gradient_is_that_of_torch_s_mean_loss(weights, smoothing, parts):
 @given(n_asked=st.integers(1, 9), shares=st.lists(st.integers(0, 20), min_size=1, max_size=4))
 def test_no_part_of_a_step_is_too_small_for_batch_norm(n_asked, shares):
     n_ranks = len(shares)
-    n_parts = min(n_asked, most_parts(sum(shares), n_ranks))
+    n_parts = min(n_asked, Ranks(0, n_ranks).most_parts(sum(shares)))
     edges = np.linspace(0, max(shares), n_parts + 1).astype(int)
     assert n_parts == 1 or np.diff(edges).min() >= 2
 

@@ -24,7 +24,7 @@ from ecgfeat.extraction import extract
 from ecgfeat.feature_cache import open_cache
 from ecgfeat.finetuning import finetune
 from ecgfeat.heads import fit_heads
-from ecgfeat.images import prepare, straightened
+from ecgfeat.images import decode, prepare, straightened
 from ecgfeat.images.cleaning import find_sheet, inked
 from ecgfeat.inference import predict
 from ecgfeat.methods import commands_of
@@ -221,7 +221,17 @@ def test_a_cache_belongs_to_its_cleaning(photos: Path, tmp_path: Path) -> None:
 
 
 def test_answers_maps_and_sheets_clean_as_the_run_did(photos: Path, tmp_path: Path) -> None:
-    cache = extract(photos, cache=tmp_path / "c.h5", page=TINY, **OPTIONS).cache
+    done = extract(photos, cache=tmp_path / "c.h5", page=TINY, **OPTIONS)
+    n_found = sum(
+        find_sheet(decode(photos / path)) is not None for path in open_cache(done.cache).paths
+    )
+    counted = (
+        f"photographs: the page was found and straightened in {n_found} of 12 images; the others "
+        "were taken for scans"
+    )
+    assert n_found > 6
+    assert done.summary()[2] == counted
+    cache, told = done.cache, []
     (head,) = fit_heads(
         open_cache(cache),
         kinds="linear",
@@ -235,7 +245,9 @@ def test_answers_maps_and_sheets_clean_as_the_run_did(photos: Path, tmp_path: Pa
         compute=FP32,
         training=FinetuneSettings(epochs=1, batch_size=4),
         out_dir=tmp_path / "runs",
+        report=lambda progress: told.append(progress.message),
     )
+    assert sum("straightened in" in message for message in told) == 1
     for run in (head, tuned):
         images = [photos / path for path in run.predictions.ids]
         answers = predict(run, images, compute=FP32)
@@ -247,7 +259,15 @@ def test_answers_maps_and_sheets_clean_as_the_run_did(photos: Path, tmp_path: Pa
         assert any("--clean photo" in line for line in commands_of(run, None))
     shown = preview(photos, figure=tmp_path / "sheet.png", page=TINY)
     assert any(max(seen.page_px) < 280 for seen in shown.images)
-    assert "--clean photo" in shown.summary()[-2]
+    assert "--clean photo" in shown.summary()[-3]
+    n_shown = sum(seen.is_straightened for seen in shown.images)
+    assert f"straightened in {n_shown} of 6 images" in shown.summary()[-2]
+
+
+def test_nothing_is_said_of_photographs_where_none_are_looked_for(photos, tmp_path) -> None:
+    done = extract(photos, cache=tmp_path / "c.h5", page=replace(TINY, clean="none"), **OPTIONS)
+    assert done.cleaning == ""
+    assert not any("photographs" in line for line in done.summary())
 
 
 def test_photographing_what_was_cleaned_is_refused(photos: Path) -> None:
