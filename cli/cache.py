@@ -68,7 +68,10 @@ def info(cache: CACHE_FILE, *, output: Output) -> None:
 
 
 def _facts(cache: CacheInfo) -> dict[str, str]:
+    from ecgfeat.preprocessing import CLEANED, cleaning_of
+
     header = cache.header
+    resampling, cleaning = header.resampling.removesuffix(CLEANED), cleaning_of(header.resampling)
     taps = ", ".join(f"{name} ({width})" for name, width in header.taps.items())
     facts = {
         "data": cache.data_name,
@@ -78,7 +81,8 @@ def _facts(cache: CacheInfo) -> dict[str, str]:
         "left out": _counts(cache.quarantined),
         "network": f"{header.arch}, weights {header.weights}, sha256 {header.weights_digest[:16]}…",
         "taps": taps,
-        "page": f"{header.crop_mode}, {header.size} px, {header.resampling}, {header.decoder}",
+        "page": f"{header.crop_mode}, {header.size} px, {resampling}, {header.decoder}",
+        **({"cleaned": f"--clean {cleaning}"} if cleaning != "none" else {}),
         "computed": f"on {header.device} in {header.precision}, {cache.extraction_s:.1f} s, "
         f"finished {cache.created}",
         "versions": ", ".join(f"{name} {version}" for name, version in cache.versions.items()),

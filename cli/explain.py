@@ -87,6 +87,12 @@ def explain(
     for one, picture in zip(found.explanations, pictures):
         explanation_plot(one, picture)
         _show(output, one, picture)
+    precision = opened.checked_card.precision
+    if found.explanations and precision != "fp32":
+        output.say(
+            f"computed in fp32, to sum up exactly; predict takes the run's {precision}, whose "
+            "probabilities differ a little"
+        )
     described = found.as_json()
     for image, picture in zip(described["images"], pictures):
         image["picture"] = str(picture)

@@ -47,6 +47,7 @@ def export(
     folds = f", mean of {done.n_models} folds" if done.n_models > 1 else ""
     output.say(f"model: {done.path} ({done.n_bytes / 1e6:.1f} MB){folds}")
     output.say(f"classes: {', '.join(done.classes)}")
+    output.say(f"input: {done.input_in_words}")
     output.say(
         f"checked in ONNX Runtime on {done.n_pages} pages: no probability is off by more than "
         f"{done.largest_difference:.1e}"

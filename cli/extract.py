@@ -101,13 +101,12 @@ def _page_of_run(network: NetworkSettings, output: Output) -> PageSettings | Non
     folder = Path(network.weights).expanduser()
     if not (folder / "config.json").exists():
         return None
-    from ecgfeat.files import typed
     from ecgfeat.runs import open_run
 
-    found = open_run(folder).config.get("page")
-    if found is None:
+    run = open_run(folder)
+    if run.kind != "finetune":
         return None
-    page = typed(found, PageSettings)
+    page = run.page
     output.log(
         f"{folder} was trained on pages by {page.in_words()}: taken here too, unless given by hand"
     )

@@ -37,7 +37,6 @@ from ecgfeat.metrics import (
     resample,
 )
 from ecgfeat.predictions import Predictions, positive_class
-from ecgfeat.preprocessing import CLEANED
 from ecgfeat.protocol import LEAK
 from ecgfeat.runs import Cost, Run, decision_from, open_run
 from ecgfeat.runtime import as_frame, html_table
@@ -568,16 +567,14 @@ _USUAL = {name: word for section in SECTIONS.values() for name, word in _as_word
 def _settings_of(run: Run) -> dict[str, str]:
     """What decides a run's numbers, as words by name; what its kind of head doesn't use is left."""
     config = run.config
-    how, backbone = config.get("preprocessing", {}), config.get("backbone", {})
+    backbone = config.get("backbone", {})
     found = {
         "data": f"{config['data']} {config.get('manifest_digest', '')[:8]}".strip(),
         "recipe": str(config.get("recipe", "")) or "none",
         "arch": str(backbone.get("arch", "")),
         "weights": f"{Path(str(backbone.get('weights', ''))).name} "
         f"{str(backbone.get('weights_digest', ''))[:8]}".strip(),
-        "crop_mode": str(how.get("crop_mode", "")),
-        "size": f"{how.get('width_px')}x{how.get('height_px')}",
-        "clean": "photo" if str(how.get("resampling", "")).endswith(CLEANED) else "none",
+        **(_as_words(run.page) if "preprocessing" in config else {}),
     }
     idle = idle_options(run.kind)
     for name, usual in SECTIONS.items():

@@ -58,13 +58,23 @@ from ecgfeat.feature_cache import (
     part_paths,
 )
 from ecgfeat.files import write_csv
-from ecgfeat.images import Batch, Failure, Remarks, decode, decoder_of, dpi_of, prepare, stream
+from ecgfeat.images import (
+    Batch,
+    Failure,
+    Remarks,
+    decode,
+    decoder_of,
+    dpi_of,
+    draws_pdf,
+    prepare,
+    stream,
+)
 from ecgfeat.manifest import Manifest, read_manifest, write_missing
 from ecgfeat.preprocessing import (
-    CLEANED,
     EXACT_RESAMPLING,
     FAST_RESAMPLING,
     Preprocessing,
+    cleaning_of,
 )
 from ecgfeat.protocol import find_leaks
 from ecgfeat.runtime import Compute, Progress, Report, peak_memory_mib, resolve_compute, silent
@@ -319,20 +329,21 @@ class _Overlap(NamedTuple):
 
 def _page_for(manifest: Manifest, page: PageSettings) -> PageSettings:
     """The page with the usual dots per inch where no PDF is drawn, and they decide nothing."""
-    has_pdf = dpi_of(decoder_of(manifest.paths)) is not None
+    has_pdf = draws_pdf(decoder_of(manifest.paths))
     return page if has_pdf else replace(page, dpi=PageSettings.dpi)
 
 
 def _refuse_other_dpi(begun: Header, manifest: Manifest, page: PageSettings, path: Path) -> None:
     """Refuse a cache by the field's name; its decoder, which tells of it, would be many words."""
     found = dpi_of(begun.decoder)
-    if found not in (None, page.dpi) and dpi_of(decoder_of(manifest.paths)) is not None:
+    is_drawn = draws_pdf(begun.decoder) and draws_pdf(decoder_of(manifest.paths))
+    if is_drawn and found != page.dpi:
         raise CacheMismatchError("dpi", page.dpi, found, path)
 
 
 def _refuse_other_cleaning(begun: Header, page: PageSettings, path: Path) -> None:
     """Refuse a cache by the option's name; its resampling, which tells of it, is of two things."""
-    found = "photo" if begun.resampling.endswith(CLEANED) else "none"
+    found = cleaning_of(begun.resampling)
     if found != page.clean:
         raise CacheMismatchError("clean", page.clean, found, path)
 

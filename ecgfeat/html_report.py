@@ -310,7 +310,7 @@ def _data_of(run: Run, root: Path | None) -> _Data:
             digest=cache.data_digest,
             root=root or cache.root,
             lost={kind: counts for kind, counts in lost.items() if counts},
-            dpi=dpi_of(cache.header.decoder) or PageSettings.dpi,
+            dpi=dpi_of(cache.header.decoder),
         )
     manifest = read_manifest(config["source"]["data"], _data_settings(config["source"], root))
     return _Data(

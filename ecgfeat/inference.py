@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from ecgfeat.architectures import family_of
 from ecgfeat.calibration import Decision
-from ecgfeat.config import TAPS, ComputeSettings, NetworkSettings, PageSettings, parse_tap
+from ecgfeat.config import TAPS, ComputeSettings, NetworkSettings, parse_tap
 from ecgfeat.errors import ConfigError, DataError, WeightsError
 from ecgfeat.files import page_named, write_csv
 from ecgfeat.heads import Tensors, head_fits, head_probabilities
-from ecgfeat.images import Remarks, decoder_of, dpi_of, stream
+from ecgfeat.images import Remarks, decoder_of, stream
 from ecgfeat.manifest import IMAGE_KINDS, images_below, list_images, pages_named
 from ecgfeat.predictions import positive_class
 from ecgfeat.preprocessing import Preprocessing
@@ -551,7 +551,7 @@ def read_model(run: Run) -> Model:
                 for of_fold, tensors, decision in zip(taps, arrays, decisions, strict=True)
             ),
             likeness=None if card.fold_taps else run.likeness(),
-            preprocessing=replace(card.preprocessing, dpi=dpi_of(card.decoder) or PageSettings.dpi),
+            preprocessing=card.preprocessing,
             precision=card.precision,
             decoder=card.decoder,
         )

@@ -21,16 +21,15 @@ from ecgfeat.config import (
     PageSettings,
     Settings,
     SweepSettings,
+    as_json,
     option_name,
 )
 from ecgfeat.feature_cache import FeatureCache
-from ecgfeat.files import page_named, typed
+from ecgfeat.files import page_named
 from ecgfeat.heads import idle_options
-from ecgfeat.images import dpi_of
 from ecgfeat.manifest import Manifest
 from ecgfeat.metrics import MAIN, METRICS, Score, in_words, p_in_words
 from ecgfeat.predictions import Predictions
-from ecgfeat.preprocessing import CLEANED, Preprocessing
 from ecgfeat.runs import Run, damaged
 
 __all__ = [
@@ -79,14 +78,13 @@ def commands_of(run: Run, source: FeatureCache | Manifest | None) -> list[str]:
     config = run.config
     recipe = RECIPES.get(config.get("recipe", ""), RECIPES["paper"])
     network = _options(NetworkSettings, config.get("backbone", {}), NetworkSettings())
-    how = typed(config["preprocessing"], Preprocessing)
-    page = {"crop_mode": how.crop_mode, "size": how.size, "dpi": _dpi(config), "clean": how.clean}
+    page = _options(PageSettings, as_json(run.page), recipe.page)
     evaluation = _options(EvaluationSettings, config.get("evaluation", {}), EvaluationSettings())
     if "cache" not in config:
         listed = _options(DataSettings, config["source"], DataSettings())
         words = [
             *("finetune", config["source"]["data"], "--recipe", recipe.name),
-            *(*listed, *network, *_options(PageSettings, page, recipe.page)),
+            *(*listed, *network, *page),
             *_options(FinetuneSettings, config["training"], recipe.training),
             *evaluation,
         ]
@@ -100,12 +98,11 @@ def commands_of(run: Run, source: FeatureCache | Manifest | None) -> list[str]:
     extraction = [] if cache is None else _layers(cache, recipe.extraction.layers)
     if any(page_named(path).page for path in run.predictions.ids):
         extraction += ["--pages", "all"]
-    options = _options(PageSettings, page, recipe.page)
     return [
         _line(
             [
                 *("extract", place, "--cache", config["cache"]["path"], "--recipe", recipe.name),
-                *(*network, *options, *extraction),
+                *(*network, *page, *extraction),
             ]
         ),
         _line(
@@ -118,13 +115,6 @@ def commands_of(run: Run, source: FeatureCache | Manifest | None) -> list[str]:
             ]
         ),
     ]
-
-
-def _dpi(config: Mapping[str, Any]) -> int:
-    """What PDFs were drawn at, as a fine-tuning has it, or a head's decoder."""
-    if "page" in config:
-        return typed(config["page"], PageSettings).dpi
-    return dpi_of(str(config.get("decoder", ""))) or PageSettings.dpi
 
 
 def _listing_in(root: Path) -> str:
@@ -220,12 +210,12 @@ CROPS = {
 
 
 def _page_of(run: Run) -> str:
-    how = run.config["preprocessing"]
-    is_cleaned = str(how.get("resampling", "")).endswith(CLEANED)
-    cleaned = "cleaned (photographed pages straightened, ink alone kept), " if is_cleaned else ""
+    page = run.page
+    cleaned = "cleaned (photographed pages straightened, ink alone kept), "
     return (
-        f"Images were decoded to RGB, {cleaned}{CROPS[how['crop_mode']]} {how['width_px']} × "
-        f"{how['height_px']} pixels and normalised by ImageNet's mean and standard deviation"
+        f"Images were decoded to RGB, {cleaned if page.clean == 'photo' else ''}"
+        f"{CROPS[page.crop_mode]} {page.width_px} × {page.height_px} pixels and "
+        "normalised by ImageNet's mean and standard deviation"
     )
 
 

@@ -87,6 +87,11 @@ class OnnxExport:
     largest_difference: float
     metadata: Mapping[str, str]
 
+    @property
+    def input_in_words(self) -> str:
+        """How a page becomes what the model takes."""
+        return str(json.loads(self.metadata["preprocessing"])["in_words"])
+
     def as_json(self) -> dict[str, Any]:
         """The result as plain values."""
         return {

@@ -30,6 +30,13 @@ features below float32 are given."""
 CLEANED = "+photo1"
 """After the resampling of pages that ``--clean photo`` cleaned; the number goes up when it cleans
 otherwise. An ecgfeat that doesn't know it refuses the whole word."""
+
+
+def cleaning_of(resampling: str) -> Clean:
+    """How pages were cleaned, as the page options have it."""
+    return "photo" if resampling.endswith(CLEANED) else "none"
+
+
 RESAMPLINGS = (EXACT_RESAMPLING, FAST_RESAMPLING)
 RESIZE_OVER_CROP = 256 / 224
 """The ImageNet preset resizes to 256 pixels and keeps 224 (He et al. 2016, section 3.4)."""
@@ -121,7 +128,14 @@ class Preprocessing:
     @property
     def clean(self) -> Clean:
         """How pages are cleaned, as the page options have it."""
-        return "photo" if self.resampling.endswith(CLEANED) else "none"
+        return cleaning_of(self.resampling)
+
+    @property
+    def page(self) -> PageSettings:
+        """The page options that ask for it."""
+        return PageSettings(
+            crop_mode=self.crop_mode, size=self.size, dpi=self.dpi, clean=self.clean
+        )
 
     @property
     def size(self) -> str:

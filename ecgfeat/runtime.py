@@ -95,6 +95,10 @@ def silent(progress: Progress) -> None:
     """The report that says nothing."""
 
 
+LEAST_S = 0.1
+"""A pace is told after so many seconds: by less it could be any."""
+
+
 class Pace:
     """How fast a stage of a job goes, from one report of it to the next."""
 
@@ -120,9 +124,9 @@ class Pace:
         words = f"{stage_in_words(told)} {told.done}/{told.total} {told.unit}"
         if told.done == told.total:
             self._stage = ""  # one of the same name begins anew
-        if not self.has_moved(told):
+        seconds = time.monotonic() - self._started_s
+        if seconds < LEAST_S or not self.has_moved(told):
             return words
-        seconds = max(time.monotonic() - self._started_s, 1e-9)
         rate = (told.done - self._first_done) / seconds
         left_s = (told.total - told.done) / rate
         return f"{words}, {rate:.1f} {told.unit}/s, {_clock(left_s)} left"

@@ -6,7 +6,6 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -361,10 +360,14 @@ class TestMcNemar:
         assert mcnemar_p_value(first, second, np.arange(30)) < 1e-8
 
 
-def test_runs_say_where_only_one_has_its_pages_cleaned():
-    def run_of(resampling: str) -> SimpleNamespace:
+def test_runs_say_where_their_pages_were_prepared_otherwise():
+    def run_with(decoder: str = "", resampling: str = "pillow-bilinear") -> Run:
         how = {"crop_mode": "squash", "width_px": 64, "height_px": 64, "resampling": resampling}
-        return SimpleNamespace(kind="logreg", config={"data": "d", "preprocessing": how})
+        config = {"kind": "logreg", "data": "d", "preprocessing": how, "decoder": decoder}
+        return Run(path=Path("run"), config=config, metrics={})
 
-    found = differing_settings([run_of("pillow-bilinear"), run_of("pillow-bilinear+photo1")])
+    usual = run_with()
+    found = differing_settings([usual, run_with(resampling="pillow-bilinear+photo1")])
     assert found == [{"clean": "none"}, {"clean": "photo"}]
+    found = differing_settings([usual, run_with("pillow 13, pypdfium2 5.0 at 300 dpi")])
+    assert found == [{"dpi": "150"}, {"dpi": "300"}]

@@ -384,12 +384,10 @@ def test_the_methods_say_of_each_run_what_differs(study: Path) -> None:
     assert sum("Images were decoded to RGB" in words for words in alike) == 1
     assert any("by DeLong" in words for words in alike)
     assert any("for one epoch (Adam, " in words for words in methods_of([("R1", tuned)], None))
-    smaller = replace(tuned, config={**tuned.config, "preprocessing": {**SMALL_PAGE}})
+    page = {**tuned.config["page"], "size": "32"}
+    smaller = replace(tuned, config={**tuned.config, "page": page})
     apart = methods_of([("R1", linear), ("R2", smaller)], None)
     assert sum("Images were decoded to RGB" in words for words in apart) == 2
     three = [run_of(study, kind, n_classes=3) for kind in ("linear", "logreg")]
     of_three = methods_of([("R1", three[0]), ("R2", three[1])], ecgfeat.compare(three))
     assert not any("DeLong" in words for words in of_three)
-
-
-SMALL_PAGE = {"crop_mode": "squash", "width_px": 32, "height_px": 32}

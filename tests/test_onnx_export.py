@@ -391,9 +391,10 @@ def test_the_command_writes_over_its_own_files_alone(runs, export, tmp_path, cap
     first, *_, last = done.stderr.splitlines()
     assert first == f"ecgfeat export {runs['linear'].path} {path} …"
     assert last.startswith("exporting 3/3 steps, ")
-    model, classes, check = done.stdout.splitlines()
+    model, classes, given, check = done.stdout.splitlines()
     assert model == f"model: {path} ({path.stat().st_size / 1e6:.1f} MB)"
     assert classes == "classes: rest, b"
+    assert given.startswith("input: Take the page upright, as 8-bit RGB, ")
     assert check.startswith("checked in ONNX Runtime on 3 pages: no probability is off by more ")
     assert capfd.readouterr() == ("", "")
     assert session_of(path).get_modelmeta().custom_metadata_map["run"] == runs["linear"].name

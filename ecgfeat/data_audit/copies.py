@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfeat.config import PageSettings
 from ecgfeat.data_audit.shortcuts import TRAITS, traits
 from ecgfeat.errors import ImageError, StorageError
 from ecgfeat.feature_cache import FeatureCache
@@ -374,7 +373,7 @@ class Pages:
         self._root = root
         self._report = report
         self._digests = cache.pictures
-        self._dpi = dpi_of(cache.header.decoder) or PageSettings.dpi
+        self._dpi = dpi_of(cache.header.decoder)
         self._memory = cache.path.with_name(f"{cache.path.stem}-audit.npz")
         self._traits, self._likenesses = self._remembered()
         self._maps: dict[int, Maps] = {}

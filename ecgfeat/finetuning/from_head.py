@@ -27,7 +27,6 @@ from ecgfeat.config import (
 )
 from ecgfeat.errors import ConfigError, RunError, WeightsError
 from ecgfeat.files import typed
-from ecgfeat.images import dpi_of
 from ecgfeat.manifest import Manifest
 from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.protocol import Partition
@@ -94,7 +93,7 @@ def read_head(folder: Path) -> FittedHead:
         arch=card.backbone.arch,
         weights=card.backbone.weights,
         weights_digest=card.backbone.weights_digest,
-        preprocessing=replace(card.preprocessing, dpi=dpi_of(card.decoder) or PageSettings.dpi),
+        preprocessing=card.preprocessing,
         evaluation=typed(run.config.get("evaluation", {}), EvaluationSettings),
         layers=layers,
     )
@@ -174,10 +173,7 @@ class FittedHead:
     @property
     def page(self) -> PageSettings:
         """How its pages were prepared."""
-        made = self.preprocessing
-        return PageSettings(
-            crop_mode=made.crop_mode, size=made.size, dpi=made.dpi, clean=made.clean
-        )
+        return self.preprocessing.page
 
     def refuse_other(self, network: NetworkSettings, page: PageSettings) -> None:
         """Refuse another backbone or other pages than its own.

@@ -51,6 +51,7 @@ from ecgfeat.images.decoding import (
     decode_with_digest,
     decoder_of,
     dpi_of,
+    draws_pdf,
     image_digest,
 )
 from ecgfeat.images.formats import MAX_PIXELS
@@ -78,6 +79,7 @@ __all__ = [
     "decode_with_digest",
     "decoder_of",
     "dpi_of",
+    "draws_pdf",
     "image_digest",
     "prepare",
     "straightened",

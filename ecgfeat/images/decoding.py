@@ -53,6 +53,7 @@ __all__ = [
     "decoder_of",
     "digest",
     "dpi_of",
+    "draws_pdf",
     "image_digest",
     "read_file",
     "read_header",
@@ -80,13 +81,18 @@ def decoder_of(names: Iterable[str], dpi: int = PageSettings.dpi) -> str:
     return found
 
 
-def dpi_of(decoder: str) -> int | None:
-    """Dots per inch that PDFs were drawn at, by what `decoder_of` gave; None where there were none.
+def dpi_of(decoder: str) -> int:
+    """Dots per inch that PDFs were drawn at, by what `decoder_of` gave; else the usual ones.
 
     A decoder of an earlier version says nothing of it, and drew at the usual ones.
     """
-    match = re.search(r"pypdfium2 [^ ,]+(?: at (\d{1,4}) dpi)?", decoder)
-    return int(match[1] or PageSettings.dpi) if match else None
+    match = re.search(r"pypdfium2 [^ ,]+ at (\d{1,4}) dpi", decoder)
+    return int(match[1]) if match else PageSettings.dpi
+
+
+def draws_pdf(decoder: str) -> bool:
+    """Whether there were PDFs among the files, by what `decoder_of` gave."""
+    return "pypdfium2" in decoder
 
 
 MAX_SIDE_PX = 65_535

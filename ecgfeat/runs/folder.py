@@ -19,10 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfeat.calibration import Decision
+from ecgfeat.config import PageSettings
 from ecgfeat.errors import ConfigError, DataError, RunError, storage_error
 from ecgfeat.files import typed, write_csv
+from ecgfeat.images import dpi_of
 from ecgfeat.metrics import MAIN, METRICS, in_words
 from ecgfeat.predictions import Predictions
+from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.runs.records import (
     FORMAT_VERSION,
     ConfigFile,
@@ -153,9 +156,19 @@ class Run:
     def checked_card(self) -> ModelCard:
         """What of ``model.json`` the model is applied by."""
         try:
-            return typed(self.model_card, ModelCard)
+            card = typed(self.model_card, ModelCard)
+            made = dataclasses.replace(card.preprocessing, dpi=dpi_of(card.decoder))
+            return dataclasses.replace(card, preprocessing=made)
         except ValueError as error:
             raise damaged(self.path / "model.json", str(error)) from error
+
+    @property
+    def page(self) -> PageSettings:
+        """How its pages were prepared, by ``config.json``."""
+        if "page" in self.config:
+            return typed(self.config["page"], PageSettings)
+        made = typed(self.config["preprocessing"], Preprocessing)
+        return dataclasses.replace(made.page, dpi=dpi_of(str(self.config.get("decoder", ""))))
 
     def model(self) -> dict[str, NDArray[Any]]:
         """The model's tensors by name, from ``model.safetensors``."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ecgfeat.errors import ImageError
-from ecgfeat.images import decoder_of, dpi_of
+from ecgfeat.images import decoder_of, dpi_of, draws_pdf
 from ecgfeat.images.decoding import decode_picture, read_header
 from ecgfeat.images.formats import SEVERAL_PAGES
 
@@ -96,7 +96,8 @@ def test_the_decoder_tells_the_dots_per_inch_where_pdfs_are_drawn() -> None:
     assert decoder_of(names, 300) == f"{decoder_of(names)} at 300 dpi"
     assert [dpi_of(decoder_of(names, dpi)) for dpi in (150, 300)] == [150, 300]
     assert decoder_of(["b.png"], 300) == decoder_of(["b.png"])
-    assert dpi_of(decoder_of(["b.png"], 300)) is None
+    assert dpi_of(decoder_of(["b.png"], 300)) == 150
+    assert [draws_pdf(decoder_of(given)) for given in (names, ["b.png"])] == [True, False]
 
 
 def test_a_pdf_that_is_cut_or_too_large_is_refused() -> None:
