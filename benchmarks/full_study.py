@@ -1,13 +1,12 @@
 """The study at its full size, every command over it, each measured: resumable, hours on two cores.
 
     python benchmarks/full_study.py --weights resnet18.pth [--work full-study] [STEP ...]
-    python benchmarks/full_study.py --page docs/full-study.md [--work full-study]
 
 Draws 65,600 training and 18,136 test pages, with 200 copies of training pages among the test pages,
 40 undecodable files and 1,200 rows of missing ones, and goes the whole way with them, each step as
 its user would. What a step took is kept in WORK/steps/STEP.json; a step that is there isn't run
 again, so that the whole may be stopped at any time: the same command goes on with the step that was
-stopped, from its beginning. `--page` writes what is there as a page (`full_study_page.py`).
+stopped, from its beginning. `full_study_page.py` writes what is there as a page.
 
 The limit, which extraction is held to, is measured before it, after it and wherever it was killed:
 1 / (decoding's CPU seconds / cores + the forward pass's seconds), nothing else running.
@@ -46,11 +45,11 @@ class Study:
     """Where it is done, and how much of it."""
 
     work: Path
-    weights: Path | None
-    n_train: int
-    n_test: int
-    n_kills: int
-    n_epochs: int
+    weights: Path | None = None
+    n_train: int = 65_600
+    n_test: int = 18_136
+    n_kills: int = 10
+    n_epochs: int = 5
 
     @property
     def network(self) -> list[str]:
@@ -361,11 +360,12 @@ def main() -> None:
     parser.add_argument("steps", nargs="*", metavar="STEP", help=", ".join(STEPS))
     parser.add_argument("--work", type=Path, default=Path("full-study"))
     parser.add_argument("--weights", type=lambda text: Path(text).absolute())
-    parser.add_argument("--train", type=int, default=65_600, help="for a small trial")
-    parser.add_argument("--test", type=int, default=18_136, help="for a small trial")
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--epochs", type=int, default=5, help="of the fine-tuning on all pages")
-    parser.add_argument("--page", type=Path, help="write what there is as a page, and run nothing")
+    parser.add_argument("--train", type=int, default=Study.n_train, help="for a small trial")
+    parser.add_argument("--test", type=int, default=Study.n_test, help="for a small trial")
+    parser.add_argument("--kills", type=int, default=Study.n_kills)
+    parser.add_argument(
+        "--epochs", type=int, default=Study.n_epochs, help="of the fine-tuning on all pages"
+    )
     parser.add_argument("--apart", choices=APART, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.apart and (unknown := set(options.steps) - set(STEPS)):
@@ -380,10 +380,6 @@ def main() -> None:
     )
     if options.apart:
         print(json.dumps(APART[options.apart](study, *options.steps)))
-    elif options.page:
-        from full_study_page import write_page
-
-        write_page(study, options.page)
     else:
         for step in options.steps or STEPS:
             run(study, step)

@@ -1,20 +1,22 @@
-"""docs/full-study.md, of what `full_study.py` measured; what isn't measured isn't stated."""
+"""docs/full-study.md, of what `full_study.py` measured; what isn't measured isn't stated.
+
+python benchmarks/full_study_page.py docs/full-study.md [--work full-study]
+"""
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
+from full_study import COMPARED, STEPS, Record, Study
 
-if TYPE_CHECKING:
-    from full_study import Record, Study
-
-Records = dict[str, "Record"]
+Records = dict[str, Record]
 WAYS = {
     "fit-paper-linear": ("fixed extractor", "fixed", "0.666"),
     "finetune-all": ("fine-tuning", "finetuned", "0.735"),
@@ -41,13 +43,19 @@ UNTOLD = {"--weights", "--out", "--figure"}
 """Options left out of a command where it is shown: they only say where something lies."""
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write what full_study.py measured as a page.")
+    parser.add_argument("page", type=Path)
+    parser.add_argument("--work", type=Path, default=Path("full-study"))
+    options = parser.parse_args()
+    write_page(Study(work=options.work.absolute()), options.page)
+
+
 def write_page(study: Study, path: Path) -> None:
     """Write the page, and copy its figures beside it, in ``images``."""
-    from full_study import STEPS
-
     records = {step: study.record(step) for step in STEPS if study.file_of(step).exists()}
     if "synth" not in records:
-        sys.exit(f"nothing was measured in {study.work}: run it without --page first")
+        sys.exit(f"nothing was measured in {study.work}: run full_study.py first")
     template = Path(__file__).with_name("full-study.md.jinja").read_text()
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     page = environment.from_string(template).render(
@@ -174,8 +182,6 @@ def _scores(study: Study, records: Records) -> dict[str, Any]:
     """The study's accuracies beside ours, and `compare`'s tables."""
     if "compare" not in records:
         return {"published": [], "finetuned": "", "tables": ""}
-    from full_study import COMPARED
-
     runs = {step: study.run_of(step) for step in COMPARED}
     command = [sys.executable, "-m", "ecgfeat.cli", "compare", *runs.values()]
     told = subprocess.run(
@@ -234,3 +240,7 @@ def _in_pieces(records: Records) -> str:
 
 def _time(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 100 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+
+
+if __name__ == "__main__":
+    main()

@@ -2,8 +2,8 @@
 
 Both work on the cache's arrays alone: no image is opened, and neither torch nor torchvision is
 imported. `head` says what a head is, and `registry` which there are: a new kind is a file beside
-`linear` and `logistic` and a line there. `fit` goes from a cache to finished runs, `sweep` tries
-many heads and chooses one, and `results` tells what a run keeps.
+`linear` and `logistic` and a line there. `fit` goes from a cache to finished runs, `experiment`
+chooses, trains and tests in every fold of one, and `sweep` tries many heads.
 """
 
 from ecgfeat.heads.fit import fit_heads

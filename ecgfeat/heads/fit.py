@@ -4,49 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ecgfeat.calibration import decide, refuse_undecidable
+from ecgfeat.calibration import refuse_undecidable
 from ecgfeat.config import (
     RECIPE_OF_OLD_CACHES,
     RECIPES,
+    CropMode,
     EvaluationSettings,
     FigureSettings,
     HeadKind,
     HeadSettings,
+    PageSettings,
     RecipeSettings,
     SweepSettings,
+    as_json,
     comma_separated,
 )
 from ecgfeat.errors import ConfigError
-from ecgfeat.heads.head import WAY, Fitted, HeadData, Meter, Step
+from ecgfeat.heads.experiment import Choice, Fold, HeadJob, Outcome, Rows, Tested
+from ecgfeat.heads.head import HeadData
 from ecgfeat.heads.registry import HEADS
-from ecgfeat.heads.results import Choice, Fold, Outcome, Rows, Tested, TestedFold, describe
-from ecgfeat.heads.sweep import (
-    SCORES,
-    Candidate,
-    Grid,
-    Standing,
-    best,
-    candidates,
-    n_trainings,
-    read_grid,
-    refuse_diverged,
-    seeds_of,
-    try_heads,
-    validation_scores,
-    value_or_none,
-)
+from ecgfeat.heads.sweep import Grid, candidates, read_grid, seeds_of
 from ecgfeat.predictions import Predictions, join
+from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.protocol import (
-    Partition,
     Task,
     define_task,
     find_leaks,
@@ -55,13 +40,23 @@ from ecgfeat.protocol import (
     keep_rows,
     partitions,
     refuse_thin_validation,
-    training_share,
 )
-from ecgfeat.runs import EpochRecord, Run, create_run, ignore, write_run, write_sweep
-from ecgfeat.runtime import Report, silent
+from ecgfeat.runs import (
+    Cost,
+    Likeness,
+    Result,
+    Run,
+    count_classes,
+    count_rows,
+    create_run,
+    ignore,
+    write_run,
+    write_sweep,
+)
+from ecgfeat.runtime import Report, machine, peak_memory_mib, silent, versions
 
 if TYPE_CHECKING:
-    from ecgfeat.feature_cache import FeatureCache, Listing
+    from ecgfeat.feature_cache import FeatureCache, Header, Listing
 
 __all__ = ["fit_heads"]
 
@@ -317,7 +312,7 @@ def _run(job: HeadJob, grid: Grid, out_dir: Path, on_written: Callable[[Run], No
         write_sweep(folder, rows)
 
     try:
-        result = describe(job, job.run(keep), grid)
+        result = _described(job, job.run(keep), grid)
         return write_run(folder, result, look=job.figures, on_written=on_written)
     except BaseException as error:
         if n_tried:
@@ -328,290 +323,191 @@ def _run(job: HeadJob, grid: Grid, out_dir: Path, on_written: Callable[[Run], No
         raise
 
 
-N_CURVE_SEEDS = 3
-"""Trainings behind each point of a learning curve at least, for it to have a band."""
+# What a run keeps
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class HeadJob:
-    """One run's work.
-
-    Attributes
-    ----------
-    data : HeadData
-    head : HeadSettings
-        As they were given.
-    pool : sequence of Candidate
-        The heads to choose from; a single one where nothing is chosen, but perhaps its epoch.
-    plan : sequence of Fold
-    seeds : sequence of int
-        The first is that of the head reported.
-    sweep : SweepSettings
-    evaluation : EvaluationSettings
-    figures : FigureSettings
-    recipe : str
-        The recipe that the settings began as; empty where it was none.
-    report : callable
-    leaks : sequence of str
-        What the result has to say of test images that are trained on.
-    """
-
-    data: HeadData
-    head: HeadSettings
-    pool: Sequence[Candidate]
-    plan: Sequence[Fold]
-    seeds: Sequence[int]
-    sweep: SweepSettings
-    evaluation: EvaluationSettings
-    figures: FigureSettings
-    recipe: str
-    report: Report
-    leaks: Sequence[str] = ()
-
-    @property
-    def is_refitting(self) -> bool:
-        """Whether heads are tested that were trained on the validation rows too."""
-        return bool(self.sweep.refit or self.sweep.folds)
-
-    def run(self, on_tried: Callable[[Rows], None]) -> Outcome:
-        """Choose in every fold, then train and test what was chosen.
-
-        Parameters
-        ----------
-        on_tried : callable
-            Given the rows of the sweep so far, each time some heads are finished.
-
-        Raises
-        ------
-        DataError
-            When every head, or the one chosen, diverged.
-        """
-        start_s = self._clock()
-        choices, tried = self._choose_all(on_tried)
-        chosen_s = self._clock()
-        folds = self._test_all(choices)
-        curve = self._learning_curve(choices[0]) if self.sweep.learning_curve else []
-        return Outcome(
-            folds=folds,
-            sweep=tried,
-            learning_curve=curve,
-            wall_s=self._clock() - start_s,
-            choosing_s=chosen_s - start_s,
-        )
-
-    def _clock(self) -> float:
-        return time.perf_counter() - self.data.reading_s
-
-    def _choose_all(self, on_tried: Callable[[Rows], None]) -> tuple[list[Choice], Rows]:
-        """The head for each fold, and the rows of the sweep."""
-        if not self.sweep.is_choosing:
-            return [Choice(fold=fold, candidate=self.pool[0]) for fold in self.plan], []
-        counts = (n_trainings(self.pool, len(fold.choosing), len(self.seeds)) for fold in self.plan)
-        meter = Meter(self.report, stage="choosing", total=sum(counts), unit="fits")
-        choices: list[Choice] = []
-        tried: Rows = []
-
-        def with_earlier(rows: Rows) -> None:
-            on_tried([*tried, *rows])
-
-        for fold in self.plan:
-            standings = self._try(fold, meter, with_earlier)
-            chosen = best(standings)
-            refuse_diverged(chosen, len(standings))
-            choices.append(Choice(fold=fold, candidate=chosen.candidate, standing=chosen))
-            tried += [s.row(fold.number, chosen=s is chosen) for s in standings]
-        return choices, tried
-
-    def _try(self, fold: Fold, meter: Meter, on_tried: Callable[[Rows], None]) -> list[Standing]:
-        """How every head of the pool does on a fold's validation rows."""
-        name = f"Fold {fold.number + 1}/{len(self.plan)} | " if len(self.plan) > 1 else ""
-
-        def tell(standings: list[Standing]) -> None:
-            on_tried([standing.row(fold.number, chosen=False) for standing in standings])
-            counted = f"{name}Tried {len(standings)}/{len(self.pool)} heads"
-            meter.advance(0, f"[{WAY}] {counted} | Best: {best(standings).in_words()}")
-
-        return try_heads(
-            self.data,
-            self.pool,
-            fold.choosing,
-            seeds=self.seeds,
-            choose_by=self.sweep.choose_by,
-            meter=meter,
-            on_tried=tell,
-        )
-
-    def _test_all(self, choices: Sequence[Choice]) -> list[TestedFold]:
-        in_epochs = all(HEADS[choice.candidate.kind].in_epochs for choice in choices)
-        counts = (
-            len(choice.seeds(self.seeds))
-            * len(choice.fold.parts)
-            * (choice.n_epochs if in_epochs else 1)
-            for choice in choices
-        )
-        unit = "epochs" if in_epochs else "fits"
-        meter = Meter(self.report, stage="fitting", total=sum(counts), unit=unit)
-        return [
-            TestedFold(
-                choice=choice,
-                tested=[self._test(choice, seed, meter) for seed in choice.seeds(self.seeds)],
-            )
-            for choice in choices
-        ]
-
-    def _test(self, choice: Choice, seed: int, meter: Meter) -> Tested:
-        """Train a head, fix its decision on validation rows, and apply it to the test rows."""
-        fold, held_out = choice.fold, []
-        for part in fold.parts:
-            is_told = part is fold.final and seed == self.seeds[0]
-            fitted = self._fit(choice, part, seed, meter, is_told=is_told)
-            if part in fold.choosing:
-                held_out.append(self._predict(choice, fitted, part.validation, "validation"))
-        validation = join(held_out) if held_out else None
-        predictions = self._predict(choice, fitted, fold.final.test, fold.final.split)
-        decision = None
-        if validation and (self.evaluation.calibrate or self.evaluation.at_sensitivity):
-            method = HEADS[choice.candidate.kind].calibration
-            decision = decide(validation, method=method, settings=self.evaluation)
-            validation, predictions = decision.apply(validation), decision.apply(predictions)
-        return Tested(
-            fitted=fitted, predictions=predictions, validation=validation, decision=decision
-        )
-
-    def _fit(
-        self, choice: Choice, part: Partition, seed: int, meter: Meter, *, is_told: bool
-    ) -> Fitted:
-        amount = 1 if meter.unit == "epochs" else 1 / choice.n_epochs
-        n_folds = len(self.plan)
-
-        def on_step(step: EpochRecord | str) -> None:
-            meter.advance(amount, _log_line(step, part.fold, n_folds) if is_told else "")
-
-        return _fit_head(self.data, choice.candidate, part, seed, choice.n_epochs, on_step)
-
-    def _predict(
-        self, choice: Choice, fitted: Fitted, rows: NDArray[np.int64], split: str
-    ) -> Predictions:
-        return self.data.predictions(
-            HEADS[choice.candidate.kind],
-            rows,
-            fitted.tensors,
-            choice.candidate.head.taps,
-            split=split,
-            fold=choice.fold.number,
-        )
-
-    def _learning_curve(self, choice: Choice) -> Rows:
-        first = self.evaluation.seed
-        seeds = self.seeds if len(self.seeds) > 1 else range(first, first + N_CURVE_SEEDS)
-        total = len(FRACTIONS) * len(seeds)
-        return learning_curve(
-            self.data,
-            choice.candidate,
-            choice.fold.choosing,
-            n_epochs=choice.n_epochs,
-            seeds=seeds,
-            meter=Meter(self.report, stage="learning curve", total=total, unit="points"),
-        )
-
-
-def _log_line(step: EpochRecord | str, fold: int, n_folds: int) -> str:
-    """A step of training as the study logs it, or how a head without epochs ended."""
-    if isinstance(step, EpochRecord):
-        return step.log_line(WAY, n_folds)
-    name = f"Fold {fold + 1}/{n_folds} | " if n_folds > 1 else ""
-    return f"[{WAY}] {name}{step}"
-
-
-FRACTIONS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
-"""Of the training groups of each class: steps of about a factor of two, as such curves bend."""
-
-
-def learning_curve(
-    data: HeadData,
-    candidate: Candidate,
-    plan: Sequence[Partition],
-    *,
-    n_epochs: int,
-    seeds: Sequence[int],
-    meter: Meter,
-) -> list[dict[str, Any]]:
-    """Train a head on ever more of its training rows, and score it on the validation rows.
-
-    Parameters
-    ----------
-    data : HeadData
-    candidate : Candidate
-    plan : sequence of Partition
-        One, or inner folds, over which `n_train` and the scores are means.
-    n_epochs : int
-        Of a linear head, whatever the number of rows.
-    seeds : sequence of int
-        Each draws rows of its own, and starts the linear head of its own. The rows of a smaller
-        fraction are among those of a larger one.
-    meter : Meter
-        Counts fractions and seeds.
-
-    Returns
-    -------
-    list of dict
-        One per fraction and seed: ``fraction``, ``n_train``, ``seed`` and the scores; None where
-        the training diverged.
-    """
-
-    def score(part: Partition, seed: int) -> NDArray[np.float64]:
-        fitted = _fit_head(data, candidate, part, seed, n_epochs, on_step=lambda _: None)
-        head, taps = HEADS[candidate.kind], candidate.head.taps
-        probabilities = data.probabilities(head, part.validation, fitted.tensors, taps)
-        scores = validation_scores(probabilities[None], data.task.targets[part.validation])
-        return scores.ravel()
-
-    rows = []
-    for fraction in FRACTIONS:
-        for seed in seeds:
-            shares = [_share(data, part, fraction, seed) for part in plan]
-            means = np.mean([score(share, seed) for share in shares], axis=0)
-            scores: dict[str, float | None] = {
-                name: value_or_none(float(mean)) for name, mean in zip(SCORES, means)
-            }
-            rows.append(
-                {
-                    "fraction": fraction,
-                    "n_train": round(sum(len(share.train) for share in shares) / len(shares)),
-                    "seed": seed,
-                    **scores,
-                }
-            )
-            meter.advance(1)
-    return rows
-
-
-def _share(data: HeadData, part: Partition, fraction: float, seed: int) -> Partition:
-    cache = data.cache
-    return training_share(
-        part, data.task, ids=cache.paths, groups=cache.groups, fraction=fraction, seed=seed
+def _described(job: HeadJob, outcome: Outcome, grid: Grid) -> Result:
+    """Everything that a run's folder holds."""
+    reported = outcome.reported
+    kinds = {fold.choice.candidate.kind for fold in outcome.folds}
+    tensors = [tested.fitted.tensors for tested in reported]
+    is_cv, listing = bool(job.evaluation.cv), job.data.cache.listing
+    validation = [tested.validation for tested in reported if tested.validation]
+    return Result(
+        kind=kinds.pop() if len(kinds) == 1 else "both",
+        data_name=job.data.cache.data_name,
+        config=_config(job, reported, grid),
+        history=tuple(record for tested in reported for record in tested.fitted.history),
+        predictions=join([tested.predictions for tested in reported]),
+        n_test_total=len(listing.paths) if is_cv else listing.splits.count("test"),
+        cost=_cost(job, outcome),
+        model={} if is_cv else tensors[0],
+        fold_models=tensors if is_cv else (),
+        model_card=_model_card(job, outcome),
+        likeness=_likeness(job, outcome),
+        decisions=tuple(tested.decision for tested in reported if tested.decision),
+        validation=join(validation) if validation else None,
+        repeats=_repeats(outcome),
+        choice=_choice(job, outcome),
+        sweep=outcome.sweep,
+        learning_curve=outcome.learning_curve,
+        prevalence=job.evaluation.prevalence,
+        training_counts=count_classes([fold.final for fold in job.plan], job.data.task),
+        notices=[*job.leaks, *_edges(outcome, grid)],
     )
 
 
-def _fit_head(
-    data: HeadData,
-    candidate: Candidate,
-    part: Partition,
-    seed: int,
-    n_epochs: int,
-    on_step: Step,
-) -> Fitted:
-    """Train one head on the training rows of a partition, and tell how long it took."""
-    X = data.features(candidate.head.taps)
-    began = time.perf_counter()
-    fitted = HEADS[candidate.kind].fit(
-        X,
-        data.task.targets,
-        part,
-        candidate.head,
-        n_classes=len(data.task.classes),
-        seed=seed,
-        n_epochs=n_epochs,
-        on_step=on_step,
+def _edges(outcome: Outcome, grid: Grid) -> list[str]:
+    """Where a chosen value is the least or largest of those tried: others may do better."""
+    edges = []
+    for name, values in grid.items():
+        numbers = [value for value in values if isinstance(value, (int, float))]
+        if len(numbers) < 3 or name == "seed":
+            continue
+        chosen = {
+            getattr(fold.choice.candidate.head, name)
+            for fold in outcome.folds
+            if name in HEADS[fold.choice.candidate.kind].grid
+        }
+        for value, word in ((min(numbers), "least"), (max(numbers), "largest")):
+            # Of weight decay and smoothing, 0 is the end of the range, not of the grid.
+            if chosen == {value} and value:
+                edges.append(
+                    f"the chosen {name} {value:g} is the {word} of the {len(numbers)} tried: try "
+                    f"values beyond it with --grid {name}=…"
+                )
+    return edges
+
+
+def _repeats(outcome: Outcome) -> list[Predictions]:
+    """The test rows by the other seeds; a fold without seeds says the same with each."""
+    n_seeds = max(len(fold.tested) for fold in outcome.folds)
+    return [
+        join([fold.tested[min(number, len(fold.tested) - 1)].predictions for fold in outcome.folds])
+        for number in range(1, n_seeds)
+    ]
+
+
+def _cost(job: HeadJob, outcome: Outcome) -> Cost:
+    fitted = [tested.fitted for tested in outcome.reported]
+    choices = [fold.choice for fold in outcome.folds]
+    heads = [HEADS[choice.candidate.kind] for choice in choices]
+    in_epochs = all(head.in_epochs for head in heads)
+    n_images = sum(head.n_rows * choice.n_epochs for head, choice in zip(fitted, choices))
+    return Cost(
+        wall_s=outcome.wall_s,
+        features_s=job.data.cache.extraction_s,
+        images_per_s=n_images / sum(head.training_s for head in fitted),
+        peak_memory_mib=peak_memory_mib(),
+        arch=job.data.cache.header.arch,
+        batch_size=job.head.batch_size if in_epochs else max(head.n_rows for head in fitted),
+        device="cpu",
+        precision=max(head.precision for head in heads),
     )
-    return replace(fitted, training_s=time.perf_counter() - began)
+
+
+def _config(job: HeadJob, reported: Sequence[Tested], grid: Grid) -> dict[str, Any]:
+    cache = job.data.cache
+    solver = [tested.fitted.solver for tested in reported if tested.fitted.solver]
+    return {
+        "recipe": job.recipe,
+        "head": as_json(job.head),
+        "sweep": as_json(job.sweep),
+        **({"grid": {name: list(values) for name, values in grid.items()}} if grid else {}),
+        "evaluation": as_json(job.evaluation),
+        "figures": as_json(job.figures),
+        "manifest_digest": cache.data_digest,
+        "cache": {"path": str(cache.path), "digest": cache.digest, "n_images": len(cache.paths)},
+        **_describe_features(cache.header),
+        "partitions": count_rows([fold.final for fold in job.plan]),
+        **({"solver": solver} if solver else {}),
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+
+def _choice(job: HeadJob, outcome: Outcome) -> dict[str, Any]:
+    """Which rows chose what; empty where no rows did."""
+    is_deciding = any(tested.decision for tested in outcome.reported)
+    if not (job.sweep.is_choosing or is_deciding):
+        return {}
+    by_folds = {"rows": "folds", "folds": job.sweep.folds}
+    by_part = {"rows": "validation", "val_fraction": job.evaluation.val_fraction}
+    described = {
+        "words": _choice_in_words(job, outcome),
+        **(by_folds if job.sweep.folds else by_part),
+        "n_rows": [_n_choosing(fold.choice) for fold in outcome.folds],
+    }
+    if not job.sweep.is_choosing:
+        return described
+    return {
+        **described,
+        "by": job.sweep.choose_by,
+        "n_heads": len(job.pool),
+        "seeds": list(job.seeds),
+        "refit": job.is_refitting,
+        "chosen": [
+            fold.choice.standing.row(fold.choice.fold.number, chosen=True)
+            for fold in outcome.folds
+            if fold.choice.standing
+        ],
+        "wall_s": outcome.choosing_s,
+    }
+
+
+def _choice_in_words(job: HeadJob, outcome: Outcome) -> str:
+    """One line for people."""
+    choice, is_cv = outcome.folds[0].choice, len(outcome.folds) > 1
+    n_rows = "the" if is_cv else str(_n_choosing(choice))
+    rows = (
+        f"{job.sweep.folds} folds of {n_rows} training rows"
+        if job.sweep.folds
+        else f"{n_rows} validation rows"
+    )
+    if choice.standing is None:
+        return f"Decided on {rows}"
+    among = f" among {len(job.pool)} heads" if len(job.pool) > 1 else ""
+    again = ", then trained on all training rows" if job.is_refitting else ""
+    how = f"{among} by {choice.standing.score_name} on {rows}{again}"
+    return f"Chosen in each fold{how}" if is_cv else f"Chosen{how}: {choice.standing.in_words()}"
+
+
+def _n_choosing(choice: Choice) -> int:
+    return sum(len(part.validation) for part in choice.fold.choosing)
+
+
+def _model_card(job: HeadJob, outcome: Outcome) -> dict[str, Any]:
+    by_fold = [fold.choice.candidate.head.taps for fold in outcome.folds]
+    taps: Mapping[str, Any] = (
+        {"taps": by_fold[0]} if len(set(by_fold)) == 1 else {"fold_taps": by_fold}
+    )
+    return {**taps, **_describe_features(job.data.cache.header)}
+
+
+def _likeness(job: HeadJob, outcome: Outcome) -> Likeness | None:
+    """What new images are held against; None where the folds chose different layers."""
+    taps = {fold.choice.candidate.head.taps for fold in outcome.folds}
+    if len(taps) > 1:
+        return None
+    return Likeness.of(job.data.features(*taps), job.plan[0].final.train)
+
+
+def _describe_features(header: Header) -> dict[str, Any]:
+    """How the features were made, and so those of a new image are to be."""
+    preprocessing = Preprocessing.from_settings(
+        PageSettings(crop_mode=cast(CropMode, header.crop_mode), size=header.size),
+        resampling=header.resampling,
+        mean=header.mean,
+        std=header.std,
+    )
+    return {
+        "backbone": {
+            "arch": header.arch,
+            "weights": header.weights,
+            "weights_digest": header.weights_digest,
+        },
+        "preprocessing": preprocessing.as_json(),
+        "precision": header.precision,
+        "device": header.device,
+        "decoder": header.decoder,
+    }

@@ -238,8 +238,10 @@ def test_folds_that_choose_other_kinds_and_layers_say_so(
     result_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     takes = iter([0, 3])
-    monkeypatch.setattr("ecgfeat.heads.fit.best", lambda found: found[min(next(takes, 0), 3)])
-    monkeypatch.setattr("ecgfeat.heads.fit.HeadJob._try", _quietly)
+    monkeypatch.setattr(
+        "ecgfeat.heads.experiment.best", lambda found: found[min(next(takes, 0), 3)]
+    )
+    monkeypatch.setattr("ecgfeat.heads.experiment.HeadJob._try", _quietly)
     result = result_of(None, "linear", "logreg", grid=("layers=layer3,layer4",), cv=2, seeds=2)
     assert result.kind == "both"
     assert [chosen["head"] for chosen in result.choice["chosen"]] == ["linear", "logreg"]
