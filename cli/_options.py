@@ -125,8 +125,7 @@ def check_figure(
     if suffix not in suffixes:
         words = " or ".join(filter(None, [", ".join(suffixes[:-1]), suffixes[-1]]))
         raise ConfigError(f"{option} must end in {words}; found {path}")
-    if not force:
-        refuse_overwriting(path, _FIGURE_MARKS[suffix], name=option)
+    refuse_overwriting(path, _FIGURE_MARKS[suffix], name=option, force=force)
 
 
 def by_recipe(read: Callable[[Recipe], object]) -> str:

@@ -132,8 +132,7 @@ def export(
 
     if npz.suffix.lower() != ".npz":
         raise ConfigError(f"the file to write must end in .npz; found {npz}")
-    if not force:
-        refuse_overwriting(npz, b"path.npy", name="file")
+    refuse_overwriting(npz, b"path.npy", name="NPZ", force=force)
     export_cache(cache, npz, comma_separated(layers))
     output.say(f"exported: {npz}")
     output.result({"path": str(npz)})

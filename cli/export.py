@@ -40,8 +40,7 @@ def export(
     from ecgfeat.onnx_export import MARK, export_onnx, refuse_other_name
 
     refuse_other_name(model)
-    if not force:
-        refuse_overwriting(model, MARK, name="MODEL")
+    refuse_overwriting(model, MARK, name="MODEL", force=force)
     with output.reporting() as report:
         done = export_onnx(run, model, weights=weights or None, report=report)
     folds = f", mean of {done.n_models} folds" if done.n_models > 1 else ""

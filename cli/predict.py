@@ -60,8 +60,7 @@ def predict(
     if out is not None:
         if out.resolve() in (image.resolve() for image in images):
             raise ConfigError(f"--out {out} is one of the images given: give another file")
-        if not force:
-            refuse_overwriting(out, b",predicted,", name="--out")
+        refuse_overwriting(out, b",predicted,", name="--out", force=force)
     from ecgfeat.inference import predict  # late: it loads torch
 
     with output.reporting() as report:

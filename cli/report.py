@@ -48,8 +48,7 @@ def report(
 
     if out.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--out must end in .html; found {out}")
-    if not force:
-        refuse_overwriting(out, b'name="generator" content="ecgfeat"', name="--out")
+    refuse_overwriting(out, b'name="generator" content="ecgfeat"', name="--out", force=force)
     from ecgfeat.html_report import report  # late: it loads torch
 
     with output.reporting() as tell:

@@ -118,8 +118,10 @@ def open_lock(path: Path, flags: int, *, begins: bytes) -> int:
     return fd
 
 
-def refuse_overwriting(path: Path, mark: bytes, *, name: str) -> None:
-    """Refuse to write over a file that we didn't make: an image, a manifest, a cache.
+def refuse_overwriting(path: Path, mark: bytes, *, name: str, force: bool = False) -> None:
+    """Refuse to write over a file that we didn't make, or where nothing can be written.
+
+    Asked before the work begins, so that none is lost.
 
     Parameters
     ----------
@@ -130,12 +132,21 @@ def refuse_overwriting(path: Path, mark: bytes, *, name: str) -> None:
         end.
     name : str
         What gave the path, for the message.
+    force : bool
+        Whether any file may be written over.
 
     Raises
     ------
     ConfigError
         When there is another file, or a folder.
+    StorageError
+        When its folder can't be written to.
     """
+    _refuse_unwritable(path)
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder: {name} takes a file")
+    if force:
+        return
     try:
         with path.open("rb") as file:
             is_own = mark in file.read(1024) or mark in _end_of(file)
@@ -148,6 +159,17 @@ def refuse_overwriting(path: Path, mark: bytes, *, name: str) -> None:
             f"{path} exists and was not made by this command: give another {name}, or --force to "
             "write over it"
         )
+
+
+def _refuse_unwritable(path: Path) -> None:
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    number = 0
+    if not folder.is_dir():
+        number = errno.ENOTDIR
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        number = errno.EACCES
+    if number:
+        raise storage_error(OSError(number, ""), "writing", path)
 
 
 def _end_of(file: BinaryIO) -> bytes:

@@ -84,3 +84,26 @@ def test_a_file_made_by_something_else_is_not_written_over(tmp_path: Path) -> No
         f"{path} exists and was not made by this command: give another --figure, or --force to "
         "write over it"
     )
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_where_nothing_can_be_written_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    (tmp_path / "notes").write_text("a file")
+    for path, message in (
+        (tmp_path, f"{tmp_path} is a folder: --out takes a file"),
+        (
+            tmp_path / "notes" / "deep" / "page.html",
+            f"writing {tmp_path}/notes/deep/page.html failed: a file is where a folder should be: "
+            "name another folder",
+        ),
+    ):
+        with pytest.raises((ConfigError, StorageError)) as caught:
+            refuse_overwriting(path, b"mark", name="--out", force=force)
+        assert str(caught.value) == message
+    refuse_overwriting(tmp_path / "new" / "deep" / "page.html", b"mark", name="--out", force=force)
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setattr(os, "access", lambda *_: False)  # as root everything may be written
+    with pytest.raises(StorageError, match=r"page\.html failed: permission denied"):
+        refuse_overwriting(tmp_path / "new" / "page.html", b"mark", name="--out", force=force)
