@@ -785,7 +785,7 @@ def a_listing(rows: list[tuple[str, str]]) -> ListedRows:
         root=Path("/"),
         paths=[f"{index}.png" for index in range(len(rows))],
         labels=[label for label, _ in rows],
-        splits=None,
+        splits=[],
         groups=[group for _, group in rows],
     )
 
@@ -836,7 +836,7 @@ def test_the_split_does_not_depend_on_the_order_of_rows(
         root=listing.root,
         paths=[listing.paths[i] for i in order],
         labels=[listing.labels[i] for i in order],
-        splits=None,
+        splits=[],
         groups=[listing.groups[i] for i in order],
     )
     splits = split_by_hash(listing, settings)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from ecgfeat.config import DataSettings, option_name
 from ecgfeat.errors import ConfigError, DataError, storage_error
 from ecgfeat.files import MAX_PAGES, NamedPage, page_named
@@ -18,9 +20,9 @@ from ecgfeat.manifest.manifest import ListedRows, Manifest, MissingImage
 from ecgfeat.manifest.table import list_csv
 from ecgfeat.manifest.tree import IMAGE_SUFFIXES, list_folder, pages_named
 from ecgfeat.manifest.vocabulary import is_junk, looks_like, some_of, split_called
-from ecgfeat.protocol import class_order, hash_place, n_kept_out
+from ecgfeat.protocol import class_order, drawn_units, n_kept_out
 
-__all__ = ["read_manifest", "refuse_straddling_groups", "split_by_hash"]
+__all__ = ["read_manifest", "split_by_hash"]
 
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _EXPECTED = (
@@ -66,10 +68,12 @@ def read_manifest(data: Path | str, settings: DataSettings = DataSettings()) -> 
     source = Path(os.path.abspath(data))
     listing = _list(source, settings)
     _check_labels(listing)
-    _group_pages(listing)
-    splits, split_source = _split(listing, settings)
-    refuse_straddling_groups(listing, splits)
-    manifest = _look(listing, settings, splits, split_source)
+    listing.groups, listing.group_source = _page_groups(
+        listing.paths, listing.groups, listing.group_source
+    )
+    listing.splits, listing.split_source = _split(listing, settings)
+    _refuse_straddling_groups(listing)
+    manifest = _look(listing, settings)
     # Another name for other rows, so that the cache of all images isn't cut down to these.
     name = manifest.name
     if settings.pages == "all":
@@ -170,12 +174,7 @@ def _check_labels(listing: ListedRows) -> None:
         listing.warnings.append(f"classes of one image only: {some_of(rare)}")
 
 
-def _group_pages(listing: ListedRows) -> None:
-    """Make rows that name pages of a file one group, unless the data give them another."""
-    origin = listing.origins.get("group") or ""
-    listing.groups[:], listing.origins["group"] = _page_groups(
-        listing.paths, listing.groups, origin
-    )
+_OF_FILES = "files of several pages"
 
 
 def _page_groups(paths: Sequence[str], groups: Sequence[str], origin: str) -> tuple[list[str], str]:
@@ -188,9 +187,6 @@ def _page_groups(paths: Sequence[str], groups: Sequence[str], origin: str) -> tu
     if found != list(groups) and _OF_FILES not in origin:
         origin = f"{origin}, and {_OF_FILES}" if origin else _OF_FILES
     return found, origin
-
-
-_OF_FILES = "files of several pages"
 
 
 def _paged(manifest: Manifest) -> Manifest:
@@ -225,31 +221,18 @@ def _paged(manifest: Manifest) -> Manifest:
 def _split(listing: ListedRows, settings: DataSettings) -> tuple[list[str], str]:
     """Each row's split, as the data name it or by hash, and where it comes from."""
     by_hash = f"hash (test fraction {settings.test_fraction:g}, seed {settings.split_seed})"
-    if listing.splits is None:
+    if not listing.splits:
         return split_by_hash(listing, settings), f"a {by_hash}"
-    named = str(listing.origins["split"])
     if "test" in listing.splits or "val" not in listing.splits:
-        return listing.splits, named
+        return listing.splits, listing.split_source
     # A validation part chooses, so another must test.
-    train = [row for row, split in enumerate(listing.splits) if split == "train"]
-    drawn = split_by_hash(
-        replace(
-            listing,
-            paths=[listing.paths[row] for row in train],
-            labels=[listing.labels[row] for row in train],
-            groups=[listing.groups[row] for row in train],
-        ),
-        settings,
+    return split_by_hash(listing, settings), (
+        f"{listing.split_source}; none is for testing, so test rows are drawn from train by "
+        f"{by_hash}"
     )
-    splits = list(listing.splits)
-    for row, split in zip(train, drawn):
-        splits[row] = split
-    return splits, f"{named}; none is for testing, so test rows are drawn from train by {by_hash}"
 
 
-def _look(
-    listing: ListedRows, settings: DataSettings, splits: list[str], split_source: str
-) -> Manifest:
+def _look(listing: ListedRows, settings: DataSettings) -> Manifest:
     tree = _Tree(listing, follow_links=settings.follow_links)
     there: list[int] = []
     found: list[os.stat_result] = []
@@ -261,9 +244,8 @@ def _look(
         if status is None and not whole.lower().endswith(IMAGE_SUFFIXES):
             paths[index], status = tree.look_for_suffix(index, path)
         if status is None:
-            missing.append(
-                MissingImage(path, listing.labels[index], splits[index], listing.groups[index])
-            )
+            columns = listing.labels, listing.splits, listing.groups
+            missing.append(MissingImage(path, *(cells[index] for cells in columns)))
         else:
             there.append(index)
             found.append(status)
@@ -283,7 +265,7 @@ def _look(
         name=_name(listing.source),
         paths=tuple(paths[index] for index in there),
         labels=tuple(listing.labels[index] for index in there),
-        splits=tuple(splits[index] for index in there),
+        splits=tuple(listing.splits[index] for index in there),
         groups=tuple(listing.groups[index] for index in there),
         metadata={
             name: tuple(cells[index] for index in there) for name, cells in listing.metadata.items()
@@ -291,9 +273,9 @@ def _look(
         n_bytes=tuple(status.st_size for status in found),
         mtime_ns=tuple(status.st_mtime_ns for status in found),
         missing=tuple(missing),
-        split_source=split_source,
-        label_source=listing.origins.get("label") or "",
-        group_source=listing.origins.get("group") or "",
+        split_source=listing.split_source,
+        label_source=listing.label_source,
+        group_source=listing.group_source,
         ignored=listing.ignored,
         ignored_of=listing.ignored_of,
         warnings=tuple(listing.warnings),
@@ -367,53 +349,37 @@ class _Tree:
         return real
 
 
-Unit = tuple[str, str]
-"""A group, or a row that has none: rows of one unit stay together."""
-
-
 def split_by_hash(listing: ListedRows, settings: DataSettings) -> list[str]:
     """Send the same share of each class to test, chosen by a hash of group or path.
 
-    Within each class, units are put in the order of SHA-256 over ``<split_seed>/<name>``, and
+    Within each class, groups are put in the order of SHA-256 over ``<split_seed>/<name>``, and
     the first `test_fraction` of them go to test: at least one, and never all. A row's side thus
-    hardly changes when others are added.
+    hardly changes when others are added. Of named splits only train gives rows away.
     """
-    units = _units(listing)
-    members: dict[str, list[Unit]] = defaultdict(list)
-    for unit, label in _homes(units, listing.labels).items():
-        members[label].append(unit)
-    test: set[Unit] = set()
-    for homed in members.values():
-        homed.sort(key=lambda unit: (hash_place(f"{settings.split_seed}/{unit[1]}"), unit))
-        test.update(homed[: n_kept_out(settings.test_fraction, len(homed))])
-    return ["test" if unit in test else "train" for unit in units]
+    splits = listing.splits or ["train"] * len(listing.paths)
+    train = [row for row, split in enumerate(splits) if split == "train"]
+    labels = [listing.labels[row] for row in train]
+    number = {label: index for index, label in enumerate(class_order(labels))}
+    is_test = drawn_units(
+        np.arange(len(train)),
+        np.array([number[label] for label in labels], np.int64),
+        ids=[listing.paths[row] for row in train],
+        groups=[listing.groups[row] for row in train],
+        key=f"{settings.split_seed}/",
+        n_drawn=lambda n_units: n_kept_out(settings.test_fraction, n_units),
+    )
+    test = {row for row, is_drawn in zip(train, is_test.tolist()) if is_drawn}
+    return ["test" if row in test else split for row, split in enumerate(splits)]
 
 
-def refuse_straddling_groups(listing: ListedRows, splits: list[str]) -> None:
+def _refuse_straddling_groups(listing: ListedRows) -> None:
     """Raise `DataError` when a group has rows in train and in test."""
     side: dict[str, str] = {}
     mend = "remove the split column" if listing.row_numbers else "take the split folders away"
-    for index, (group, split) in enumerate(zip(listing.groups, splits)):
+    for index, (group, split) in enumerate(zip(listing.groups, listing.splits)):
         if group and side.setdefault(group, split) != split:
             raise DataError(
                 f"{listing.where(index)}: group {group!r} is in {split} and, further up, in "
                 f"{side[group]}: a test on rows like those trained on would flatter. Put each "
                 f"group on one side, or {mend} to have whole groups split."
             )
-
-
-def _units(listing: ListedRows) -> list[Unit]:
-    return [
-        ("group", group) if group else ("path", path)
-        for group, path in zip(listing.groups, listing.paths)
-    ]
-
-
-def _homes(units: list[Unit], labels: list[str]) -> dict[Unit, str]:
-    """Each unit's class: its most frequent one, of equals the first in order."""
-    rank = {label: index for index, label in enumerate(class_order(labels))}
-    homes: dict[Unit, tuple[int, int, str]] = {}
-    for (unit, label), n_rows in Counter(zip(units, labels)).items():
-        candidate = (-n_rows, rank[label], label)
-        homes[unit] = min(homes.get(unit, candidate), candidate)
-    return {unit: label for unit, (_, _, label) in homes.items()}

@@ -22,26 +22,26 @@ __all__ = ["SPLITS", "ListedRows", "Manifest", "MissingImage", "write_missing"]
 SPLITS = ("train", "val", "test")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class ListedRows:
-    """The rows as a tree or a CSV lists them; `splits` is None where it names no split.
+    """The rows as a tree or a CSV lists them; `splits` is empty where it names no split.
 
-    `ignored` counts what was left out by reason, `ignored_of` by the class whose folder it lay in;
-    `origins` has in words where split, label and
-    group come from, and `warnings` what may be wrong.
+    The fields mean what those of `Manifest` do.
     """
 
     source: Path
     root: Path
     paths: list[str]
     labels: list[str]
-    splits: list[str] | None
+    splits: list[str]
     groups: list[str]
     metadata: dict[str, list[str]] = field(default_factory=dict)
     row_numbers: list[int] = field(default_factory=list)  # in the CSV, whose header is row 1
     ignored: dict[str, int] = field(default_factory=dict)
     ignored_of: dict[str, int] = field(default_factory=dict)
-    origins: dict[str, str | None] = field(default_factory=dict)
+    split_source: str = ""
+    label_source: str = ""
+    group_source: str = ""
     warnings: list[str] = field(default_factory=list)
 
     def where(self, index: int) -> str:

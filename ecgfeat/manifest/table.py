@@ -33,13 +33,7 @@ _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 def list_csv(source: Path, root: Path, settings: DataSettings = DataSettings()) -> ListedRows:
     """List the rows of a CSV: a path and a label each, and perhaps a split and a group.
 
-    Parameters
-    ----------
-    source : Path
-    root : Path
-        Absolute folder that the paths are relative to.
-    settings : DataSettings
-        Which columns are what, where their names don't tell.
+    Paths are relative to `root`, an absolute folder.
 
     Raises
     ------
@@ -51,18 +45,21 @@ def list_csv(source: Path, root: Path, settings: DataSettings = DataSettings()) 
         When it can't be read.
     """
     table = _read(source)
-    columns = _Columns.of(table, settings)
-    labels = _labels(table, columns.label)
+    path_column = _column(table, "path", settings.path_column)
+    label_columns = _label_columns(table, settings.label_column)
+    split_column = _column(table, "split", settings.split_column, is_needed=False)
+    group_column = _column(table, "group", settings.group_column, is_needed=False)
+    labels = _labels(table, label_columns)
     table.drop([row for row, label in enumerate(labels) if is_no_label(label)])
     labels = [label for label in labels if not is_no_label(label)]
     if not labels:
         raise DataError(f"{source} has no row with a label.")
-    paths = _relative_paths(table, root, columns.path)
-    splits, split_column = _splits(table, columns, settings)
-    groups, group_origin = _groups(table, columns, paths, settings)
-    used = {"", columns.path, *columns.label, split_column}  # an index column has no name
-    if plain(columns.group) == "group":  # a patient's number is worth keeping under its name
-        used.add(columns.group)
+    paths = _relative_paths(table, root, path_column)
+    splits, split_column = _splits(table, split_column, settings)
+    groups, group_source = _groups(table, group_column, paths, settings)
+    used = {"", path_column, *label_columns, split_column}  # an index column has no name
+    if plain(group_column) == "group":  # a patient's number is worth keeping under its name
+        used.add(group_column)
     folds = " (--test-folds)" if settings.test_folds else ""
     return ListedRows(
         source=source,
@@ -74,11 +71,10 @@ def list_csv(source: Path, root: Path, settings: DataSettings = DataSettings()) 
         metadata={name: cells for name, cells in table.columns.items() if name not in used},
         row_numbers=table.numbers,
         ignored=dict(table.ignored),
-        origins={
-            "split": f"{_named([split_column])}{folds}" if split_column else None,
-            "label": _named(columns.label),
-            "group": group_origin,
-        },
+        split_source=f"the column {split_column!r}{folds}" if splits else "",
+        label_source=f"the column{'s' if len(label_columns) > 1 else ''} "
+        f"{some_of(list(map(repr, label_columns)))}",
+        group_source=group_source,
         warnings=table.warnings,
     )
 
@@ -99,10 +95,6 @@ def list_images(source: Path) -> tuple[list[Path], dict[str, list[str]]]:
     anywhere = replace(table, columns={**table.columns, column: cells})
     paths = _relative_paths(anywhere, Path("/"), column)
     return [Path("/", path) for path in paths], {k: v for k, v in table.columns.items() if k}
-
-
-def _named(columns: Sequence[str]) -> str:
-    return f"the column{'s' if len(columns) > 1 else ''} {some_of(list(map(repr, columns)))}"
 
 
 # The text
@@ -192,35 +184,12 @@ def _refuse_columns_twice(source: Path, header: list[str]) -> None:
 # Its columns
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Columns:
-    """Names of the columns, as the file has them, "" where there is none.
-
-    Several labels are one column per class.
-    """
-
-    path: str
-    label: tuple[str, ...]
-    split: str
-    group: str
-    fold: str
-
-    @staticmethod
-    def of(table: _Table, settings: DataSettings) -> _Columns:
-        path = _column(table, "path", settings.path_column)
-        asked = settings.label_column
-        several = comma_separated(asked)
-        if len(several) > 1 and plain(asked) not in map(plain, table.columns):
-            label = tuple(_asked(table, name, "label_column") for name in several)
-        else:
-            label = (_column(table, "label", asked),)
-        return _Columns(
-            path=path,
-            label=label,
-            split=_column(table, "split", settings.split_column, is_needed=False),
-            group=_column(table, "group", settings.group_column, is_needed=False),
-            fold=next((name for name in table.columns if plain(name) in FOLD_COLUMNS), ""),
-        )
+def _label_columns(table: _Table, asked: str) -> list[str]:
+    """The column of labels, or the one of each class."""
+    several = comma_separated(asked)
+    if len(several) > 1 and plain(asked) not in map(plain, table.columns):
+        return [_asked(table, name, "label_column") for name in several]
+    return [_column(table, "label", asked)]
 
 
 def _column(
@@ -277,7 +246,7 @@ def _header_of(table: _Table) -> str:
 _YES, _NO = {"1", "1.0", "true", "yes", "x"}, {"", "0", "0.0", "false", "no", "nan"}
 
 
-def _labels(table: _Table, columns: tuple[str, ...]) -> list[str]:
+def _labels(table: _Table, columns: Sequence[str]) -> list[str]:
     """Each row's label, "" where it has none; rows of several classes are left out."""
     if len(columns) == 1:
         return table.columns[columns[0]]
@@ -346,41 +315,39 @@ def _relative_paths(table: _Table, root: Path, column: str) -> list[str]:
 # Its splits and groups
 
 
-def _splits(
-    table: _Table, columns: _Columns, settings: DataSettings
-) -> tuple[list[str] | None, str]:
-    """Each row's split, and the column that it comes from; None and "" where none names one."""
+def _splits(table: _Table, column: str, settings: DataSettings) -> tuple[list[str], str]:
+    """Each row's split, and the column that it comes from; none and "" where none names one."""
+    fold_column = next((name for name in table.columns if plain(name) in FOLD_COLUMNS), "")
     if settings.test_folds:
-        name = (settings.split_column and columns.split) or columns.fold or columns.split
+        name = (settings.split_column and column) or fold_column or column
         if not name:
             raise ConfigError(
                 f"--test-folds: {table.source} has no column of numbered folds; name it with "
                 "--split-column"
             )
         return _of_folds(table, name, set(map(int, comma_separated(settings.test_folds)))), name
-    name = columns.split
-    if not name:
-        if columns.fold:
+    if not column:
+        if fold_column:
             table.warnings.append(
-                f"the column {columns.fold!r} isn't used: to test on some of its folds, give "
+                f"the column {fold_column!r} isn't used: to test on some of its folds, give "
                 "--test-folds, such as --test-folds 9,10"
             )
-        return None, ""
-    cells = table.columns[name]
+        return [], ""
+    cells = table.columns[column]
     splits = [split_called(cell) or "" for cell in cells]
     if all(splits):
-        return splits, name
+        return splits, column
     if all(number_in(cell) is not None for cell in cells):
         raise DataError(
-            f"{table.source}: the column {name!r} holds numbered folds. Give --test-folds those "
+            f"{table.source}: the column {column!r} holds numbered folds. Give --test-folds those "
             "for testing, such as --test-folds 9,10."
         )
     row = splits.index("")
-    if plain(name) != "split" and not settings.split_column:
+    if plain(column) != "split" and not settings.split_column:
         table.warnings.append(
-            f"the column {name!r} isn't used: it holds {cells[row]!r}, which is no split"
+            f"the column {column!r} isn't used: it holds {cells[row]!r}, which is no split"
         )
-        return None, ""
+        return [], ""
     raise DataError(
         f"{table.where(row)}: the split must be train, val or test; found {cells[row]!r}. "
         "Correct it, or remove the column to have the rows split by class."
@@ -406,19 +373,17 @@ def _of_folds(table: _Table, column: str, tested: set[int]) -> list[str]:
 
 
 def _groups(
-    table: _Table, columns: _Columns, paths: list[str], settings: DataSettings
-) -> tuple[list[str], str | None]:
-    """Each row's group, "" where it has none, and where it comes from."""
+    table: _Table, column: str, paths: list[str], settings: DataSettings
+) -> tuple[list[str], str]:
+    """Each row's group, "" where it has none, and where groups come from."""
     if settings.group_by:
         parts = [path.split("/") for path in paths]
         groups = [group_in(part[:-1], part[-1], settings.group_by) for part in parts]
         return groups, f"paths (--group-by {settings.group_by})"
-    if not columns.group:
-        return [""] * len(paths), None
-    groups = ["" if is_no_label(cell) else cell for cell in table.columns[columns.group]]
+    if not column:
+        return [""] * len(paths), ""
+    groups = ["" if is_no_label(cell) else cell for cell in table.columns[column]]
     n_alone = groups.count("")
-    if n_alone and plain(columns.group) != "group":
-        table.warnings.append(
-            f"{n_alone} rows have no {columns.group!r}: each is a group of its own"
-        )
-    return groups, f"the column {columns.group!r}" if any(groups) else None
+    if n_alone and plain(column) != "group":
+        table.warnings.append(f"{n_alone} rows have no {column!r}: each is a group of its own")
+    return groups, f"the column {column!r}" if any(groups) else ""

@@ -13,7 +13,7 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -55,28 +55,34 @@ def list_folder(root: Path, settings: DataSettings = DataSettings()) -> ListedRo
     StorageError
         When a folder can't be read.
     """
-    files = _walk(root, settings)
-    images = sorted(path for path in files.paths if path.lower().endswith(IMAGE_SUFFIXES))
+    files, junk = _walk(root, settings)
+    images = sorted(path for path in files if path.lower().endswith(IMAGE_SUFFIXES))
     _refuse_names_that_are_not_text(root, images)
     above = {path: path.split("/")[:-1] for path in images}
     layout = _layout(root, list(above.values()), settings)
     inside = [path for path in images if len(above[path]) >= layout.n_folders]
-    _refuse_without_images(root, inside)
-    _refuse_classes_of_other_kinds(root, files.paths, inside, layout)
+    if not inside:
+        raise DataError(
+            f"{root} holds no images ({IMAGE_KINDS}) in class folders: expected "
+            "<class>/… or train/<class>/… and test/<class>/… ."
+        )
+    _refuse_classes_of_other_kinds(root, files, inside, layout)
     folders = [above[path] for path in inside]
+    others = set(files).difference(inside)
     listing = ListedRows(
         source=root,
         root=root,
         paths=inside,
         labels=[names[layout.class_level] for names in folders],
-        splits=None if layout.splits is None else [layout.split_of(names) for names in folders],
+        splits=[layout.split_of(names) for names in folders] if layout.splits else [],
         groups=[
             group_in(names[layout.n_folders :], path.rpartition("/")[2], settings.group_by)
             for path, names in zip(inside, folders)
         ],
-        ignored=_ignored(files, inside),
-        ignored_of=_ignored_of(files, inside, layout),
-        origins={"split": layout.splits, "label": "folders"},
+        ignored=_ignored(others, junk),
+        ignored_of=_ignored_of(others, layout),
+        split_source=layout.splits,
+        label_source="folders",
     )
     _tell_of_folders_below(listing, folders, layout, settings)
     return listing
@@ -89,29 +95,27 @@ def images_below(root: Path) -> list[Path]:
     ------
     StorageError
     """
-    found = _walk(root, DataSettings(follow_links=True)).paths
+    found, _ = _walk(root, DataSettings(follow_links=True))
     return [root / path for path in sorted(found) if path.lower().endswith(IMAGE_SUFFIXES)]
 
 
 # What lies in it
 
 
-@dataclass
-class _Files:
-    paths: list[str] = field(default_factory=list)
-    junk: Counter[str] = field(default_factory=Counter)  # files passed over, by their folder
+def _walk(root: Path, settings: DataSettings) -> tuple[list[str], Counter[str]]:
+    """The relative paths of the files under `root`, and how many were passed over by folder.
 
-
-def _walk(root: Path, settings: DataSettings) -> _Files:
-    """The files under `root` by their relative paths, without hidden ones and systems' own."""
-    files = _Files()
+    Hidden ones and systems' own are neither listed nor, but for whole folders of them, counted.
+    """
+    files: list[str] = []
+    junk: Counter[str] = Counter()
     folders = [""]
     seen = {os.path.realpath(root)}
     while folders:
         folder = folders.pop()
         entries = _entries(root / folder)
         if folder and _is_our_own(entries):
-            files.junk[f"of runs and audits in {Path(folder).parent}"] += len(entries)
+            junk[f"of runs and audits in {Path(folder).parent}"] += len(entries)
             continue
         for name, entry in entries.items():
             path = f"{folder}/{name}" if folder else name
@@ -119,7 +123,7 @@ def _walk(root: Path, settings: DataSettings) -> _Files:
                 if name.startswith("."):
                     continue
                 if is_junk(name):
-                    files.junk[f"in {name}"] += sum(len(x) for _, _, x in os.walk(root / path))
+                    junk[f"in {name}"] += sum(len(x) for _, _, x in os.walk(root / path))
                 else:
                     folders.append(path)
             elif is_junk(name):
@@ -136,8 +140,8 @@ def _walk(root: Path, settings: DataSettings) -> _Files:
                     seen.add(real)
                     folders.append(path)
             else:
-                files.paths.append(path)
-    return files
+                files.append(path)
+    return files, junk
 
 
 def _entries(folder: Path) -> dict[str, os.DirEntry[str]]:
@@ -157,25 +161,23 @@ def _is_our_own(entries: dict[str, os.DirEntry[str]]) -> bool:
 _OF_A_RUN = {"metrics.json", "history.csv", "checkpoint.safetensors", "lr_range.csv", ".lock"}
 
 
-def _ignored(files: _Files, inside: list[str]) -> dict[str, int]:
+def _ignored(others: set[str], junk: Counter[str]) -> dict[str, int]:
     """How many files were passed over, in words: by suffix, and by folder."""
-    counts = Counter(files.junk)
-    taken = set(inside)
-    for path in files.paths:
-        if path not in taken:
-            suffix = Path(path).suffix.lower()
-            is_image = suffix in IMAGE_SUFFIXES
-            counts["images outside the class folders" if is_image else suffix or "no suffix"] += 1
+    counts = Counter(junk)
+    for path in others:
+        suffix = Path(path).suffix.lower()
+        is_image = suffix in IMAGE_SUFFIXES
+        counts["images outside the class folders" if is_image else suffix or "no suffix"] += 1
     for extra, (_, suffixes) in _EXTRAS.items():
         for suffix in counts.keys() & set(suffixes) - set(IMAGE_SUFFIXES):
             counts[f"{suffix} (pip install 'ecgfeat[{extra}]' to read them)"] = counts.pop(suffix)
     return {reason: n for reason, n in sorted(counts.items()) if n}
 
 
-def _ignored_of(files: _Files, inside: list[str], layout: _Layout) -> dict[str, int]:
+def _ignored_of(others: set[str], layout: _Layout) -> dict[str, int]:
     """How many files that lie in a class's folder were passed over, by class."""
-    others = (path.split("/") for path in set(files.paths) - set(inside))
-    counts = Counter(p[layout.class_level] for p in others if len(p) > layout.n_folders)
+    parts = (path.split("/") for path in others)
+    counts = Counter(p[layout.class_level] for p in parts if len(p) > layout.n_folders)
     return dict(sorted(counts.items()))
 
 
@@ -195,9 +197,9 @@ class _Layout:
         return 1 if self.split_level is None else 2
 
     @property
-    def splits(self) -> str | None:
+    def splits(self) -> str:
         if self.split_level is None:
-            return None
+            return ""
         return "folders" if self.split_level == 0 else "folders inside the classes'"
 
     def split_of(self, above: list[str]) -> str:
@@ -275,7 +277,7 @@ def _tell_of_folders_below(
                 f"--group-by {settings.group_by}: no image of {listing.root} lies in such a folder "
                 "below its class, or has such a name. Leave it out, or give another."
             )
-        listing.origins["group"] = f"paths (--group-by {settings.group_by})"
+        listing.group_source = f"paths (--group-by {settings.group_by})"
         if n_alone:
             listing.warnings.append(
                 f"{n_alone} images have nothing that --group-by {settings.group_by} asks for: "
@@ -291,14 +293,6 @@ def _tell_of_folders_below(
 
 
 # What is refused
-
-
-def _refuse_without_images(root: Path, inside: list[str]) -> None:
-    if not inside:
-        raise DataError(
-            f"{root} holds no images ({IMAGE_KINDS}) in class folders: expected "
-            "<class>/… or train/<class>/… and test/<class>/… ."
-        )
 
 
 def _refuse_classes_of_other_kinds(
@@ -414,13 +408,13 @@ def _pages_of_pdf(path: Path) -> Iterable[int]:
 def _frames_of_dicom(path: Path) -> Iterable[int]:
     import pydicom
 
-    if pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID == _DEFLATED:
+    syntax = pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID
+    if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
         return (1,)  # it would be unpacked at once, to any length
     found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
     return range(1, int(found.get("NumberOfFrames") or 1) + 1)
 
 
-_DEFLATED = "1.2.840.10008.1.2.1.99"
 _PAGES: dict[str, Callable[[Path], Iterable[int]]] = {
     **dict.fromkeys((".tif", ".tiff"), _pages_of_tiff),
     ".pdf": _pages_of_pdf,
