@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import numpy as np
@@ -121,6 +121,17 @@ def column_name(link: str) -> str:
     return "" if link == "%" else unquote(link)
 
 
+T = TypeVar("T")
+
+
+def required(attributes: Attributes, name: str, kind: type[T]) -> T:
+    """An attribute's value; TypeError, with its name as the message, where it is no `kind`."""
+    value = attributes.get(name)
+    if not isinstance(value, kind):
+        raise TypeError(name)
+    return value
+
+
 _TEXTS = (
     "arch",
     "weights",
@@ -178,8 +189,8 @@ class Header:
 
     def attributes(self) -> dict[str, str | tuple[float, ...]]:
         """The header as a cache's attributes; the taps are data sets there."""
-        recipe = {"recipe": self.recipe} if self.recipe else {}
-        return {**self._deciding_attributes(), **recipe}
+        recipe = ("recipe",) if self.recipe else ()
+        return {name: getattr(self, name) for name in (*_TEXTS, *_TRIPLES, *recipe)}
 
     @classmethod
     def from_attributes(cls, attributes: Attributes, taps: Mapping[str, int]) -> Header:
@@ -190,15 +201,11 @@ class Header:
         TypeError
             For an attribute that is missing or of another type; its name is the message.
         """
-        kinds: dict[str, type] = {
-            **dict.fromkeys((*_TEXTS, "recipe"), str),
-            **dict.fromkeys(_TRIPLES, tuple),
-        }
         attributes = {"recipe": "", **attributes}
-        fields: dict[str, Any] = {name: attributes.get(name) for name in kinds}
-        for name, kind in kinds.items():
-            if not isinstance(fields[name], kind):
-                raise TypeError(name)
+        fields: dict[str, Any] = {
+            **{name: required(attributes, name, str) for name in (*_TEXTS, "recipe")},
+            **{name: required(attributes, name, tuple) for name in _TRIPLES},
+        }
         return cls(**fields, taps=taps)
 
     def require(self, found: Header, path: Path) -> None:
@@ -209,27 +216,24 @@ class Header:
         CacheMismatchError
             For the first field in which `found`, the header of `path`, differs.
         """
-        asked, there = self._deciding(), found._deciding()
-        shown = {"weights": (self._weights_in_words(), found._weights_in_words())}
-        names = ",".join(sorted(self.taps)), ",".join(sorted(found.taps))
-        if names[0] != names[1]:
-            shown["taps"] = names  # as --layers takes them
-        for field, value in asked.items():
-            if there[field] != value:
-                expected, actual = shown.get(field, (value, there[field]))
-                raise CacheMismatchError(field, expected, actual, path)
+        for name in (*_TEXTS, *_TRIPLES):
+            if name != "weights" and getattr(self, name) != getattr(found, name):
+                field = name.removesuffix("_digest")
+                raise CacheMismatchError(field, self._shown(name), found._shown(name), path)
+        # By their names, as --layers takes them, where those differ.
+        asked, there = (",".join(sorted(header.taps)) for header in (self, found))
+        if asked == there:
+            asked, there = (
+                ", ".join(f"{tap} {width}" for tap, width in sorted(header.taps.items()))
+                for header in (self, found)
+            )
+        if asked != there:
+            raise CacheMismatchError("taps", asked, there, path)
 
-    def _deciding_attributes(self) -> dict[str, str | tuple[float, ...]]:
-        return {name: getattr(self, name) for name in (*_TEXTS, *_TRIPLES)}
-
-    def _deciding(self) -> dict[str, object]:
-        fields = {**self._deciding_attributes(), "weights": self.weights_digest}
-        del fields["weights_digest"]
-        taps = ", ".join(f"{tap} {width}" for tap, width in sorted(self.taps.items()))
-        return {**fields, "taps": taps}
-
-    def _weights_in_words(self) -> str:
-        return f"{self.weights} (sha256 {self.weights_digest[:12]})"
+    def _shown(self, name: str) -> object:
+        if name == "weights_digest":
+            return f"{self.weights} (sha256 {self.weights_digest[:12]})"
+        return getattr(self, name)
 
 
 MAX_REASON_BYTES = 500
@@ -296,43 +300,41 @@ def columns(
     passing : set of int
         Those of them that the next writer is to try again.
     """
-    kept, left_out = rows.tolist(), sorted(reasons)
+    left_out = sorted(reasons)
     missing = manifest.missing_counts()
+    quarantine = _of_rows(manifest, left_out)
+    tried_again = [row in passing for row in left_out]
+    quarantine["mtime_ns"] = np.where(tried_again, NO_TIME, quarantine["mtime_ns"])
     found: dict[str, NDArray[Any]] = {
         "classes": encode_texts(manifest.classes, "the class"),
-        "path": _texts(manifest.paths, kept),
-        "label": _texts(manifest.labels, kept),
-        "split": _texts(manifest.splits, kept),
-        "group": _texts(manifest.groups, kept),
-        "n_bytes": _numbers(manifest.n_bytes, kept),
-        "mtime_ns": _numbers(manifest.mtime_ns, kept),
+        **_of_rows(manifest, rows.tolist()),
         "digest": digests,
         "missing/label": encode_texts([label for label, _ in missing], "the label"),
         "missing/split": encode_texts([split for _, split in missing], "the split"),
         "missing/count": np.array(list(missing.values()), dtype=np.int64),
-        "quarantine/path": _texts(manifest.paths, left_out),
-        "quarantine/label": _texts(manifest.labels, left_out),
-        "quarantine/split": _texts(manifest.splits, left_out),
-        "quarantine/group": _texts(manifest.groups, left_out),
+        **{f"quarantine/{name}": values for name, values in quarantine.items()},
         "quarantine/before": np.searchsorted(rows, left_out).astype(np.int64),
         "quarantine/reason": encode_texts([_short(reasons[row]) for row in left_out], "the reason"),
-        "quarantine/n_bytes": _numbers(manifest.n_bytes, left_out),
-        "quarantine/mtime_ns": np.array(
-            [NO_TIME if row in passing else manifest.mtime_ns[row] for row in left_out],
-            dtype=np.int64,
-        ),
     }
     for name, values in manifest.metadata.items():
-        found[f"metadata/{link_name(name)}"] = _texts(values, kept)
+        found[f"metadata/{link_name(name)}"] = _texts(values, rows.tolist())
     return found
+
+
+def _of_rows(manifest: Manifest, rows: Sequence[int]) -> dict[str, NDArray[Any]]:
+    """The data sets that rows have, with features or without."""
+    return {
+        "path": _texts(manifest.paths, rows),
+        "label": _texts(manifest.labels, rows),
+        "split": _texts(manifest.splits, rows),
+        "group": _texts(manifest.groups, rows),
+        "n_bytes": np.array([manifest.n_bytes[row] for row in rows], dtype=np.int64),
+        "mtime_ns": np.array([manifest.mtime_ns[row] for row in rows], dtype=np.int64),
+    }
 
 
 def _texts(values: Sequence[str], rows: Sequence[int]) -> NDArray[np.bytes_]:
     return encode_texts([values[row] for row in rows], "a text")
-
-
-def _numbers(values: Sequence[int], rows: Sequence[int]) -> NDArray[np.int64]:
-    return np.array([values[row] for row in rows], dtype=np.int64)
 
 
 def _short(reason: str) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import h5py
 import msgspec
@@ -49,6 +49,7 @@ from ecgfeat.feature_cache.format import (
     Header,
     column_name,
     decode_texts,
+    required,
 )
 from ecgfeat.protocol import group_numbers
 from ecgfeat.runtime import as_frame, html_table
@@ -56,24 +57,8 @@ from ecgfeat.runtime import as_frame, html_table
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = [
-    "FeatureCache",
-    "Layout",
-    "Listing",
-    "Quarantined",
-    "Section",
-    "Stored",
-    "UserBlock",
-    "check_file",
-    "open_cache",
-    "part_paths",
-    "parts_folder",
-    "read_block",
-    "read_layout",
-]
+__all__ = ["FeatureCache", "Listing", "Quarantined", "open_cache", "part_paths"]
 
-
-T = TypeVar("T")
 
 BLOCK_BYTES = 2**20
 """Features are read in blocks of about this size, which bounds the memory beside the result."""
@@ -174,10 +159,10 @@ class FeatureCache:
         attributes = layout.attributes
         try:
             self.header = Header.from_attributes(attributes, _widths(layout))
-            self.data_name = _of_type(attributes, "data_name", str)
-            self.data_digest = _of_type(attributes, "data_digest", str)
-            self.created = _of_type(attributes, "created", str)
-            self.extraction_s = _of_type(attributes, "extraction_s", float)
+            self.data_name = required(attributes, "data_name", str)
+            self.data_digest = required(attributes, "data_digest", str)
+            self.created = required(attributes, "created", str)
+            self.extraction_s = required(attributes, "extraction_s", float)
         except TypeError as error:
             raise CacheFormatError(
                 f"{path} is refused: its attribute {str(error)!r} is missing or of another type. "
@@ -463,13 +448,6 @@ def _counts(text: object) -> dict[str, int]:
     return {}
 
 
-def _of_type(attributes: Attributes, name: str, kind: type[T]) -> T:
-    value = attributes.get(name)
-    if not isinstance(value, kind):
-        raise TypeError(name)
-    return value
-
-
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[BufferedReader]:
     try:
@@ -580,9 +558,10 @@ def read_layout(file: BufferedReader, block: UserBlock, path: Path) -> Layout:
         _check_places(layout, block, file)
         _check_lengths(layout)
     except _Refused as refused:
+        place, fault = refused.args
         raise CacheFormatError(
-            f"{path} is refused: {refused.place}: {refused.fault}. Use a cache made by "
-            "`ecgfeat extract`, or see docs/cache-format.md."
+            f"{path} is refused: {place}: {fault}. Use a cache made by `ecgfeat extract`, or see "
+            "docs/cache-format.md."
         ) from None
     except _HDF5_ERRORS as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
@@ -592,10 +571,7 @@ def read_layout(file: BufferedReader, block: UserBlock, path: Path) -> Layout:
 
 
 class _Refused(Exception):
-    def __init__(self, place: str, fault: str) -> None:
-        super().__init__(place, fault)
-        self.place = place
-        self.fault = fault
+    """Its arguments are the object's place in the file, and what is wrong with it."""
 
 
 def _walk(file: h5py.File) -> Layout:
@@ -846,12 +822,8 @@ def check_file(file: BufferedReader, block: UserBlock, path: Path) -> None:
     CacheDamagedError
         The message names the damaged data sets.
     """
-    file.seek(block.n_bytes)
-    digest = hashlib.file_digest(file, "sha256")
-    file.seek(0)
-    digest.update(file.read(block.n_bytes).replace(block.digest.encode(), NO_DIGEST.encode(), 1))
-    if digest.hexdigest() != block.digest:
-        if not _differs_by_the_mark_alone(file, block):
+    if _digest(file, block) != block.digest:
+        if _digest(file, block, unmarked=True) != block.digest:
             raise _damaged(path, _damaged_place(file, block))
         if _is_locked(file):
             raise CacheLockedError(
@@ -865,19 +837,16 @@ _MARK = slice(20, 24)
 section II.A); a killed process leaves it so. Nothing else depends on it."""
 
 
-def _differs_by_the_mark_alone(file: BufferedReader, block: UserBlock) -> bool:
-    """Whether the file is as it was written but for HDF5's mark of an open one."""
+def _digest(file: BufferedReader, block: UserBlock, *, unmarked: bool = False) -> str:
+    """The digest of what is in the file; `unmarked`, as if HDF5's mark of an open one were not."""
     file.seek(block.n_bytes)
     superblock = bytearray(file.read(_MARK.stop))
-    if superblock[_MARK] != b"\1\0\0\0":
-        return False
-    superblock[_MARK] = bytes(4)
-    digest = hashlib.sha256(superblock)
-    while data := file.read(2**20):
-        digest.update(data)
+    if unmarked and superblock[_MARK] == b"\1\0\0\0":
+        superblock[_MARK] = bytes(4)
+    digest = hashlib.file_digest(file, lambda: hashlib.sha256(superblock))
     file.seek(0)
     digest.update(file.read(block.n_bytes).replace(block.digest.encode(), NO_DIGEST.encode(), 1))
-    return digest.hexdigest() == block.digest
+    return digest.hexdigest()
 
 
 def _is_locked(file: BufferedReader) -> bool:

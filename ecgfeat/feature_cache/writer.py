@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import h5py
 import numpy as np
@@ -52,19 +52,10 @@ from ecgfeat.files import open_aside, page_named
 from ecgfeat.manifest import Manifest
 from ecgfeat.runtime import Progress, Report, silent, versions
 
-__all__ = [
-    "ASIDE",
-    "CacheWriter",
-    "DataSet",
-    "Ledger",
-    "existing_header",
-    "hash_images",
-    "make_folder",
-    "open_writer",
-    "remove",
-    "write_cache",
-    "writing",
-]
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+__all__ = ["CacheWriter", "existing_header", "open_writer"]
 
 
 SHARD_ROWS = 64
@@ -458,9 +449,8 @@ class Ledger:
         """Digests of the images kept, shape (n, 16)."""
         rows = self.kept
         digests = np.empty((len(rows), 16), np.uint8)
-        for number, chosen in self._by_source(rows):
-            found = self.sources[number].column("digest")
-            digests[chosen] = found[self._source_row[rows[chosen]]]
+        for source, chosen, source_rows in self._by_source(rows):
+            digests[chosen] = source.column("digest")[source_rows]
         return digests
 
     def features(self, tap: str, width: int) -> Iterator[NDArray[np.float32]]:
@@ -470,16 +460,16 @@ class Ledger:
         for start in range(0, len(rows), n_rows):
             some = rows[start : start + n_rows]
             block = np.empty((len(some), width), np.float32)
-            for number, chosen in self._by_source(some):
-                source = self.sources[number]
-                block[chosen] = source.features(tap, self._source_row[some[chosen]])
+            for source, chosen, source_rows in self._by_source(some):
+                block[chosen] = source.features(tap, source_rows)
             yield block
 
-    def _by_source(self, rows: Rows) -> Iterator[tuple[int, Rows]]:
-        """Each source's number, and which of `rows` it holds."""
+    def _by_source(self, rows: Rows) -> Iterator[tuple[FeatureCache, Rows, Rows]]:
+        """Each source, which of `rows` it holds, and where."""
         numbers = self._source[rows]
         for number in np.unique(numbers).tolist():
-            yield number, np.flatnonzero(numbers == number)
+            chosen = np.flatnonzero(numbers == number)
+            yield self.sources[number], chosen, self._source_row[rows[chosen]]
 
 
 def hash_images(
@@ -537,6 +527,11 @@ class DataSet:
         """Its size in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def pieces(self) -> Iterator[memoryview]:
+        """Its bytes, a block at a time."""
+        for block in self.blocks:
+            yield np.ascontiguousarray(block, self.dtype).reshape(-1).view(np.uint8).data
+
 
 def write_cache(
     path: Path, attributes: Attributes, versions: Attributes, contents: Mapping[str, DataSet]
@@ -550,53 +545,33 @@ def write_cache(
     block_bytes = block_size(list(contents))
     image = _Skeleton()
     offsets = _lay_out(image, block_bytes, attributes, versions, contents)
+    digest = hashlib.sha256()
+    sections: list[Section] = []
     with writing(path) as file:
-        seal = _Seal(file, block_bytes)
+        position = file.seek(block_bytes)
         for name, offset in sorted(offsets.items(), key=lambda pair: pair[1]):
-            seal.fill(image, offset)
-            seal.add(name, contents[name])
-        seal.fill(image, image.n_bytes)
-        seal.close()
+            _copy(image.pieces(position, offset), file, digest)
+            section = hashlib.sha256()
+            n_bytes = _copy(contents[name].pieces(), file, digest, section)
+            if n_bytes != contents[name].n_bytes:
+                raise ValueError(f"{n_bytes} bytes for {name}, not {contents[name].n_bytes}")
+            sections.append(Section(offset, n_bytes, section.hexdigest(), name))
+            position = offset + n_bytes
+        _copy(image.pieces(position, image.n_bytes), file, digest)
+        unsealed = UserBlock(block_bytes, NO_DIGEST, tuple(sections))
+        digest.update(unsealed.encode())
+        file.seek(0)
+        file.write(replace(unsealed, digest=digest.hexdigest()).encode())
 
 
-class _Seal:
-    """Writes a file from its user block on, and the block at last."""
-
-    def __init__(self, file: io.RawIOBase, block_bytes: int) -> None:
-        self._file = file
-        self._block_bytes = block_bytes
-        self._digest = hashlib.sha256()
-        self._sections: list[Section] = []
-        self._position = file.seek(block_bytes)
-
-    def _write(self, data: bytes | memoryview) -> None:
-        self._digest.update(data)
-        self._file.write(data)
-        self._position += len(data)
-
-    def fill(self, image: _Skeleton, end: int) -> None:
-        """Write what HDF5 put between the current position and `end`."""
-        for data in image.pieces(self._position, end):
-            self._write(data)
-
-    def add(self, name: str, item: DataSet) -> None:
-        """Write a data set's contents."""
-        start = self._position
-        digest = hashlib.sha256()
-        for block in item.blocks:
-            data = np.ascontiguousarray(block, dtype=item.dtype).reshape(-1).view(np.uint8).data
-            digest.update(data)
-            self._write(data)
-        if self._position != start + item.n_bytes:
-            raise ValueError(f"{self._position - start} bytes for {name}, not {item.n_bytes}")
-        self._sections.append(Section(start, item.n_bytes, digest.hexdigest(), name))
-
-    def close(self) -> None:
-        """Write the user block."""
-        unsealed = UserBlock(self._block_bytes, NO_DIGEST, tuple(self._sections))
-        self._digest.update(unsealed.encode())
-        self._file.seek(0)
-        self._file.write(replace(unsealed, digest=self._digest.hexdigest()).encode())
+def _copy(pieces: Iterable[bytes | memoryview], file: io.RawIOBase, *digests: _Hash) -> int:
+    """Write pieces to a file and into digests; returns how many bytes they were."""
+    start = file.tell()
+    for piece in pieces:
+        for digest in digests:
+            digest.update(piece)
+        file.write(piece)
+    return file.tell() - start
 
 
 def _lay_out(
@@ -652,15 +627,6 @@ class _Skeleton(io.RawIOBase):
         self._pages: dict[int, bytearray] = {}
         self._position = 0
         self.n_bytes = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.n_bytes}[whence]
@@ -729,7 +695,7 @@ def writing(path: Path) -> Iterator[io.RawIOBase]:
     """
     aside = path.with_name(path.name + ASIDE)
     try:
-        with _Unbuffered(aside) as file:
+        with _Unbuffered(open_aside(aside), "wb") as file:
             yield file
             _flush(file.fileno())
         os.replace(aside, path)
@@ -766,35 +732,15 @@ def remove(path: Path) -> None:
         raise storage_error(error, "removing", path) from error
 
 
-class _Unbuffered(io.RawIOBase):
-    """A new file whose `write` takes everything it is given, or raises."""
-
-    def __init__(self, path: Path) -> None:
-        self._fd = open_aside(path)
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return os.lseek(self._fd, offset, whence)
+class _Unbuffered(io.FileIO):
+    """A file whose `write` takes everything it is given, or raises."""
 
     def write(self, data: Any) -> int:
         left = memoryview(data).cast("B")
         n_bytes = len(left)
         while left:
-            left = left[os.write(self._fd, left) :]
+            left = left[os.write(self.fileno(), left) :]
         return n_bytes
-
-    def close(self) -> None:
-        if not self.closed:
-            super().close()
-            os.close(self._fd)
 
 
 def _flush(fd: int) -> None:

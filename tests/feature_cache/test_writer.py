@@ -284,8 +284,12 @@ def test_every_field_of_the_header_is_kept_and_compared_but_the_recipe(path, man
     header = replace(HEADER, recipe="ecg")
     fill(path, manifest, header=header)
     assert vars(open_cache(path).header) == vars(header)
-    compared = set(HEADER._deciding()) | {"weights_digest"}
-    assert compared == set(Header.__dataclass_fields__) - {"recipe"}
+    HEADER.require(replace(HEADER, recipe="ecg", weights="of another name"), path)
+    for field in Header.__dataclass_fields__.keys() - {"recipe", "weights"}:
+        other = {"layer1": 6} if field == "taps" else "another"
+        with pytest.raises(CacheMismatchError) as caught:
+            HEADER.require(replace(HEADER, **{field: other}), path)
+        assert caught.value.field == field.removesuffix("_digest")
 
 
 def test_another_recipe_of_the_same_options_takes_the_name_over(path, manifest):
