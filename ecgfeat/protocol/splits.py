@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,7 +19,6 @@ __all__ = [
     "LEAK",
     "Leaks",
     "Partition",
-    "Rows",
     "dealt",
     "drawn_units",
     "find_leaks",
@@ -27,6 +26,7 @@ __all__ = [
     "has_validation",
     "hash_place",
     "inner_folds",
+    "joined",
     "keep_rows",
     "n_kept_out",
     "partitions",
@@ -35,6 +35,9 @@ __all__ = [
     "stratified_subset",
     "training_share",
 ]
+
+Rows = NDArray[np.int64]
+_NONE: Rows = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -166,14 +169,14 @@ def _holdout(
 
 
 def _refuse_unseen_classes(task: Task, train: Rows, test: Rows) -> None:
-    in_train = Counter(task.targets[train].tolist())
+    in_train = np.unique(task.targets[train])
     if len(in_train) < 2:
         raise DataError(
-            f"the training rows hold one class only ({task.classes[next(iter(in_train))]!r}). "
+            f"the training rows hold one class only ({_named(task, in_train)}). "
             "Check the split column, or cross-validate with --cv 5."
         )
-    unseen = sorted(set(task.targets[test].tolist()) - set(in_train))
-    if unseen:
+    unseen = np.setdiff1d(task.targets[test], in_train)
+    if len(unseen):
         raise DataError(
             f"the test rows hold {_named(task, unseen)}, which no training row has. Add such rows "
             "to train, take them out of test, or cross-validate with --cv 5."
@@ -201,8 +204,8 @@ def _keep_out(
         n_drawn=lambda n: n_kept_out(fraction, n),
     )
     train = part.train[~is_out]
-    lost = sorted(set(task.targets[part.train].tolist()) - set(task.targets[train].tolist()))
-    if lost:
+    lost = np.setdiff1d(task.targets[part.train], task.targets[train])
+    if len(lost):
         raise DataError(
             f"--val-fraction {fraction:g} leaves no training rows of {_named(task, lost)}: their "
             "groups, which hold other classes too, are all kept out. Give a smaller fraction or "
@@ -316,8 +319,7 @@ def keep_rows(plan: Sequence[Partition], task: Task, kept: NDArray[np.bool_]) ->
         train, validation, test = (
             number[rows[kept[rows]]] for rows in (part.train, part.validation, part.test)
         )
-        usable = task.targets[part.train[kept[part.train]]]
-        lost = np.setdiff1d(task.targets[part.train], usable)
+        lost = np.setdiff1d(task.targets[part.train], task.targets[part.train[kept[part.train]]])
         if len(lost) or not len(test):
             what = f"training images of {_named(task, lost)}" if len(lost) else "test images"
             raise DataError(
@@ -346,11 +348,8 @@ def refuse_thin_validation(plan: Sequence[Partition], task: Task) -> None:
             )
 
 
-def _named(task: Task, indices: Sequence[int] | NDArray[np.int64]) -> str:
+def _named(task: Task, indices: NDArray[np.int64]) -> str:
     return ", ".join(repr(task.classes[index]) for index in indices)
-
-
-_NONE: Rows = np.empty(0, dtype=np.int64)
 
 
 def dealt(
@@ -387,38 +386,25 @@ def dealt(
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     targets, units = task.targets[rows], units[rows]
-    _refuse_too_few(targets, units, task.classes, option, n_folds)
-    # The grouped form would do without groups too, but takes 16 s for 84,000 rows.
-    kind = StratifiedGroupKFold if grouped else StratifiedKFold
-    folds = kind(n_folds, shuffle=True, random_state=seed)
-    for fold, (left, out) in enumerate(folds.split(units, targets, units if grouped else None)):
-        lacking = sorted(set(targets.tolist()) - set(targets[left].tolist()))
-        if lacking:
-            names = ", ".join(repr(task.classes[index]) for index in lacking)
-            raise DataError(
-                f"fold {fold + 1} of {n_folds} would have no training rows of {names}: groups "
-                f"are too large or too few. Give a smaller {option}, or another --seed."
-            )
-        yield rows[left], rows[out]
-
-
-def _refuse_too_few(
-    targets: NDArray[np.int64],
-    units: NDArray[np.int64],
-    classes: tuple[str, ...],
-    option: str,
-    n_folds: int,
-) -> None:
-    for index, name in enumerate(classes):
+    for index, name in enumerate(task.classes):
         n_units = len(np.unique(units[targets == index]))
         if n_units < n_folds:
             raise DataError(
                 f"{option} {n_folds} needs at least {n_folds} groups (or ungrouped rows) of every "
                 f"class; {name!r} has {n_units}. Give a smaller {option}."
             )
-
-
-Rows = NDArray[np.int64]
+    # The grouped form would do without groups too, but takes 16 s for 84,000 rows.
+    kind = StratifiedGroupKFold if grouped else StratifiedKFold
+    folds = kind(n_folds, shuffle=True, random_state=seed)
+    for fold, (left, out) in enumerate(folds.split(units, targets, units if grouped else None)):
+        lacking = np.setdiff1d(targets, targets[left])
+        if len(lacking):
+            raise DataError(
+                f"fold {fold + 1} of {n_folds} would have no training rows of "
+                f"{_named(task, lacking)}: groups are too large or too few. Give a smaller "
+                f"{option}, or another --seed."
+            )
+        yield rows[left], rows[out]
 
 
 def group_numbers(ids: Sequence[str], groups: Sequence[str]) -> NDArray[np.int64]:
@@ -525,19 +511,12 @@ def stratified_subset(
         sorted(rows[targets[rows] == index].tolist(), key=lambda row: hash_place(ids[row]))
         for index in np.unique(targets[rows])
     ]
-    shares = _largest_remainder([len(queue) for queue in queues], n_rows)
-    chosen = [row for queue, share in zip(queues, shares) for row in queue[:share]]
-    return np.array(sorted(chosen), dtype=np.int64)
-
-
-def _largest_remainder(sizes: list[int], total: int) -> list[int]:
     # Hare quota: whole parts first, what is left to the largest remainders.
-    exact = [size * total / sum(sizes) for size in sizes]
-    shares = [int(value) for value in exact]
-    by_remainder = sorted(range(len(sizes)), key=lambda i: shares[i] - exact[i])
-    for index in by_remainder[: total - sum(shares)]:
-        shares[index] += 1
-    return shares
+    exact = np.array([len(queue) * n_rows / len(rows) for queue in queues])
+    shares = exact.astype(np.int64)
+    shares[np.argsort(shares - exact, kind="stable")[: n_rows - shares.sum()]] += 1
+    chosen = [row for queue, share in zip(queues, shares.tolist()) for row in queue[:share]]
+    return np.array(sorted(chosen), dtype=np.int64)
 
 
 def n_kept_out(fraction: float, n: int) -> int:
@@ -578,6 +557,9 @@ class Leaks:
 
     def in_words(self) -> list[str]:
         """A line for each kind there is."""
+        return self._of_known() + self._of_two_labels()
+
+    def _of_known(self) -> list[str]:
         n = self.n_pictures
         found = []
         if n:
@@ -590,13 +572,16 @@ class Leaks:
                 f"{self.n_patients} of {self.n_tested} test images are of a group that is trained "
                 "on, which flatters every score"
             )
-        n = self.n_two_labels
-        if n:
-            found.append(
-                f"{n} picture{'' if n == 1 else 's'} lie{'s' if n == 1 else ''} under two labels, "
-                "byte for byte: correct the labels, or take them out (`ecgfeat split`)"
-            )
         return found
+
+    def _of_two_labels(self) -> list[str]:
+        n = self.n_two_labels
+        if not n:
+            return []
+        return [
+            f"{n} picture{'' if n == 1 else 's'} lie{'s' if n == 1 else ''} under two labels, "
+            "byte for byte: correct the labels, or take them out (`ecgfeat split`)"
+        ]
 
     def refuse(self, source: object, *, allowed: bool) -> list[str]:
         """Refuse to test on what is trained on, unless that is allowed; then say so.
@@ -616,16 +601,14 @@ class Leaks:
         ------
         DataError
         """
-        if not (self.n_pictures or self.n_patients):
-            return self.in_words()
-        leaks = replace(self, n_two_labels=0).in_words()
-        if allowed:
-            return [*(f"{LEAK}{leak}" for leak in leaks), *self.in_words()[len(leaks) :]]
-        raise DataError(
-            f"{source}: {'; '.join(leaks)}. Write a clean split with `ecgfeat split "
-            f"{shlex.quote(str(source))}`, look closer with `ecgfeat audit CACHE`, or give "
-            "--allow-leak, which every result then says."
-        )
+        leaks = self._of_known()
+        if leaks and not allowed:
+            raise DataError(
+                f"{source}: {'; '.join(leaks)}. Write a clean split with `ecgfeat split "
+                f"{shlex.quote(str(source))}`, look closer with `ecgfeat audit CACHE`, or give "
+                "--allow-leak, which every result then says."
+            )
+        return [f"{LEAK}{leak}" for leak in leaks] + self._of_two_labels()
 
 
 def same_pictures(pictures: Sequence[bytes]) -> list[list[int]]:
