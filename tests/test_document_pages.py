@@ -28,9 +28,10 @@ from ecgfeat.contact_sheet import preview
 from ecgfeat.errors import CacheMismatchError, DataError, ImageError
 from ecgfeat.extraction import extract
 from ecgfeat.feature_cache import open_cache
+from ecgfeat.files import MAX_IMAGE_BYTES
 from ecgfeat.finetuning import finetune
 from ecgfeat.heads import fit_heads
-from ecgfeat.images import MAX_BYTES, decode, image_digest
+from ecgfeat.images import decode, image_digest
 from ecgfeat.inference import predict
 from ecgfeat.manifest import pages_named, read_manifest
 from ecgfeat.methods import commands_of
@@ -411,7 +412,7 @@ def test_hostile_files_are_one_page_soon(tmp_path: Path) -> None:
     assert pages_named(tmp_path / "gone.tif") == [str(tmp_path / "gone.tif")]
     with (tmp_path / "large.tif").open("wb") as file:
         file.write(b"II*\0" + struct.pack("<I", 8) + dirs)
-        file.truncate(MAX_BYTES + 1)
+        file.truncate(MAX_IMAGE_BYTES + 1)
     assert len(pages_named(tmp_path / "large.tif")) == 1
 
 

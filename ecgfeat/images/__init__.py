@@ -45,8 +45,6 @@ from __future__ import annotations
 
 from ecgfeat.images.decoding import (
     DECODER,
-    MAX_BYTES,
-    MAX_SIDE_PX,
     decode,
     decode_with_digest,
     decoder_of,
@@ -68,9 +66,7 @@ from ecgfeat.images.streaming import (
 
 __all__ = [
     "DECODER",
-    "MAX_BYTES",
     "MAX_PIXELS",
-    "MAX_SIDE_PX",
     "Alter",
     "Batch",
     "Failure",

@@ -31,6 +31,7 @@ from ecgfeat.images.formats import (
     MAX_PIXELS,
     PNG_MAGIC,
     SEVERAL_PAGES,
+    UPRIGHT,
     Page,
     Picture,
     as_array,
@@ -45,8 +46,6 @@ from ecgfeat.manifest import PDFIUM
 
 __all__ = [
     "DECODER",
-    "MAX_BYTES",
-    "MAX_SIDE_PX",
     "decode",
     "decode_picture",
     "decode_with_digest",
@@ -192,9 +191,6 @@ def _begins(data: bytes, magic: bytes) -> bool:
     return data.startswith(magic) or magic.startswith(data)
 
 
-MAX_BYTES = MAX_IMAGE_BYTES
-"""Largest file read."""
-
 DIGEST_BYTES = 16
 
 _REASONS = {
@@ -286,10 +282,10 @@ def _refuse_by_status(status: os.stat_result) -> None:
         raise ImageError("not a file but a device")
     if status.st_size == 0:
         raise ImageError("empty: the file has no bytes")
-    if status.st_size > MAX_BYTES:
+    if status.st_size > MAX_IMAGE_BYTES:
         raise ImageError(
             f"too large: the file has {status.st_size / 2**20:,.0f} MiB, "
-            f"at most {MAX_BYTES // 2**20} are read"
+            f"at most {MAX_IMAGE_BYTES // 2**20} are read"
         )
 
 
@@ -368,23 +364,12 @@ def turned_upright(page: Page, value: int) -> Page:
 
 @dataclass(kw_only=True, eq=False)
 class Drawn:
-    """A page whose size is known, and what draws it.
-
-    Attributes
-    ----------
-    size_px : tuple of int
-        (width, height).
-    draw : callable
-        Gives the page in RGB, (height, width, 3).
-    remark : str
-    orientation : int
-        1: it is upright.
-    """
+    """A page whose size is known, and what draws it."""
 
     size_px: tuple[int, int]
     draw: Callable[[], NDArray[np.uint8]]
     remark: str
-    orientation: int = 1
+    orientation: int = UPRIGHT
 
     def decode(self) -> NDArray[np.uint8]:
         """The page in RGB; raises ImageError where it isn't of the size that was said."""
@@ -447,8 +432,6 @@ def _open_page(data: bytes, page: int) -> Iterator[tuple[Any, int]]:
 
 # DICOM
 
-_JPEG_SYNTAXES = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
 _TAGS = [
     *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "NumberOfFrames"),
@@ -475,7 +458,8 @@ def read_dicom_file(data: bytes, page: int) -> Drawn | bytes:
         import pydicom
     except ImportError as error:
         raise ImageError("a DICOM file: pip install 'ecgfeat[dicom]' to read it") from error
-    if _DEFLATED in data:  # unpacked at once, to any length
+    deflated = pydicom.uid.DeflatedExplicitVRLittleEndian
+    if deflated.encode() in data:  # it would be unpacked at once, to any length
         raise ImageError("a kind of DICOM that is not supported (deflated): save it as PNG")
     try:
         found = pydicom.dcmread(io.BytesIO(data), specific_tags=_TAGS)
@@ -486,7 +470,7 @@ def read_dicom_file(data: bytes, page: int) -> Drawn | bytes:
         if page > n_frames:
             raise no_such_page(page, n_frames)
         index = max(page, 1) - 1
-        if syntax in _JPEG_SYNTAXES:
+        if syntax in (pydicom.uid.JPEGBaseline8Bit, pydicom.uid.JPEGExtended12Bit):
             return pydicom.encaps.get_frame(found.PixelData, index, number_of_frames=n_frames)
         if syntax.is_compressed and syntax != pydicom.uid.RLELossless:
             raise ImageError(

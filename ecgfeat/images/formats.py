@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from ecgfeat.errors import ImageError
 
@@ -30,6 +30,7 @@ __all__ = [
     "MAX_PIXELS",
     "PNG_MAGIC",
     "SEVERAL_PAGES",
+    "UPRIGHT",
     "Jpeg",
     "Page",
     "Picture",
@@ -88,21 +89,14 @@ _EOI = b"\xff\xd9"
 _SOS = 0xDA
 _WITHOUT_BODY = {0x00, 0x01, *range(0xD0, 0xDA)}  # none of which has a place in a header
 _TABLES = {0xC4, 0xDB, 0xDD}  # Huffman, quantization, restart interval
-_SEQUENTIAL, _PROGRESSIVE = {0xC0, 0xC1}, {0xC2}
+_BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
 _FOREIGN_FRAMES = {
     0xC3: "lossless",
-    0xC5: "hierarchical",
-    0xC6: "hierarchical",
-    0xC7: "hierarchical",
-    0xC9: "arithmetic coding",
-    0xCA: "arithmetic coding",
-    0xCB: "arithmetic coding",
-    0xCD: "arithmetic coding",
-    0xCE: "arithmetic coding",
-    0xCF: "arithmetic coding",
+    **dict.fromkeys((0xC5, 0xC6, 0xC7), "hierarchical"),
+    **dict.fromkeys((0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF), "arithmetic coding"),
     0xF7: "JPEG-LS",
 }
-_FRAMES = {*_SEQUENTIAL, *_PROGRESSIVE, *_FOREIGN_FRAMES}
+_FRAMES = {_BASELINE, _EXTENDED, _PROGRESSIVE, *_FOREIGN_FRAMES}
 _APP0, _APP1, _APP14 = 0xE0, 0xE1, 0xEE
 _EXIF = b"Exif\x00\x00"
 _JFIF = b"JFIF\x00"
@@ -111,24 +105,12 @@ _JFIF_1_01 = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Jpeg:
-    """A JPEG whose header has been read.
-
-    Attributes
-    ----------
-    size_px : tuple of int
-        (width, height) as stored, before it is turned upright.
-    n_components : int
-        1 grey, 3 colour, 4 CMYK or YCCK.
-    orientation : int
-        EXIF's, 1 to 8.
-    data : bytes
-        The file without the segments that don't make the picture.
-    """
+    """A JPEG whose header has been read."""
 
     size_px: tuple[int, int]
-    n_components: int
+    n_components: int  # 1 grey, 3 colour, 4 CMYK or YCCK
     orientation: int
-    data: bytes
+    data: bytes  # the file without the segments that don't make the picture
     remark: str = ""
 
     def decode(self) -> Page:
@@ -183,7 +165,7 @@ def read_jpeg(data: bytes) -> Jpeg:
         raise ImageError("damaged: the JPEG header must give the picture's size once")
     width, height, n_components = _read_frame(frames[0])
     picture = [segment.for_decoder for segment in segments]
-    scans = _read_scans(data, scans_start, progressive=frames[0].marker in _PROGRESSIVE)
+    scans = _read_scans(data, scans_start, progressive=frames[0].marker == _PROGRESSIVE)
     return Jpeg(
         size_px=(width, height),
         n_components=n_components,
@@ -256,7 +238,7 @@ def _read_scans(data: bytes, start: int, *, progressive: bool) -> memoryview:
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 MAX_CHUNKS = 65_536
-"""Above what writers make of `MAX_BYTES` (libpng's data chunks have 8 KiB); bounds the time."""
+"""Above what the largest file has (libpng's data chunks have 8 KiB); bounds the time."""
 
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _GREY, _COLOUR, _PALETTE, _GREY_ALPHA = 0, 2, 3, 4
@@ -265,31 +247,15 @@ _USED = {b"IHDR", b"PLTE", b"tRNS", b"sBIT", b"IDAT", b"eXIf", b"IEND"}
 
 @dataclass(kw_only=True, eq=False)
 class Png:
-    """A PNG whose chunks have been checked.
-
-    Attributes
-    ----------
-    size_px : tuple of int
-        (width, height) as stored, before it is turned upright.
-    depth, colour_type : int
-        Bits per sample, and the header's number for what a sample means.
-    transparent : bytes
-        The tRNS chunk; empty where there is none.
-    significant : int
-        Bits per sample that mean something, by the sBIT chunk; 0 where there is none.
-    orientation : int
-        EXIF's, 1 to 8.
-    data : bytes
-        The file without the chunks that don't make the picture.
-    """
+    """A PNG whose chunks have been checked."""
 
     size_px: tuple[int, int]
-    depth: int
-    colour_type: int
-    transparent: bytes
-    significant: int
+    depth: int  # bits per sample
+    colour_type: int  # the header's number for what a sample means
+    transparent: bytes  # the tRNS chunk; empty where there is none
+    significant: int  # bits per sample that mean something, by the sBIT chunk; 0 without one
     orientation: int
-    data: bytes
+    data: bytes  # the file without the chunks that don't make the picture
     remark: str = ""
 
     def decode(self) -> Image.Image:
@@ -424,33 +390,17 @@ def no_such_page(page: int, n_pages: int) -> ImageError:
 
 ANIMATION = "several pictures in one file, an animation: the first is taken"
 """What is remarked of a GIF or WebP."""
-_PHOTOMETRIC = 262
-"""The TIFF tag that says what a sample means: 0 is grey from white to black."""
 _PILLOW_WARNINGS = threading.Lock()
 """Python's filters of warnings belong to the whole process."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Other:
-    """A TIFF, BMP, WebP or GIF whose header has been read.
+    """A TIFF, BMP, WebP or GIF whose header has been read."""
 
-    Attributes
-    ----------
-    image : PIL.Image.Image
-        The page, not decoded yet.
-    reopen : callable
-        Gives the same once more.
-    orientation : int
-        EXIF's, 1 to 8; a TIFF's is Pillow's own business.
-    zero_is_white : bool
-        Whether a TIFF counts grey from white to black, which Pillow heeds only up to 8 bits.
-    remark : str
-    """
-
-    image: ImageFile.ImageFile
-    reopen: Callable[[], ImageFile.ImageFile]
-    orientation: int
-    zero_is_white: bool
+    image: ImageFile.ImageFile  # the page, not decoded yet
+    reopen: Callable[[], ImageFile.ImageFile]  # gives the same once more
+    orientation: int  # a TIFF's is Pillow's own business
     remark: str
 
     @property
@@ -469,7 +419,8 @@ class Other:
             if values.min() < 0 or values.max() >= 2**16:
                 raise ImageError("more than 16 bits per sample: save it as PNG")
             image, n_bits = in_8_bits(values.astype(np.uint16), 0)
-            if self.zero_is_white:
+            # A TIFF may count grey from white to black, which Pillow heeds only up to 8 bits.
+            if _tags(self.image).get(ExifTags.Base.PhotometricInterpretation) == 0:
                 image = ImageOps.invert(image)
         elif has_16_bits:
             image, n_bits = colour_in_8_bits(image, self._low_bytes, 0)
@@ -488,7 +439,6 @@ class Other:
 
 _COLOUR_OF_16_BITS = re.compile("(RGB|RGBX|RGBA|[RGBA]);16([LBN])")
 """Pillow's words for how a TIFF's samples lie: the first byte is the low or the high one."""
-_BITS_PER_SAMPLE, _PLANES = 258, 284
 _FAX = ("tiff_ccitt", "group3", "group4")
 """Pillow's words for TIFF's compressions of black and white."""
 
@@ -496,8 +446,7 @@ _FAX = ("tiff_ccitt", "group3", "group4")
 def _planes_mended(image: ImageFile.ImageFile) -> ImageFile.ImageFile:
     """Have planes of 16 bits, one for each colour, read as such: Pillow takes them for 8."""
     if _bits_per_sample(image) == {16}:
-        tags: Any = getattr(image, "tag_v2", {})
-        order = "L" if tags.prefix == b"II" else "B"
+        order = "L" if _tags(image).prefix == b"II" else "B"
         image.tile = [
             tile._replace(args=(f"{_words(tile)};16{order}", *tile.args[1:]))  # type: ignore[index]
             if _words(tile) in tuple("RGBA")
@@ -507,15 +456,19 @@ def _planes_mended(image: ImageFile.ImageFile) -> ImageFile.ImageFile:
     return image
 
 
+def _tags(image: ImageFile.ImageFile) -> Any:
+    """A TIFF's, by number; none of another format."""
+    return getattr(image, "tag_v2", {})
+
+
 def _bits_per_sample(image: ImageFile.ImageFile) -> set[int]:
     """A TIFF's; one that doesn't say has one."""
-    tags: Any = getattr(image, "tag_v2", {})
-    return set(tags.get(_BITS_PER_SAMPLE, (1,)))
+    return set(_tags(image).get(ExifTags.Base.BitsPerSample, (1,)))
 
 
 def _has_16_bits(image: ImageFile.ImageFile) -> bool:
     """Whether a page that isn't decoded yet is one of colours of 16 bits, of both bytes."""
-    is_separate = getattr(image, "tag_v2", {}).get(_PLANES) == 2
+    is_separate = _tags(image).get(ExifTags.Base.PlanarConfiguration) == 2
     return bool(image.tile) and all(
         # Of separate planes libtiff gives the high bytes, whatever it is asked for.
         _COLOUR_OF_16_BITS.fullmatch(_words(tile)) and not (is_separate and tile[0] == "libtiff")
@@ -564,7 +517,6 @@ def read_other(data: bytes, image_format: str, page: int = 0) -> Other:
         image=image,
         reopen=reopen,
         orientation=exif_orientation(exif.removeprefix(_EXIF)),
-        zero_is_white=getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0,
         remark=several if has_more else "",
     )
 
@@ -582,15 +534,8 @@ def _turn_to(image: ImageFile.ImageFile, page: int, data: bytes) -> None:
 def in_8_bits(values: NDArray[np.uint16], significant: int) -> tuple[Image.Image, int]:
     """Grey of up to 16 bits in 8, and how many of the 16 are in use.
 
-    Parameters
-    ----------
-    values : ndarray of shape (height, width), uint16
-    significant : int
-        Bits in use by what the file says; 0 where it doesn't.
-
-    Returns
-    -------
-    Image, int
+    `values` has the shape (height, width), `significant` the bits in use by what the file says: 0
+    where it says nothing.
     """
     n_bits = _bits_in_use(int(values.max(initial=0)), significant)
     return Image.fromarray((values >> (n_bits - 8)).astype(np.uint8)), n_bits
@@ -602,21 +547,11 @@ def colour_in_8_bits(
     """Colour of up to 16 bits in 8, and how many of the 16 are in use: all samples alike.
 
     Alpha is a sample as the others are, so that black ink on nothing isn't taken for dark.
-
-    Parameters
-    ----------
-    image : Image
-        The high bytes, which is what Pillow gives; right where all 16 bits are in use.
-    low_bytes : callable
-        Gives the low ones, shape (height, width, channels), uint8; asked for rarely.
-    significant : int
-        As in `in_8_bits`.
-
-    Returns
-    -------
-    Image, int
+    `image` has the high bytes, which is what Pillow gives, and is right where all 16 bits are in
+    use; `low_bytes` gives the low ones, shape (height, width, channels), and is asked for rarely.
     """
-    largest = max(high for _, high in _extremes(image))
+    extremes = cast(Sequence[tuple[int, int]], image.getextrema())
+    largest = max(high for _, high in extremes)
     if largest >= _DARK:
         return image, 16
     high, low = np.array(image), low_bytes()
@@ -632,11 +567,6 @@ def colour_in_8_bits(
 
 _DARK = 2**14 // 256
 """High bytes below this may belong to samples of 14 bits or fewer."""
-
-
-def _extremes(image: Image.Image) -> Sequence[tuple[int, int]]:
-    found = image.getextrema()
-    return cast(Sequence[tuple[int, int]], found)
 
 
 def _bits_in_use(largest: int, significant: int) -> int:
@@ -710,8 +640,8 @@ def _reason(error: Exception) -> str:
 
 
 UPRIGHT = 1
-_ORIENTATION_TAG = 0x0112
 _SHORT = 3
+"""EXIF's number for a word of two bytes."""
 
 
 def exif_orientation(tiff: bytes) -> int:
@@ -728,7 +658,7 @@ def exif_orientation(tiff: bytes) -> int:
         (n_entries,) = struct.unpack_from(f"{order}H", tiff, start)
         for index in range(n_entries):
             entry = struct.unpack_from(f"{order}HHIH", tiff, start + 2 + 12 * index)
-            if entry[:3] == (_ORIENTATION_TAG, _SHORT, 1):
+            if entry[:3] == (ExifTags.Base.Orientation, _SHORT, 1):
                 return int(entry[3])
     except struct.error:
         pass

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from ecgfeat.errors import ImageError
-from ecgfeat.images import MAX_BYTES, MAX_PIXELS, decode
+from ecgfeat.files import MAX_IMAGE_BYTES
+from ecgfeat.images import MAX_PIXELS, decode
 
 from . import crafted
 from .crafted import PNG_MAGIC, chunk, encoded, jpeg_of_planes, page_of, png, segment
@@ -556,7 +557,7 @@ def test_a_file_that_can_not_be_read_says_why(
 def test_a_file_of_many_bytes_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     with path.open("wb") as file:
-        file.truncate(MAX_BYTES + 2**40)  # sparse: it takes no space
+        file.truncate(MAX_IMAGE_BYTES + 2**40)  # sparse: it takes no space
     assert outcome(path) == "too large: the file has 1,048,704 MiB, at most 128 are read"
 
 
