@@ -28,12 +28,13 @@ from ecgfeat.runs import (
     Cost,
     EpochRecord,
     Result,
+    Run,
     create_run,
     open_run,
     write_run,
     write_sweep,
 )
-from ecgfeat.runs.folder import read_predictions, write_predictions
+from ecgfeat.runs.folder import write_predictions
 
 SPECIFICATION = (Path(__file__).parents[1] / "docs" / "run-format.md").read_text(encoding="utf-8")
 COST = Cost(
@@ -248,7 +249,7 @@ def test_predictions_survive_the_file_bit_for_bit(
         folds=np.arange(len(rows)),
     )
     write_predictions(folder, before)
-    after = read_predictions(folder)
+    after = Run(path=folder, config={}, metrics={}).predictions
     assert (after.ids, after.groups, after.classes) == (before.ids, before.groups, before.classes)
     assert after.probabilities.tobytes() == before.probabilities.tobytes()
     np.testing.assert_array_equal(after.targets, before.targets)

@@ -292,10 +292,10 @@ class CacheWriter:
 
     def _is_written(self, described: Mapping[str, NDArray[Any]]) -> bool:
         """Whether the cache holds exactly this already."""
-        cache = next(iter(self._ledger.sources))
+        cache = self._ledger.sources[0]
         return (
             cache.path == self._path
-            and self._ledger.is_copy_of(cache)
+            and self._ledger.is_first_source()
             and cache.header == self._header
             and cache.data_name == self._manifest.name
             and cache.data_digest == self._facts["data_digest"]
@@ -436,13 +436,11 @@ class Ledger:
         for row in rows:
             self._hashed.pop(row, None)
 
-    def is_copy_of(self, cache: FeatureCache) -> bool:
-        """Whether the rows kept are the rows of `cache`, the first source, in their order."""
+    def is_first_source(self) -> bool:
+        """Whether the rows kept are the rows of the first source, in their order."""
         rows = self.kept
-        return (
-            self.sources[0] is cache
-            and not self._source[rows].any()
-            and np.array_equal(self._source_row[rows], np.arange(len(cache)))
+        return not self._source[rows].any() and np.array_equal(
+            self._source_row[rows], np.arange(len(self.sources[0]))
         )
 
     def digests(self) -> NDArray[np.uint8]:

@@ -44,21 +44,15 @@ if TYPE_CHECKING:
 __all__ = [
     "EventFiles",
     "Run",
-    "check_version",
     "damaged",
     "decision_from",
     "is_finished",
     "open_run",
-    "parse_csv",
     "parse_json",
-    "parse_text",
     "read_config",
     "read_file",
-    "read_history",
-    "read_predictions",
     "refuse_without_tensorboard",
     "write_history",
-    "write_predictions",
     "write_records",
     "write_sweep",
 ]
@@ -126,17 +120,17 @@ class Run:
     @cached_property
     def history(self) -> tuple[EpochRecord, ...]:
         """One record per fold and epoch; none for logistic regression."""
-        return read_history(self.path)
+        return read_file(self.path, "history.csv", _parse_history)
 
     @cached_property
     def predictions(self) -> Predictions:
         """What the model said of each test row, bit for bit."""
-        return read_predictions(self.path)
+        return read_file(self.path, "predictions.csv", _parse_predictions)
 
     @cached_property
     def validation(self) -> Predictions:
         """What the model said of the rows that chose; RunError where nothing was chosen."""
-        return read_predictions(self.path, "validation_predictions.csv")
+        return read_file(self.path, "validation_predictions.csv", _parse_predictions)
 
     @cached_property
     def report(self) -> str:
@@ -197,8 +191,9 @@ class Run:
     def decision(self) -> Decision:
         """How the model's probabilities become answers, from ``model.json``."""
         self._refuse_without_model()
+        card = self.model_card
         try:
-            return decision_from(self.model_card.get("decision", _NO_DECISION))
+            return decision_from(card["decision"]) if "decision" in card else Decision()
         except ValueError as error:
             raise damaged(self.path / "model.json", f"decision: {error}") from error
 
@@ -210,8 +205,8 @@ class Run:
         tensors = read_file(self.path, name, _parse_tensors)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         width = tensors.get("mean", np.empty(0)).shape
-        is_sound = shapes == {"mean": width, "scale": width, "limit": (1,)}
-        if not is_sound or not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+        expected = {"mean": width, "scale": width, "limit": (1,)}
+        if shapes != expected or not all(np.isfinite(tensor).all() for tensor in tensors.values()):
             raise damaged(self.path / name, "it holds other arrays")
         return Likeness(**tensors)
 
@@ -236,9 +231,6 @@ class Run:
                 f"{self.path} keeps no model: it is a cross-validation. Run its command "
                 "without --cv, and use that run."
             )
-
-
-_NO_DECISION = Decision().as_json()
 
 
 def _of_fold(tensors: Mapping[str, NDArray[Any]], fold: int) -> dict[str, NDArray[Any]]:
@@ -536,11 +528,6 @@ def _epochs_in(folder: Path) -> set[int]:
     }
 
 
-def read_history(folder: Path) -> tuple[EpochRecord, ...]:
-    """Read ``history.csv``."""
-    return read_file(folder, "history.csv", _parse_history)
-
-
 def _parse_history(content: bytes) -> tuple[EpochRecord, ...]:
     header, *rows = parse_csv(content)
     # The first writers had no learning rate to tell.
@@ -577,7 +564,7 @@ def write_records(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def write_predictions(
     folder: Path, predictions: Predictions, name: str = "predictions.csv"
 ) -> None:
-    """Write ``predictions.csv``, from which `read_predictions` gets the very same floats."""
+    """Write ``predictions.csv``, from which `Run.predictions` gets the very same floats."""
     write_csv(folder / name, _prediction_rows(predictions))
 
 
@@ -594,11 +581,6 @@ def _prediction_rows(predictions: Predictions) -> Iterator[Sequence[object]]:
     ):
         labels = classes[target], classes[predicted]
         yield (path, group, predictions.split, fold, *labels, *probabilities)
-
-
-def read_predictions(folder: Path, name: str = "predictions.csv") -> Predictions:
-    """Read ``predictions.csv``."""
-    return read_file(folder, name, _parse_predictions)
 
 
 def _parse_predictions(content: bytes) -> Predictions:

@@ -33,16 +33,7 @@ from ecgfeat.runs.folder import (
 )
 from ecgfeat.runs.records import FORMAT_VERSION, Result
 
-__all__ = [
-    "create_run",
-    "describe_model",
-    "describe_scores",
-    "draw_figures",
-    "headline",
-    "ignore",
-    "write_config",
-    "write_run",
-]
+__all__ = ["create_run", "ignore", "write_config", "write_run"]
 
 
 def ignore(_: object) -> None:
@@ -189,14 +180,7 @@ def describe_model(result: Result) -> dict[str, Any]:
 
 
 def describe_scores(result: Result, scores: Mapping[str, Score | None]) -> dict[str, Any]:
-    """The content of ``metrics.json``.
-
-    Parameters
-    ----------
-    result : Result
-    scores : mapping of str to Score or None
-        Of its predictions, as `metrics.evaluate` gives them.
-    """
+    """The content of ``metrics.json``, with `scores` as `metrics.evaluate` gives them."""
     predictions = result.predictions
     described = {
         "n_test": len(predictions),
@@ -263,13 +247,7 @@ def draw_figures(
     majority: float,
     look: FigureSettings,
 ) -> list[str]:
-    """Draw everything that the result has into the run's folder.
-
-    Returns
-    -------
-    list of str
-        A line for each figure that could not be drawn or written.
-    """
+    """Draw all that the result has; returns a line for each figure that could not be written."""
     failures = []
     predictions = result.predictions
     named = dataclasses.replace(predictions, classes=look.rename(predictions.classes))
