@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 
 from ecgfeat.calibration import Decision, decide
 from ecgfeat.config import EvaluationSettings, FigureSettings, HeadSettings, SweepSettings
+from ecgfeat.errors import DataError
 from ecgfeat.heads.head import WAY, Fitted, HeadData, Meter, Step
 from ecgfeat.heads.registry import HEADS
 from ecgfeat.heads.sweep import (
@@ -19,8 +22,6 @@ from ecgfeat.heads.sweep import (
     Candidate,
     Standing,
     best,
-    n_trainings,
-    refuse_diverged,
     try_heads,
     validation_scores,
     value_or_none,
@@ -30,7 +31,7 @@ from ecgfeat.protocol import Partition, training_share
 from ecgfeat.runs import EpochRecord
 from ecgfeat.runtime import Report
 
-__all__ = ["Choice", "Fold", "HeadJob", "Outcome", "Rows", "Tested", "TestedFold"]
+__all__ = ["Choice", "Fold", "HeadJob", "Outcome", "Rows", "Tested"]
 
 
 Rows = list[dict[str, Any]]
@@ -85,10 +86,6 @@ class Choice:
         """Epochs it is trained for, the best ones where it was chosen."""
         return self.standing.epoch if self.standing else self.candidate.n_epochs
 
-    def seeds(self, seeds: Sequence[int]) -> Sequence[int]:
-        """Those that make a difference."""
-        return seeds[: self.candidate.n_seeds(seeds)]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tested:
@@ -112,20 +109,15 @@ class Tested:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TestedFold:
-    """A fold's choice, tested with each seed; the one reported comes first."""
-
-    choice: Choice
-    tested: Sequence[Tested]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Outcome:
     """What all folds gave.
 
     Attributes
     ----------
-    folds : sequence of TestedFold
+    choices : sequence of Choice
+        By fold.
+    tested : sequence of sequence of Tested
+        By fold, the choice with each seed; the one reported comes first.
     sweep : list of dict
         One row per candidate and fold; none where nothing is chosen.
     learning_curve : list of dict
@@ -134,7 +126,8 @@ class Outcome:
         left out.
     """
 
-    folds: Sequence[TestedFold]
+    choices: Sequence[Choice]
+    tested: Sequence[Sequence[Tested]]
     sweep: Rows
     learning_curve: Rows
     wall_s: float
@@ -143,9 +136,12 @@ class Outcome:
     @property
     def reported(self) -> list[Tested]:
         """What is reported, by fold."""
-        return [fold.tested[0] for fold in self.folds]
+        return [by_seed[0] for by_seed in self.tested]
 
 
+FRACTIONS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
+"""Of the training groups of each class behind the points of a learning curve: steps of about a
+factor of two, as such curves bend."""
 N_CURVE_SEEDS = 3
 """Trainings behind each point of a learning curve at least, for it to have a band."""
 
@@ -207,10 +203,11 @@ class HeadJob:
         start_s = self._clock()
         choices, tried = self._choose_all(on_tried)
         chosen_s = self._clock()
-        folds = self._test_all(choices)
+        tested = self._test_all(choices)
         curve = self._learning_curve(choices[0]) if self.sweep.learning_curve else []
         return Outcome(
-            folds=folds,
+            choices=choices,
+            tested=tested,
             sweep=tried,
             learning_curve=curve,
             wall_s=self._clock() - start_s,
@@ -224,20 +221,21 @@ class HeadJob:
         """The head for each fold, and the rows of the sweep."""
         if not self.sweep.is_choosing:
             return [Choice(fold=fold, candidate=self.pool[0]) for fold in self.plan], []
-        counts = (n_trainings(self.pool, len(fold.choosing), len(self.seeds)) for fold in self.plan)
-        meter = Meter(self.report, stage="choosing", total=sum(counts), unit="fits")
+        n_partitions = sum(len(fold.choosing) for fold in self.plan)
+        n_fits = n_partitions * sum(len(head.seeds(self.seeds)) for head in self.pool)
+        meter = Meter(self.report, stage="choosing", total=n_fits, unit="fits")
         choices: list[Choice] = []
         tried: Rows = []
-
-        def with_earlier(rows: Rows) -> None:
-            on_tried([*tried, *rows])
-
         for fold in self.plan:
-            standings = self._try(fold, meter, with_earlier)
+            standings = self._try(fold, meter, lambda rows: on_tried([*tried, *rows]))
             chosen = best(standings)
-            refuse_diverged(chosen, len(standings))
+            if math.isnan(chosen.value):
+                raise DataError(
+                    f"all {len(standings)} heads diverged, so there is none to choose. Try lower "
+                    "values of lr."
+                )
             choices.append(Choice(fold=fold, candidate=chosen.candidate, standing=chosen))
-            tried += [s.row(fold.number, chosen=s is chosen) for s in standings]
+            tried.extend(s.row(fold.number, chosen=s is chosen) for s in standings)
         return choices, tried
 
     def _try(self, fold: Fold, meter: Meter, on_tried: Callable[[Rows], None]) -> list[Standing]:
@@ -259,10 +257,10 @@ class HeadJob:
             on_tried=tell,
         )
 
-    def _test_all(self, choices: Sequence[Choice]) -> list[TestedFold]:
+    def _test_all(self, choices: Sequence[Choice]) -> list[list[Tested]]:
         in_epochs = all(HEADS[choice.candidate.kind].in_epochs for choice in choices)
         counts = (
-            len(choice.seeds(self.seeds))
+            len(choice.candidate.seeds(self.seeds))
             * len(choice.fold.parts)
             * (choice.n_epochs if in_epochs else 1)
             for choice in choices
@@ -270,10 +268,7 @@ class HeadJob:
         unit = "epochs" if in_epochs else "fits"
         meter = Meter(self.report, stage="fitting", total=sum(counts), unit=unit)
         return [
-            TestedFold(
-                choice=choice,
-                tested=[self._test(choice, seed, meter) for seed in choice.seeds(self.seeds)],
-            )
+            [self._test(choice, seed, meter) for seed in choice.candidate.seeds(self.seeds)]
             for choice in choices
         ]
 
@@ -282,7 +277,7 @@ class HeadJob:
         fold, held_out = choice.fold, []
         for part in fold.parts:
             is_told = part is fold.final and seed == self.seeds[0]
-            fitted = self._fit(choice, part, seed, meter, is_told=is_told)
+            fitted = self._fit_and_tell(choice, part, seed, meter, is_told=is_told)
             if part in fold.choosing:
                 held_out.append(self._predict(choice, fitted, part.validation, "validation"))
         validation = join(held_out) if held_out else None
@@ -296,7 +291,7 @@ class HeadJob:
             fitted=fitted, predictions=predictions, validation=validation, decision=decision
         )
 
-    def _fit(
+    def _fit_and_tell(
         self, choice: Choice, part: Partition, seed: int, meter: Meter, *, is_told: bool
     ) -> Fitted:
         amount = 1 if meter.unit == "epochs" else 1 / choice.n_epochs
@@ -305,32 +300,85 @@ class HeadJob:
         def on_step(step: EpochRecord | str) -> None:
             meter.advance(amount, _log_line(step, part.fold, n_folds) if is_told else "")
 
-        return _fit_head(self.data, choice.candidate, part, seed, choice.n_epochs, on_step)
+        return self._fit(choice, part, seed, on_step)
+
+    def _fit(self, choice: Choice, part: Partition, seed: int, on_step: Step) -> Fitted:
+        """Train a head on the training rows of a partition, and tell how long it took."""
+        X = self.data.features(choice.candidate.head.taps)
+        began = time.perf_counter()
+        fitted = HEADS[choice.candidate.kind].fit(
+            X,
+            self.data.task.targets,
+            part,
+            replace(choice.candidate.head, epochs=choice.n_epochs),
+            n_classes=len(self.data.task.classes),
+            seed=seed,
+            on_step=on_step,
+        )
+        return replace(fitted, training_s=time.perf_counter() - began)
+
+    def _probabilities(
+        self, choice: Choice, fitted: Fitted, rows: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        X = self.data.features(choice.candidate.head.taps)
+        return HEADS[choice.candidate.kind].probabilities(fitted.tensors, X, rows)
 
     def _predict(
         self, choice: Choice, fitted: Fitted, rows: NDArray[np.int64], split: str
     ) -> Predictions:
-        return self.data.predictions(
-            HEADS[choice.candidate.kind],
+        return Predictions.of_rows(
             rows,
-            fitted.tensors,
-            choice.candidate.head.taps,
+            self._probabilities(choice, fitted, rows),
+            ids=self.data.cache.paths,
+            groups=self.data.cache.groups,
+            classes=self.data.task.classes,
+            targets=self.data.task.targets,
             split=split,
             fold=choice.fold.number,
         )
 
     def _learning_curve(self, choice: Choice) -> Rows:
+        """The scores on the validation rows of the head trained on ever more of its rows.
+
+        Each seed draws rows of its own, those of a smaller fraction among those of a larger one.
+        Rows and scores are means over the partitions; a score is None where a training diverged.
+        """
         first = self.evaluation.seed
         seeds = self.seeds if len(self.seeds) > 1 else range(first, first + N_CURVE_SEEDS)
         total = len(FRACTIONS) * len(seeds)
-        return learning_curve(
-            self.data,
-            choice.candidate,
-            choice.fold.choosing,
-            n_epochs=choice.n_epochs,
-            seeds=seeds,
-            meter=Meter(self.report, stage="learning curve", total=total, unit="points"),
+        meter = Meter(self.report, stage="learning curve", total=total, unit="points")
+        rows: Rows = []
+        for fraction, seed in itertools.product(FRACTIONS, seeds):
+            shares = [self._share(part, fraction, seed) for part in choice.fold.choosing]
+            means = np.mean([self._validate(choice, share, seed) for share in shares], axis=0)
+            rows.append(
+                {
+                    "fraction": fraction,
+                    "n_train": round(sum(len(share.train) for share in shares) / len(shares)),
+                    "seed": seed,
+                    **{name: value_or_none(float(mean)) for name, mean in zip(SCORES, means)},
+                }
+            )
+            meter.advance(1)
+        return rows
+
+    def _share(self, part: Partition, fraction: float, seed: int) -> Partition:
+        data = self.data
+        return training_share(
+            part,
+            data.task,
+            ids=data.cache.paths,
+            groups=data.cache.groups,
+            fraction=fraction,
+            seed=seed,
         )
+
+    def _validate(self, choice: Choice, part: Partition, seed: int) -> NDArray[np.float64]:
+        """The values of `SCORES` for the head trained on a partition."""
+        fitted = self._fit(choice, part, seed, on_step=lambda _: None)
+        probabilities = self._probabilities(choice, fitted, part.validation)
+        targets = self.data.task.targets[part.validation]
+        return validation_scores(probabilities[None], targets).ravel()
 
 
 def _log_line(step: EpochRecord | str, fold: int, n_folds: int) -> str:
@@ -339,97 +387,3 @@ def _log_line(step: EpochRecord | str, fold: int, n_folds: int) -> str:
         return step.log_line(WAY, n_folds)
     name = f"Fold {fold + 1}/{n_folds} | " if n_folds > 1 else ""
     return f"[{WAY}] {name}{step}"
-
-
-FRACTIONS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
-"""Of the training groups of each class: steps of about a factor of two, as such curves bend."""
-
-
-def learning_curve(
-    data: HeadData,
-    candidate: Candidate,
-    plan: Sequence[Partition],
-    *,
-    n_epochs: int,
-    seeds: Sequence[int],
-    meter: Meter,
-) -> list[dict[str, Any]]:
-    """Train a head on ever more of its training rows, and score it on the validation rows.
-
-    Parameters
-    ----------
-    data : HeadData
-    candidate : Candidate
-    plan : sequence of Partition
-        One, or inner folds, over which `n_train` and the scores are means.
-    n_epochs : int
-        Of a linear head, whatever the number of rows.
-    seeds : sequence of int
-        Each draws rows of its own, and starts the linear head of its own. The rows of a smaller
-        fraction are among those of a larger one.
-    meter : Meter
-        Counts fractions and seeds.
-
-    Returns
-    -------
-    list of dict
-        One per fraction and seed: ``fraction``, ``n_train``, ``seed`` and the scores; None where
-        the training diverged.
-    """
-
-    def score(part: Partition, seed: int) -> NDArray[np.float64]:
-        fitted = _fit_head(data, candidate, part, seed, n_epochs, on_step=lambda _: None)
-        head, taps = HEADS[candidate.kind], candidate.head.taps
-        probabilities = data.probabilities(head, part.validation, fitted.tensors, taps)
-        scores = validation_scores(probabilities[None], data.task.targets[part.validation])
-        return scores.ravel()
-
-    rows = []
-    for fraction in FRACTIONS:
-        for seed in seeds:
-            shares = [_share(data, part, fraction, seed) for part in plan]
-            means = np.mean([score(share, seed) for share in shares], axis=0)
-            scores: dict[str, float | None] = {
-                name: value_or_none(float(mean)) for name, mean in zip(SCORES, means)
-            }
-            rows.append(
-                {
-                    "fraction": fraction,
-                    "n_train": round(sum(len(share.train) for share in shares) / len(shares)),
-                    "seed": seed,
-                    **scores,
-                }
-            )
-            meter.advance(1)
-    return rows
-
-
-def _share(data: HeadData, part: Partition, fraction: float, seed: int) -> Partition:
-    cache = data.cache
-    return training_share(
-        part, data.task, ids=cache.paths, groups=cache.groups, fraction=fraction, seed=seed
-    )
-
-
-def _fit_head(
-    data: HeadData,
-    candidate: Candidate,
-    part: Partition,
-    seed: int,
-    n_epochs: int,
-    on_step: Step,
-) -> Fitted:
-    """Train one head on the training rows of a partition, and tell how long it took."""
-    X = data.features(candidate.head.taps)
-    began = time.perf_counter()
-    fitted = HEADS[candidate.kind].fit(
-        X,
-        data.task.targets,
-        part,
-        candidate.head,
-        n_classes=len(data.task.classes),
-        seed=seed,
-        n_epochs=n_epochs,
-        on_step=on_step,
-    )
-    return replace(fitted, training_s=time.perf_counter() - began)

@@ -329,7 +329,7 @@ def _run(job: HeadJob, grid: Grid, out_dir: Path, on_written: Callable[[Run], No
 def _described(job: HeadJob, outcome: Outcome, grid: Grid) -> Result:
     """Everything that a run's folder holds."""
     reported = outcome.reported
-    kinds = {fold.choice.candidate.kind for fold in outcome.folds}
+    kinds = {choice.candidate.kind for choice in outcome.choices}
     tensors = [tested.fitted.tensors for tested in reported]
     is_cv, listing = bool(job.evaluation.cv), job.data.cache.listing
     validation = [tested.validation for tested in reported if tested.validation]
@@ -365,9 +365,9 @@ def _edges(outcome: Outcome, grid: Grid) -> list[str]:
         if len(numbers) < 3 or name == "seed":
             continue
         chosen = {
-            getattr(fold.choice.candidate.head, name)
-            for fold in outcome.folds
-            if name in HEADS[fold.choice.candidate.kind].grid
+            getattr(choice.candidate.head, name)
+            for choice in outcome.choices
+            if name in HEADS[choice.candidate.kind].grid
         }
         for value, word in ((min(numbers), "least"), (max(numbers), "largest")):
             # Of weight decay and smoothing, 0 is the end of the range, not of the grid.
@@ -381,26 +381,25 @@ def _edges(outcome: Outcome, grid: Grid) -> list[str]:
 
 def _repeats(outcome: Outcome) -> list[Predictions]:
     """The test rows by the other seeds; a fold without seeds says the same with each."""
-    n_seeds = max(len(fold.tested) for fold in outcome.folds)
+    n_seeds = max(map(len, outcome.tested))
     return [
-        join([fold.tested[min(number, len(fold.tested) - 1)].predictions for fold in outcome.folds])
+        join([by_seed[min(number, len(by_seed) - 1)].predictions for by_seed in outcome.tested])
         for number in range(1, n_seeds)
     ]
 
 
 def _cost(job: HeadJob, outcome: Outcome) -> Cost:
-    fitted = [tested.fitted for tested in outcome.reported]
-    choices = [fold.choice for fold in outcome.folds]
-    heads = [HEADS[choice.candidate.kind] for choice in choices]
+    heads = [HEADS[choice.candidate.kind] for choice in outcome.choices]
     in_epochs = all(head.in_epochs for head in heads)
-    n_images = sum(head.n_rows * choice.n_epochs for head, choice in zip(fitted, choices))
+    n_rows = [len(choice.fold.final.train) for choice in outcome.choices]
+    n_images = sum(n * choice.n_epochs for n, choice in zip(n_rows, outcome.choices))
     return Cost(
         wall_s=outcome.wall_s,
         features_s=job.data.cache.extraction_s,
-        images_per_s=n_images / sum(head.training_s for head in fitted),
+        images_per_s=n_images / sum(tested.fitted.training_s for tested in outcome.reported),
         peak_memory_mib=peak_memory_mib(),
         arch=job.data.cache.header.arch,
-        batch_size=job.head.batch_size if in_epochs else max(head.n_rows for head in fitted),
+        batch_size=job.head.batch_size if in_epochs else max(n_rows),
         device="cpu",
         precision=max(head.precision for head in heads),
     )
@@ -436,7 +435,7 @@ def _choice(job: HeadJob, outcome: Outcome) -> dict[str, Any]:
     described = {
         "words": _choice_in_words(job, outcome),
         **(by_folds if job.sweep.folds else by_part),
-        "n_rows": [_n_choosing(fold.choice) for fold in outcome.folds],
+        "n_rows": [_n_choosing(choice) for choice in outcome.choices],
     }
     if not job.sweep.is_choosing:
         return described
@@ -447,9 +446,9 @@ def _choice(job: HeadJob, outcome: Outcome) -> dict[str, Any]:
         "seeds": list(job.seeds),
         "refit": job.is_refitting,
         "chosen": [
-            fold.choice.standing.row(fold.choice.fold.number, chosen=True)
-            for fold in outcome.folds
-            if fold.choice.standing
+            choice.standing.row(choice.fold.number, chosen=True)
+            for choice in outcome.choices
+            if choice.standing
         ],
         "wall_s": outcome.choosing_s,
     }
@@ -457,7 +456,7 @@ def _choice(job: HeadJob, outcome: Outcome) -> dict[str, Any]:
 
 def _choice_in_words(job: HeadJob, outcome: Outcome) -> str:
     """One line for people."""
-    choice, is_cv = outcome.folds[0].choice, len(outcome.folds) > 1
+    choice, is_cv = outcome.choices[0], len(outcome.choices) > 1
     n_rows = "the" if is_cv else str(_n_choosing(choice))
     rows = (
         f"{job.sweep.folds} folds of {n_rows} training rows"
@@ -477,7 +476,7 @@ def _n_choosing(choice: Choice) -> int:
 
 
 def _model_card(job: HeadJob, outcome: Outcome) -> dict[str, Any]:
-    by_fold = [fold.choice.candidate.head.taps for fold in outcome.folds]
+    by_fold = [choice.candidate.head.taps for choice in outcome.choices]
     taps: Mapping[str, Any] = (
         {"taps": by_fold[0]} if len(set(by_fold)) == 1 else {"fold_taps": by_fold}
     )
@@ -486,7 +485,7 @@ def _model_card(job: HeadJob, outcome: Outcome) -> dict[str, Any]:
 
 def _likeness(job: HeadJob, outcome: Outcome) -> Likeness | None:
     """What new images are held against; None where the folds chose different layers."""
-    taps = {fold.choice.candidate.head.taps for fold in outcome.folds}
+    taps = {choice.candidate.head.taps for choice in outcome.choices}
     if len(taps) > 1:
         return None
     return Likeness.of(job.data.features(*taps), job.plan[0].final.train)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ecgfeat.config import HeadKind, HeadSettings
 from ecgfeat.errors import DataError
-from ecgfeat.predictions import Predictions, softmax
+from ecgfeat.predictions import softmax
 from ecgfeat.protocol import Partition, Task
 from ecgfeat.runs import EpochRecord
 from ecgfeat.runtime import Progress, Report
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ecgfeat.feature_cache import FeatureCache
 
 __all__ = [
-    "CHUNK_ROWS",
     "WAY",
     "Fitted",
     "Head",
@@ -45,8 +44,6 @@ class Fitted:
     Attributes
     ----------
     tensors : mapping of str to ndarray
-    n_rows : int
-        Rows it was trained on.
     history : sequence of EpochRecord
         Of a head that is trained in epochs.
     solver : mapping, optional
@@ -55,7 +52,6 @@ class Fitted:
     """
 
     tensors: Tensors
-    n_rows: int
     history: Sequence[EpochRecord] = ()
     solver: Mapping[str, int | bool] | None = None
     training_s: float = 0.0
@@ -97,7 +93,6 @@ class Head(ABC):
         *,
         n_classes: int,
         seed: int,
-        n_epochs: int,
         on_step: Step,
     ) -> Fitted:
         """Train one on the rows ``part.train``.
@@ -109,7 +104,7 @@ class Head(ABC):
         part : Partition
         settings : HeadSettings
         n_classes : int
-        seed, n_epochs : int
+        seed : int
             Of a head that is trained in epochs.
         on_step : callable
         """
@@ -149,24 +144,21 @@ class Head(ABC):
 
     @abstractmethod
     def shapes(self, n_classes: int, width: int) -> Mapping[str, tuple[int, ...]]:
-        """Shapes of the arrays of a head for so many classes and features."""
-
-    @property
-    def arrays(self) -> set[str]:
-        """Names of its arrays, which no other kind has."""
-        return set(self.shapes(2, 1))
+        """Shapes of a head's arrays, by names that no other kind has."""
 
     def fits(self, tensors: Tensors, *, n_classes: int, width: int) -> bool:
         """Whether the arrays are a head of this kind for so many classes and features."""
         found = {name: tensor.shape for name, tensor in tensors.items()}
         return found == self.shapes(n_classes, width)
 
-    def probabilities(self, tensors: Tensors, X: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Probabilities by class, shape (n, n_classes)."""
+    def probabilities(
+        self, tensors: Tensors, X: NDArray[np.float32], rows: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Probabilities of some rows by class, shape (len(rows), n_classes)."""
         # A head that diverged gives NaN, which `Predictions` refuses in words.
         with np.errstate(over="ignore", invalid="ignore"):
-            starts = range(0, len(X), CHUNK_ROWS)
-            chunks = (X[start : start + CHUNK_ROWS] for start in starts)
+            starts = range(0, len(rows), CHUNK_ROWS)
+            chunks = (X[rows[start : start + CHUNK_ROWS]] for start in starts)
             return np.concatenate([softmax(self.logits(tensors, chunk)) for chunk in chunks])
 
 
@@ -196,8 +188,7 @@ class HeadData:
         self.cache = cache
         self.task = task
         self.reading_s = 0.0
-        self._taps: tuple[str, ...] = ()
-        self._X = np.empty((0, 0), np.float32)
+        self._held: dict[tuple[str, ...], NDArray[np.float32]] = {}
 
     def features(self, taps: tuple[str, ...]) -> NDArray[np.float32]:
         """The features of some layers side by side, shape (n, width), read unless at hand.
@@ -208,46 +199,14 @@ class HeadData:
             When every row has the same ones.
         CacheError, StorageError
         """
-        if taps != self._taps:
+        if taps not in self._held:
             began = time.perf_counter()
-            # What was held must go first, or both would need memory.
-            self._taps, self._X = (), np.empty((0, 0), np.float32)
+            self._held.clear()  # or both would need memory
             X = self.cache.features(taps)
             _refuse_constant(X, taps)
-            self._taps, self._X = taps, X
+            self._held[taps] = X
             self.reading_s += time.perf_counter() - began
-        return self._X
-
-    def probabilities(
-        self, head: Head, rows: NDArray[np.int64], tensors: Tensors, taps: tuple[str, ...]
-    ) -> NDArray[np.float64]:
-        """A head's probabilities of some rows, shape (len(rows), n_classes)."""
-        X = self.features(taps)
-        starts = range(0, len(rows), CHUNK_ROWS)
-        chunks = (X[rows[start : start + CHUNK_ROWS]] for start in starts)
-        return np.concatenate([head.probabilities(tensors, chunk) for chunk in chunks])
-
-    def predictions(
-        self,
-        head: Head,
-        rows: NDArray[np.int64],
-        tensors: Tensors,
-        taps: tuple[str, ...],
-        *,
-        split: str,
-        fold: int,
-    ) -> Predictions:
-        """What a head says of some rows."""
-        return Predictions.of_rows(
-            rows,
-            self.probabilities(head, rows, tensors, taps),
-            ids=self.cache.paths,
-            groups=self.cache.groups,
-            classes=self.task.classes,
-            targets=self.task.targets,
-            split=split,
-            fold=fold,
-        )
+        return self._held[taps]
 
 
 def _refuse_constant(X: NDArray[np.float32], taps: tuple[str, ...]) -> None:
@@ -266,17 +225,7 @@ WAY = "Fixed Feature"
 
 
 class Meter:
-    """Counts what is done of one stage, and reports it.
-
-    Parameters
-    ----------
-    report : callable
-        Takes a `Progress`; may raise `Interrupted`.
-    stage : str
-    total : int
-        In `unit`.
-    unit : str
-    """
+    """Counts what is done of one stage, of a `total` in its `unit`, and reports it."""
 
     def __init__(self, report: Report, *, stage: str, total: int, unit: str) -> None:
         self._report = report

@@ -27,14 +27,10 @@ from ecgfeat.runs import EpochRecord, moments
 from ecgfeat.runtime import n_cpus
 
 __all__ = [
-    "Block",
-    "Chunk",
-    "Floats",
     "HeadEpoch",
-    "Integers",
+    "LinearHead",
     "LinearSpec",
     "fit_linear_heads",
-    "score",
 ]
 
 
@@ -68,7 +64,6 @@ class LinearHead(Head):
         *,
         n_classes: int,
         seed: int,
-        n_epochs: int,
         on_step: Step,
     ) -> Fitted:
         """Train one; see `Head.fit`."""
@@ -78,18 +73,8 @@ class LinearHead(Head):
             history.append(heads[0].record)
             on_step(heads[0].record)
 
-        (tensors,) = fit_linear_heads(
-            X,
-            y,
-            part,
-            n_classes=n_classes,
-            specs=[_spec(settings, seed)],
-            epochs=n_epochs,
-            batch_size=settings.batch_size,
-            standardize=settings.standardize,
-            on_epoch=on_epoch,
-        )
-        return Fitted(tensors=tensors, n_rows=len(part.train), history=history)
+        (tensors,) = _fit(X, y, part, [settings], n_classes, [seed], on_epoch)
+        return Fitted(tensors=tensors, history=history)
 
     def try_many(
         self,
@@ -112,17 +97,7 @@ class LinearHead(Head):
             seeds_of, numbers = zip(*(divmod(head.spec_index, len(many)) for head in heads))
             on_scored(numbers, seeds_of, epoch, probabilities)
 
-        fit_linear_heads(
-            X,
-            y,
-            part,
-            n_classes=n_classes,
-            specs=[_spec(settings, seed) for seed in seeds for settings in many],
-            epochs=many[0].epochs,
-            batch_size=many[0].batch_size,
-            standardize=many[0].standardize,
-            on_epoch=on_epoch,
-        )
+        _fit(X, y, part, many, n_classes, seeds, on_epoch)
 
     def logits(self, tensors: Tensors, X: Floats) -> Scores:
         """Logits; see `Head.logits`."""
@@ -137,13 +112,37 @@ class LinearHead(Head):
         return {"weight": (n_classes, width), "bias": (n_classes,)}
 
 
-def _spec(settings: HeadSettings, seed: int) -> LinearSpec:
-    return LinearSpec(
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        label_smoothing=settings.label_smoothing,
-        balanced=settings.is_balanced,
-        seed=seed,
+def _fit(
+    X: Floats,
+    y: Integers,
+    part: Partition,
+    many: Sequence[HeadSettings],
+    n_classes: int,
+    seeds: Sequence[int],
+    on_epoch: Callable[[int, list[HeadEpoch]], None],
+) -> list[dict[str, Floats]]:
+    """Train the head of each settings with each seed; all have the same epochs and batches."""
+    specs = [
+        LinearSpec(
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            label_smoothing=settings.label_smoothing,
+            balanced=settings.is_balanced,
+            seed=seed,
+        )
+        for seed in seeds
+        for settings in many
+    ]
+    return fit_linear_heads(
+        X,
+        y,
+        part,
+        n_classes=n_classes,
+        specs=specs,
+        epochs=many[0].epochs,
+        batch_size=many[0].batch_size,
+        standardize=many[0].standardize,
+        on_epoch=on_epoch,
     )
 
 
@@ -263,11 +262,11 @@ class _Rows:
     pool: ThreadPoolExecutor
     scaling: _Scaling | None
 
-    def chunks(self, rows: Integers) -> Iterator[Chunk]:
+    def chunks(self, rows: Integers) -> Iterator[_Chunk]:
         """Whole mini-batches of `rows`, in their order; none where there are no rows."""
         batch_bytes = self.batch_size * self.X.shape[1] * self.X.itemsize
         n_rows = self.batch_size * max(1, CHUNK_BYTES // batch_bytes)
-        ahead: Future[Chunk] | None = None
+        ahead: Future[_Chunk] | None = None
         for first in range(0, len(rows), n_rows):
             following = self.pool.submit(self._gather, rows[first : first + n_rows])
             if ahead:
@@ -276,11 +275,11 @@ class _Rows:
         if ahead:
             yield ahead.result()
 
-    def _gather(self, rows: Integers) -> Chunk:
+    def _gather(self, rows: Integers) -> _Chunk:
         features, targets = self.X.take(rows, axis=0), self.y[rows]
         if self.scaling:
             self.scaling.apply(features)
-        return Chunk(features=features, targets=targets, batch_size=self.batch_size)
+        return _Chunk(features=features, targets=targets, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,7 +325,7 @@ class _Group:
         counts = np.bincount(rows.y[part.train], minlength=n_classes)
         n_heads = min(max(math.ceil(len(specs) / n_cpus()), BLOCK_HEADS[0]), BLOCK_HEADS[1])
         self._blocks = [
-            Block(specs[first : first + n_heads], weight, bias, counts)
+            _Block(specs[first : first + n_heads], weight, bias, counts)
             for first in range(0, len(specs), n_heads)
         ]
 
@@ -334,7 +333,7 @@ class _Group:
         """Train one epoch and score the validation rows; `spec_indices` name the heads."""
         order = self._generator.permutation(self._part.train)
         trained = np.zeros((2, len(spec_indices)))
-        for sums in self._each(Block.train, order):
+        for sums in self._each(_Block.train, order):
             trained += np.hstack(sums)
         trained /= len(order)
         tested, logits = self._test()
@@ -363,12 +362,12 @@ class _Group:
         rows = self._part.validation
         if not len(rows):
             return None, None
-        chunks = self._each(Block.predict, rows)
+        chunks = self._each(_Block.predict, rows)
         logits = np.concatenate([np.concatenate(blocks, axis=1) for blocks in chunks], axis=2)
-        return score(logits, self._rows.y[rows]) / len(rows), logits
+        return _score(logits, self._rows.y[rows]) / len(rows), logits
 
     def _each(
-        self, step: Callable[[Block, Chunk], Result], rows: Integers
+        self, step: Callable[[_Block, _Chunk], Result], rows: Integers
     ) -> Iterator[list[Result]]:
         """What each block makes of each chunk of `rows`."""
         for chunk in self._rows.chunks(rows):
@@ -376,7 +375,6 @@ class _Group:
 
 
 # Linear layers trained side by side: one matrix product for all of them at every step.
-#
 # The parameters of some heads on the same features lie in one array of shape (n_classes, n_heads,
 # width + 1), the bias in its last column, so that the logits of a mini-batch, the gradient and Adam
 # are a few large operations instead of many small ones. The class comes first, since sums over the
@@ -413,7 +411,7 @@ class LinearSpec:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Chunk:
+class _Chunk:
     """Some mini-batches' rows, gathered: features (n, width) and classes (n,).
 
     The mini-batches have `batch_size` rows each; the last may have fewer.
@@ -430,18 +428,11 @@ class Chunk:
             yield slice(start, min(start + self.batch_size, n_rows))
 
 
-class Block:
+class _Block:
     """Some heads with the same start, on the same rows in the same order.
 
-    Parameters
-    ----------
-    specs : sequence of LinearSpec
-        One per head.
-    weight : ndarray of shape (n_classes, width)
-    bias : ndarray of shape (n_classes,)
-        What every head starts from. Their dtype is the precision.
-    counts : ndarray of shape (n_classes,), int64
-        Training rows of each class, by which balanced heads weigh them.
+    Every head starts from `weight` (n_classes, width) and `bias` (n_classes,), whose dtype is the
+    precision. `counts` are the training rows of each class, by which balanced heads weigh them.
     """
 
     def __init__(
@@ -459,7 +450,7 @@ class Block:
         self._adam = _Adam(specs, self._parameters, self._gradient)
         self._criterion = _Criterion(specs, counts, weight.dtype)
 
-    def train(self, chunk: Chunk) -> Scores:
+    def train(self, chunk: _Chunk) -> Scores:
         """Take one step per mini-batch; scores the logits that each batch had before its step."""
         # A head that diverges goes on in NaN, alone: none of its numbers meets another head's.
         with np.errstate(all="ignore"):
@@ -475,9 +466,9 @@ class Block:
                 error -= wanted[..., batch]
                 self._set_gradient(x, error.reshape(len(flat), -1))
                 self._adam.step()
-        return score(logits, chunk.targets)
+        return _score(logits, chunk.targets)
 
-    def predict(self, chunk: Chunk) -> Floats:
+    def predict(self, chunk: _Chunk) -> Floats:
         """Logits of shape (n_classes, n_heads, n)."""
         flat, logits = self._new_logits(len(chunk.targets))
         with np.errstate(all="ignore"):
@@ -527,7 +518,7 @@ class _Criterion:
             self._wanted[:, number] = self._weights[number][:, np.newaxis] * smoothed
         self._dtype = dtype
 
-    def of(self, chunk: Chunk) -> tuple[Floats, Floats]:
+    def of(self, chunk: _Chunk) -> tuple[Floats, Floats]:
         """The masses (n_classes, n_heads, n) and their sums (n_heads, n), divided as above.
 
         Where all heads want the same, one stands for all of them.
@@ -583,13 +574,10 @@ def _column(values: Sequence[float], n_classes: int, dtype: np.dtype) -> Floats:
     return np.tile(np.asarray(values, dtype), n_classes)[:, np.newaxis]
 
 
-def score(logits: Floats, targets: Integers) -> Scores:
+def _score(logits: Floats, targets: Integers) -> Scores:
     """Cross-entropy and right answers of each head, summed over the rows: shape (2, n_heads).
 
-    Parameters
-    ----------
-    logits : ndarray of shape (n_classes, n_heads, n)
-    targets : ndarray of shape (n,), int64
+    `logits` are of shape (n_classes, n_heads, n).
     """
     with np.errstate(all="ignore"):
         largest = logits.max(axis=0)

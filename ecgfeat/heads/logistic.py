@@ -52,7 +52,6 @@ class LogisticHead(Head):
         *,
         n_classes: int,
         seed: int,
-        n_epochs: int,
         on_step: Step,
     ) -> Fitted:
         """Train one; see `Head.fit`."""
@@ -64,7 +63,7 @@ class LogisticHead(Head):
             "scores may still change; a lower --C makes it converge sooner"
         )
         solver = {"n_iterations": fit.n_iterations, "converged": fit.converged}
-        return Fitted(tensors=fit.tensors, n_rows=len(part.train), solver=solver)
+        return Fitted(tensors=fit.tensors, solver=solver)
 
     def try_many(
         self,
@@ -80,7 +79,7 @@ class LogisticHead(Head):
         """Train many; see `Head.try_many`."""
 
         def on_fit(number: int, fit: LogisticFit) -> None:
-            probabilities = self.probabilities(fit.tensors, X[part.validation])
+            probabilities = self.probabilities(fit.tensors, X, part.validation)
             on_scored([number], [0], 1, probabilities[None])
 
         fit_logistic_path(
@@ -463,7 +462,7 @@ def _optima(
                 contextlib.closing(_SharedPasses(likelihood, pool, batch)) as passes,
             ):
                 descents = [
-                    threads.submit(_descend, number, problem, passes, roots[problem.C], likelihood)
+                    threads.submit(_minimum, number, problem, passes, roots[problem.C], likelihood)
                     for number, problem in enumerate(batch)
                 ]
                 for descent in descents:
@@ -488,19 +487,10 @@ def _root(second: Floats, C: float, n_rows: int) -> Floats:
             return root
 
 
-def _descend(
-    number: int, problem: _Problem, passes: _SharedPasses, root: Floats, likelihood: _Likelihood
-) -> tuple[Floats, int, bool]:
-    """The coefficients where f is least, in how many iterations, and whether it got there."""
-    try:
-        return _minimum(number, problem, passes, root, likelihood)
-    finally:
-        passes.leave(number)
-
-
 def _minimum(
     number: int, problem: _Problem, passes: _SharedPasses, root: Floats, likelihood: _Likelihood
 ) -> tuple[Floats, int, bool]:
+    """The coefficients where f is least, in how many iterations, and whether it got there."""
     from scipy.linalg import solve_triangular
     from scipy.optimize import minimize
 
@@ -528,14 +518,17 @@ def _minimum(
         if _is_least(value, slope):
             raise StopIteration
 
-    found = minimize(
-        objective,
-        np.zeros(shape[0] * shape[1]),
-        method="L-BFGS-B",
-        jac=True,
-        callback=stop,
-        options={"gtol": 0, "ftol": 0, "maxiter": MAX_ITERATIONS, "maxls": 50},
-    )
+    try:
+        found = minimize(
+            objective,
+            np.zeros(shape[0] * shape[1]),
+            method="L-BFGS-B",
+            jac=True,
+            callback=stop,
+            options={"gtol": 0, "ftol": 0, "maxiter": MAX_ITERATIONS, "maxls": 50},
+        )
+    finally:
+        passes.leave(number)
     return to_coef(found.x), found.nit, _is_least(found.fun, found.jac)
 
 

@@ -28,7 +28,7 @@ def head_probabilities(tensors: Tensors, X: NDArray[np.float32]) -> NDArray[np.f
     X : ndarray of shape (n, width), float32
         Features as they are in the cache.
     """
-    return head_of(tensors).probabilities(tensors, X)
+    return head_of(tensors).probabilities(tensors, X, np.arange(len(X)))
 
 
 def idle_options(kind: str) -> set[str]:
@@ -40,7 +40,7 @@ def idle_options(kind: str) -> set[str]:
 
 def head_of(tensors: Tensors) -> Head:
     """The kind of head that arrays are of, which shows by their names."""
-    (head,) = (head for head in HEADS.values() if head.arrays == set(tensors))
+    (head,) = (head for head in HEADS.values() if head.shapes(2, 1).keys() == tensors.keys())
     return head
 
 

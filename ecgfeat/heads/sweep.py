@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfeat.config import ChoiceScore, EvaluationSettings, HeadKind, HeadSettings, SweepSettings
-from ecgfeat.errors import ConfigError, DataError, storage_error
+from ecgfeat.errors import ConfigError, storage_error
 from ecgfeat.heads.head import HeadData, Meter
 from ecgfeat.heads.registry import HEADS
 from ecgfeat.metrics import METRICS
@@ -29,9 +29,7 @@ __all__ = [
     "Standing",
     "best",
     "candidates",
-    "n_trainings",
     "read_grid",
-    "refuse_diverged",
     "seeds_of",
     "try_heads",
     "validation_scores",
@@ -196,9 +194,9 @@ class Candidate:
         """Epochs it is trained for; logistic regression has one end, not several."""
         return self.head.epochs if HEADS[self.kind].in_epochs else 1
 
-    def n_seeds(self, seeds: Sequence[int]) -> int:
-        """How many of the seeds make a difference."""
-        return len(seeds) if HEADS[self.kind].in_epochs else 1
+    def seeds(self, seeds: Sequence[int]) -> Sequence[int]:
+        """Those that make a difference."""
+        return seeds if HEADS[self.kind].in_epochs else seeds[:1]
 
     def as_json(self) -> dict[str, Any]:
         """The settings that a grid may vary; None where this kind of head has none such."""
@@ -373,20 +371,6 @@ def best(standings: Sequence[Standing]) -> Standing:
     return min(standings, key=lambda standing: _rank(standing.scores, standing.choose_by))
 
 
-def refuse_diverged(chosen: Standing, n_tried: int) -> None:
-    """Refuse a choice that is none.
-
-    Raises
-    ------
-    DataError
-        When even the best head diverged.
-    """
-    if math.isnan(chosen.value):
-        raise DataError(
-            f"all {n_tried} heads diverged, so there is none to choose. Try lower values of lr."
-        )
-
-
 def _rank(scores: dict[str, float], choose_by: ChoiceScore) -> tuple[bool, float, float]:
     value = scores[choose_by]
     return math.isnan(value), value if METRICS[choose_by].is_loss else -value, scores["log_loss"]
@@ -404,35 +388,17 @@ def try_heads(
 ) -> list[Standing]:
     """Train every candidate on every partition and score it on the validation rows.
 
-    Heads of a kind that share features are trained together.
-
-    Parameters
-    ----------
-    data : HeadData
-    pool : sequence of Candidate
-        Those with the same layers stand together.
-    plan : sequence of Partition
-        One, or inner folds; each with validation rows of every class.
-    seeds : sequence of int
-        Linear heads are trained with each.
-    choose_by : str
-        The score that chooses the epoch.
-    meter : Meter
-        Counts trainings.
-    on_tried : callable
-        Given all standings so far, each time some are finished.
-
-    Returns
-    -------
-    list of Standing
-        In the order of `pool`.
+    Heads of a kind that share features are trained together; in `pool` they stand together. Every
+    partition of `plan`, one or inner folds, has validation rows of every class. `choose_by` chooses
+    the epoch, `meter` counts trainings, and `on_tried` is given all standings so far each time some
+    are finished. They are in the order of `pool`.
     """
     standings: list[Standing] = []
     for group in _passes(pool):
-        n_epochs, n_seeds = group[0].n_epochs, group[0].n_seeds(seeds)
-        values = np.full((len(group), len(plan), n_seeds, n_epochs, len(SCORES)), np.nan)
+        n_epochs, own_seeds = group[0].n_epochs, group[0].seeds(seeds)
+        values = np.full((len(group), len(plan), len(own_seeds), n_epochs, len(SCORES)), np.nan)
         for number, part in enumerate(plan):
-            _try_group(values[:, number], data, group, part, seeds[:n_seeds], meter)
+            _try_group(values[:, number], data, group, part, own_seeds, meter)
         standings += [_standing(*pair, choose_by) for pair in zip(group, values)]
         on_tried(standings)
     return standings
@@ -468,11 +434,6 @@ def _try_group(
         seeds=seeds,
         on_scored=on_scored,
     )
-
-
-def n_trainings(pool: Sequence[Candidate], n_partitions: int, n_seeds: int) -> int:
-    """How many trainings `try_heads` makes."""
-    return n_partitions * sum(n_seeds if HEADS[head.kind].in_epochs else 1 for head in pool)
 
 
 def _passes(pool: Sequence[Candidate]) -> Iterator[list[Candidate]]:
