@@ -70,10 +70,7 @@ Attributes = Mapping[str, str | int | float | tuple[float, ...]]
 def encode_texts(values: Sequence[str], what: str) -> NDArray[np.bytes_]:
     """Texts as an array of fixed-length bytes: UTF-8, a path's undecodable bytes as they are.
 
-    Raises
-    ------
-    DataError
-        For a text that is too long, or can't be told from a shorter one (NUL).
+    DataError for a text that is too long, or can't be told from a shorter one (NUL).
     """
     encoded = []
     for row, value in enumerate(values):
@@ -99,13 +96,7 @@ def decode_texts(array: NDArray[np.bytes_]) -> tuple[str, ...]:
 
 
 def link_name(name: str) -> str:
-    """A metadata column's name as HDF5 takes it: ``%XX`` for ``/``, ``%`` and control codes.
-
-    Raises
-    ------
-    DataError
-        When it is too long.
-    """
+    """A metadata column's name as HDF5 takes it: ``%XX`` for ``/``, ``%`` and control codes."""
     special = re.compile(r"[%/\x00-\x1f\x7f]|^\.$")
     encoded = special.sub(lambda match: f"%{ord(match[0]):02X}", name) or "%"
     if len(encoded.encode()) > MAX_NAME_BYTES:
@@ -194,13 +185,7 @@ class Header:
 
     @classmethod
     def from_attributes(cls, attributes: Attributes, taps: Mapping[str, int]) -> Header:
-        """The inverse of `attributes`.
-
-        Raises
-        ------
-        TypeError
-            For an attribute that is missing or of another type; its name is the message.
-        """
+        """The inverse of `attributes`; as `required` where one of them can't be had."""
         attributes = {"recipe": "", **attributes}
         fields: dict[str, Any] = {
             **{name: required(attributes, name, str) for name in (*_TEXTS, "recipe")},
@@ -242,12 +227,7 @@ NO_TIME = -(2**63)
 
 
 def check_texts(manifest: Manifest) -> None:
-    """Refuse what a cache can't hold now, not after hours of work.
-
-    Raises
-    ------
-    DataError
-    """
+    """Refuse what a cache can't hold now (DataError), not after hours of work."""
     if len(manifest.metadata) > MAX_LINKS:
         raise DataError(
             f"the data have {len(manifest.metadata)} metadata columns; a cache takes {MAX_LINKS}. "
@@ -287,18 +267,10 @@ def columns(
     reasons: Mapping[int, str],
     passing: Set[int],
 ) -> dict[str, NDArray[Any]]:
-    """Every data set but the features.
+    """Every data set but the features, of the manifest's `rows` and those with `reasons`.
 
-    Parameters
-    ----------
-    manifest : Manifest
-    rows : ndarray of shape (n,), int64
-        Rows of the manifest that are kept.
-    digests : ndarray of shape (n, 16), uint8
-    reasons : mapping of int to str
-        Why other rows are left out.
-    passing : set of int
-        Those of them that the next writer is to try again.
+    `digests` are of `rows`, shape (n, 16). Left-out rows in `passing` are tried again by the next
+    writer.
     """
     left_out = sorted(reasons)
     missing = manifest.missing_counts()

@@ -211,10 +211,7 @@ def _open(path: Path) -> tuple[bool, int] | None:
 def _kernel_lock(fd: int, kind: int) -> bool:
     """Ask the kernel for the lock: True when got, False where it knows no locks.
 
-    Raises
-    ------
-    BlockingIOError
-        When another process has it.
+    BlockingIOError where another process has it.
     """
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)

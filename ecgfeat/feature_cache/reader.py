@@ -521,21 +521,12 @@ class Stored:
 
     @property
     def n_bytes(self) -> int:
-        """Its size in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What is where in a cache.
-
-    Attributes
-    ----------
-    attributes, versions : mapping
-        Of the root, and of the group ``versions``.
-    data_sets : mapping of str to Stored
-        By the path in the file, such as ``"features/layer4"``.
-    """
+    """What is in a cache: attributes of the root and of ``versions``, and data sets by path."""
 
     attributes: Attributes
     versions: Attributes
@@ -545,10 +536,7 @@ class Layout:
 def read_layout(file: BufferedReader, block: UserBlock, path: Path) -> Layout:
     """Look at every object of a cache without reading any contents.
 
-    Raises
-    ------
-    CacheFormatError
-        When anything isn't as docs/cache-format.md says; the message names the object.
+    CacheFormatError names an object that isn't as docs/cache-format.md says.
     """
     try:
         with h5py.File(file, "r") as hdf5:
@@ -747,16 +735,10 @@ class Section:
 
 @dataclass(frozen=True)
 class UserBlock:
-    """The first bytes of a cache.
+    """The first bytes of a cache, `n_bytes` of them: a power of two from 512.
 
-    Attributes
-    ----------
-    n_bytes : int
-        Its length: a power of two from 512.
-    digest : str
-        SHA-256 over all bytes after the block, then the block itself with 64 zeros in place of
-        this digest; hexadecimal.
-    sections : tuple of Section
+    The digest is SHA-256 over all bytes after the block, then the block itself with 64 zeros in
+    place of this digest; hexadecimal.
     """
 
     n_bytes: int
@@ -764,7 +746,6 @@ class UserBlock:
     sections: tuple[Section, ...]
 
     def encode(self) -> bytes:
-        """The block's bytes."""
         lines = [
             FORMAT_NAME,
             f"format {FORMAT_VERSION}",
@@ -784,13 +765,7 @@ def block_size(names: Sequence[str]) -> int:
 
 
 def read_block(file: BufferedReader, path: Path) -> UserBlock:
-    """Read the user block of `file`, which is left at its end.
-
-    Raises
-    ------
-    CacheFormatError
-        When the file is no cache, or one of another format version.
-    """
+    """Read the user block; CacheFormatError where the file is none of this format version."""
     file.seek(0)
     start = file.read(512)
     match = _START.match(start)
@@ -815,13 +790,7 @@ def read_block(file: BufferedReader, path: Path) -> UserBlock:
 
 
 def check_file(file: BufferedReader, block: UserBlock, path: Path) -> None:
-    """Compare every byte of `file` with its digest, reading it once.
-
-    Raises
-    ------
-    CacheDamagedError
-        The message names the damaged data sets.
-    """
+    """Compare every byte with the file's digest; CacheDamagedError names the damaged data sets."""
     if _digest(file, block) != block.digest:
         if _digest(file, block, unmarked=True) != block.digest:
             raise _damaged(path, _damaged_place(file, block))

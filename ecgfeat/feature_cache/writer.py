@@ -407,8 +407,8 @@ class Ledger:
         number = len(self.sources)
         self.sources.append(source)
         columns = (source.column(name).tolist() for name in ("n_bytes", "mtime_ns"))
-        digests = (digest.tobytes() for digest in source.column("digest"))
-        for at, (name, *size_and_time, digest) in enumerate(zip(source.paths, *columns, digests)):
+        rows = zip(source.paths, *columns, source.pictures)
+        for at, (name, *size_and_time, digest) in enumerate(rows):
             row = self._row_of.get(name)
             if row is not None and self._is_unchanged(row, size_and_time, digest):
                 self._source[row], self._source_row[row] = number, at
@@ -534,12 +534,7 @@ class DataSet:
 def write_cache(
     path: Path, attributes: Attributes, versions: Attributes, contents: Mapping[str, DataSet]
 ) -> None:
-    """Write a whole cache: aside, sealed with its digest, then renamed.
-
-    Raises
-    ------
-    StorageError
-    """
+    """Write a whole cache: aside, sealed with its digest, then renamed."""
     block_bytes = block_size(list(contents))
     image = _Skeleton()
     offsets = _lay_out(image, block_bytes, attributes, versions, contents)
@@ -686,10 +681,7 @@ ASIDE = ".writing"
 def writing(path: Path) -> Iterator[io.RawIOBase]:
     """A seekable file that takes the name `path` when the block ends, and is gone if it fails.
 
-    Raises
-    ------
-    StorageError
-        When the disk refuses; what stood under `path` before still stands there.
+    What stood under `path` before still stands there when the disk refuses (StorageError).
     """
     aside = path.with_name(path.name + ASIDE)
     try:
