@@ -26,7 +26,7 @@ from ecgfeat import figures
 from ecgfeat.attribution import UNCHANGED, Explainer, overlay
 from ecgfeat.comparison import Comparison, compare
 from ecgfeat.config import RUN_KINDS, DataSettings, PageSettings, ReportSettings
-from ecgfeat.data_audit import scored_rows, strata_of, stratum_table
+from ecgfeat.data_audit import lost_files, scored_rows, strata_of, stratum_table
 from ecgfeat.errors import ConfigError, EcgfeatError, ImageError, RunError
 from ecgfeat.feature_cache import FeatureCache, open_cache
 from ecgfeat.files import typed, write_text
@@ -296,20 +296,12 @@ def _data_of(run: Run, root: Path | None) -> _Data:
         path = Path(config["cache"]["path"])
         beside = run.path.parent.parent / path
         cache = open_cache(path if path.exists() or not beside.exists() else beside)
-        missing: Counter[str] = Counter()
-        for (label, _), n in cache.missing.items():
-            missing[label] += n
-        lost = {
-            "missing": missing,
-            "undecodable": Counter(item.label for item in cache.quarantined),
-            "ignored": Counter(cache.ignored),
-        }
         return _Data(
             source=cache,
             name=cache.data_name,
             digest=cache.data_digest,
             root=root or cache.root,
-            lost={kind: counts for kind, counts in lost.items() if counts},
+            lost=lost_files(cache),
             dpi=dpi_of(cache.header.decoder),
         )
     manifest = read_manifest(config["source"]["data"], _data_settings(config["source"], root))

@@ -10,9 +10,19 @@ from ecgfeat.data_audit.checks import (
     Finding,
     Level,
     audit,
+    lost_files,
     scored_rows,
     strata_of,
     stratum_table,
 )
 
-__all__ = ["Audit", "Finding", "Level", "audit", "scored_rows", "strata_of", "stratum_table"]
+__all__ = [
+    "Audit",
+    "Finding",
+    "Level",
+    "audit",
+    "lost_files",
+    "scored_rows",
+    "strata_of",
+    "stratum_table",
+]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -34,7 +34,16 @@ from ecgfeat.protocol import define_task, hash_place, joined, same_pictures
 from ecgfeat.runs import Run, open_run, write_records
 from ecgfeat.runtime import Progress, Report, silent
 
-__all__ = ["Audit", "Finding", "Level", "audit", "scored_rows", "strata_of", "stratum_table"]
+__all__ = [
+    "Audit",
+    "Finding",
+    "Level",
+    "audit",
+    "lost_files",
+    "scored_rows",
+    "strata_of",
+    "stratum_table",
+]
 
 Level = Literal["error", "warning", "note", "fine", "unknown"]
 Rows = NDArray[np.int64]
@@ -75,7 +84,7 @@ class Finding:
         Plain values for ``audit.json``.
     """
 
-    check: str
+    check: str = ""
     level: Level
     number: str
     meaning: str = ""
@@ -169,14 +178,22 @@ def audit(
     columns = _strata_columns(cache, settings)
     scored = scored_rows(cache.paths, run, cache.path) if run else {}
     work = _Work(cache, settings, Path(out_dir) / cache.path.stem, report)
-    checks = (
-        *(_lost_files, _same_images, _near_copies, _patients, _page_shortcuts),
-        *(_column_shortcuts, _worlds, _labels, _classes, _outliers),
-    )
+    checks: dict[str, Callable[[_Work], Finding]] = {
+        "missing, undecodable and ignored files": _lost_files,
+        "the same image twice": _same_images,
+        "nearly the same image": _near_copies,
+        "the same patient in train and test": _patients,
+        "shortcuts: how a page looks": _page_shortcuts,
+        "shortcuts: the data's other columns": _column_shortcuts,
+        "train and test from different worlds": _worlds,
+        "likely wrong labels": _labels,
+        "classes that can't be told apart": _classes,
+        "pages unlike all others": _outliers,
+    }
     findings: list[Finding] = []
-    for check in checks:
+    for name, check in checks.items():
         report(Progress(stage="auditing", done=len(findings), total=len(checks), unit="checks"))
-        findings.append(check(work))
+        findings.append(replace(check(work), check=name))
     findings += _strata(work, columns, run, scored)
     done = Audit(
         data_name=cache.data_name,
@@ -221,13 +238,8 @@ class _Work:
         again = [row for rows in self.same for row in rows[1:].tolist()]
         return np.setdiff1d(np.arange(len(self.cache)), again)
 
-    @cached_property
-    def sample(self) -> Rows:
-        """One row of each unit, as many as are measured, spread over the classes."""
-        return self.one_of_each(self.settings.pages)
-
     def one_of_each(self, n_rows: int) -> Rows:
-        """One row of each unit, in turn of every class, in the order of a hash of their paths."""
+        """At most `n_rows` rows, one of each unit, in turn of every class by a hash of the path."""
         order = sorted(range(len(self.cache)), key=lambda row: hash_place(self.cache.paths[row]))
         seen: set[int] = set()
         queues: dict[str, list[int]] = defaultdict(list)
@@ -242,11 +254,6 @@ class _Work:
     def embedding(self) -> NDArray[np.float32]:
         """Principal components of the standardised features, the strongest first, (n, d)."""
         return principal_components(self.cache, self.settings.seed)
-
-    @cached_property
-    def whitened(self) -> NDArray[np.float32]:
-        """What near copies are looked for in, see `whitened`."""
-        return whitened(self.embedding)
 
     @cached_property
     def doubts(self) -> Doubts | None:
@@ -266,16 +273,25 @@ class _Work:
         return Shown(self.pages.path(row), (cache.paths[row], about, *more))
 
     def list_rows(
-        self, what: str, name: str, rows: Sequence[Sequence[object]], heads: Sequence[str]
+        self, what: str, name: str, rows: Mapping[int, Sequence[object]], heads: Sequence[str] = ()
     ) -> None:
-        """Write a list of rows as a CSV, whose first column is a row's number."""
+        """Write rows, and what more there is of each under `heads`, as a CSV."""
         cache = self.cache
         lines = [
             (cache.paths[row], cache.labels[row], cache.splits[row], *more)
-            for row, *more in rows
-            if isinstance(row, int)
+            for row, more in rows.items()
         ]
         write_csv(self.file(what, name), [("path", "label", "split", *heads), *lines])
+
+    def sheet(
+        self, what: str, name: str, pages: Sequence[Shown], *, n_columns: int, n_found: int
+    ) -> None:
+        """Draw the first `N_SHOWN` of what was found."""
+        picture_sheet(
+            self.file(f"{what}, sheet", name),
+            f"{self.cache.data_name}: {what} ({min(N_SHOWN, n_found)} of {n_found})",
+            [pages[start : start + n_columns] for start in range(0, len(pages), n_columns)],
+        )
 
     @property
     def split_command(self) -> str:
@@ -286,17 +302,24 @@ class _Work:
 # Files that are not there
 
 
-def _lost_files(work: _Work) -> Finding:
-    cache = work.cache
-    there = Counter(cache.labels)
+def lost_files(cache: FeatureCache) -> dict[str, Counter[str]]:
+    """How many files of each class are not among a cache's images, by why; if there are any."""
+    missing: Counter[str] = Counter()
+    for (label, _), n in cache.missing.items():
+        missing[label] += n
     kinds = {
-        "missing": _by_class(cache.missing),
+        "missing": missing,
         "undecodable": Counter(item.label for item in cache.quarantined),
         "ignored": Counter(cache.ignored),
     }
-    lost = {kind: counts for kind, counts in kinds.items() if counts}
+    return {kind: counts for kind, counts in kinds.items() if counts}
+
+
+def _lost_files(work: _Work) -> Finding:
+    cache, lost = work.cache, lost_files(work.cache)
+    there = Counter(cache.labels)
     if not lost:
-        return Finding(check="missing, undecodable and ignored files", level="fine", number="none")
+        return Finding(level="fine", number="none")
     tests = [
         (_p_value(counts, there, label), kind, label)
         for kind, counts in lost.items()
@@ -305,14 +328,13 @@ def _lost_files(work: _Work) -> Finding:
     p_value, kind, label = min(tests)
     p_value = min(1.0, p_value * len(tests))
     shares = "; ".join(
-        f"{kind} {sum(counts.values())} ("
+        f"{kind} {counts.total()} ("
         + ", ".join(f"{name} {_share(counts[name], there[name])}" for name in cache.classes)
         + ")"
         for kind, counts in lost.items()
     )
     differs = p_value < MAX_P_VALUE
     return Finding(
-        check="missing, undecodable and ignored files",
         level="warning" if differs else "note",
         number=shares,
         meaning=f"{kind} files are not spread evenly over the classes ({label}: p = {p_value:.1g}, "
@@ -331,21 +353,13 @@ def _lost_files(work: _Work) -> Finding:
     )
 
 
-def _by_class(counts: Mapping[tuple[str, str], int]) -> Counter[str]:
-    found: Counter[str] = Counter()
-    for (label, _), n in counts.items():
-        found[label] += n
-    return found
-
-
-def _p_value(lost: Mapping[str, int], there: Mapping[str, int], label: str) -> float:
+def _p_value(lost: Counter[str], there: Counter[str], label: str) -> float:
     """Of as uneven a loss between a class and the others by chance."""
     from scipy.stats import fisher_exact
 
-    rest_lost = sum(lost.values()) - lost.get(label, 0)
-    rest_there = sum(there.values()) - there.get(label, 0)
-    table = [[lost.get(label, 0), there.get(label, 0)], [rest_lost, rest_there]]
-    return float(fisher_exact(table).pvalue)
+    own = [lost[label], there[label]]
+    others = [lost.total() - lost[label], there.total() - there[label]]
+    return float(fisher_exact([own, others]).pvalue)
 
 
 def _share(n_lost: int, n_there: int) -> str:
@@ -359,13 +373,12 @@ def _same_images(work: _Work) -> Finding:
     cache, groups = work.cache, work.same
     across = [rows for rows in groups if len({cache.splits[row] for row in rows.tolist()}) > 1]
     two_labels = [rows for rows in groups if len({cache.labels[row] for row in rows.tolist()}) > 1]
-    check = "the same image twice"
     if not groups:
-        return Finding(check=check, level="fine", number="none, byte for byte")
+        return Finding(level="fine", number="none, byte for byte")
     work.list_rows(
         "the same image twice",
         "same-images.csv",
-        [(row, n) for n, rows in enumerate(groups) for row in rows.tolist()],
+        {row: [n] for n, rows in enumerate(groups) for row in rows.tolist()},
         ["picture"],
     )
     n_tested = sum(bool(work.is_test[row]) for rows in across for row in rows.tolist())
@@ -376,7 +389,6 @@ def _same_images(work: _Work) -> Finding:
     )
     is_wrong = bool(across or two_labels)
     return Finding(
-        check=check,
         level="error" if is_wrong else "note",
         number=number,
         meaning="A test on images that were trained on, or whose label depends on the copy, "
@@ -399,20 +411,19 @@ def _counted(n: int, what: str) -> str:
 
 
 def _near_copies(work: _Work) -> Finding:
-    check = "nearly the same image"
     rows = work.pictures
     if not work.settings.pages:
-        return _not_looked(check)
-    asked, _ = near_pairs(work.whitened[rows])
+        return _NOT_LOOKED
+    asked, _ = near_pairs(whitened(work.embedding)[rows])
     # Copies of one patient are known to belong together.
     asked = asked[work.units[rows[asked[:, 0]]] != work.units[rows[asked[:, 1]]]]
     pairs, n_compared = work.pages.near_copies(rows[asked])
     if not n_compared:
-        return _unreadable(work, check)
+        return _unreadable(work)
     unlisted = len(asked) - n_compared
     looked = f"{n_compared:,} nearest pairs compared" + (f" of {len(asked):,}" if unlisted else "")
     if not pairs:
-        return Finding(check=check, level="fine", number=f"none ({looked})")
+        return Finding(level="fine", number=f"none ({looked})")
     cache = work.cache
     pairs.sort(key=lambda pair: -pair.likeness)
     across = [p for p in pairs if cache.splits[p.first] != cache.splits[p.second]]
@@ -432,17 +443,19 @@ def _near_copies(work: _Work) -> Finding:
         ],
     )
     shown = sorted(pairs, key=lambda p: (p not in across and p not in labels, -p.likeness))
-    picture_sheet(
-        work.file("nearly the same image, sheet", "near-copies.png"),
-        f"{cache.data_name}: nearly the same image ({min(N_SHOWN, len(pairs))} of {len(pairs)})",
+    work.sheet(
+        "nearly the same image",
+        "near-copies.png",
         [
-            (work.shown(p.first), work.shown(p.second, f"likeness {p.likeness:.2f}"))
+            page
             for p in shown[:N_SHOWN]
+            for page in (work.shown(p.first), work.shown(p.second, f"likeness {p.likeness:.2f}"))
         ],
+        n_columns=2,
+        n_found=len(pairs),
     )
     is_wrong = bool(across or labels)
     return Finding(
-        check=check,
         level="warning" if is_wrong else "note",
         number=f"{_counted(len(pairs), 'pair')}: {len(across)} across splits, {len(labels)} under "
         f"two labels ({looked})",
@@ -461,14 +474,12 @@ def _near_copies(work: _Work) -> Finding:
     )
 
 
-def _not_looked(check: str) -> Finding:
-    return Finding(check=check, level="unknown", number="not looked at (--pages 0)")
+_NOT_LOOKED = Finding(level="unknown", number="not looked at (--pages 0)")
 
 
-def _unreadable(work: _Work, check: str) -> Finding:
+def _unreadable(work: _Work) -> Finding:
     reason = next(iter(work.pages.lost.values()), "there are no pages")
     return Finding(
-        check=check,
         level="unknown",
         number=f"the pages can't be read: {reason}",
         meaning="What needs pixels could not be looked at.",
@@ -480,7 +491,7 @@ def _unreadable(work: _Work, check: str) -> Finding:
 
 
 def _patients(work: _Work) -> Finding:
-    cache, check = work.cache, "the same patient in train and test"
+    cache = work.cache
     named = [group for group in cache.groups if group]
     if named:
         both = _on_both_sides(work, cache.groups)
@@ -488,37 +499,32 @@ def _patients(work: _Work) -> Finding:
         number = f"{len(set(named))} groups, {len(both)} of them on both sides"
         number += f"; {n_alone} images are on their own" if n_alone else ""
         return Finding(
-            check=check,
             level="error" if both else "fine",
             number=number,
             meaning="The test is on patients that were trained on." if both else "",
             remedy=work.split_command if both else "",
             details={"groups": len(set(named)), "on_both_sides": len(both)},
         )
-    for what, values, option in _patient_like(cache):
-        both = _on_both_sides(work, values)
-        if both:
-            return Finding(
-                check=check,
-                level="warning",
-                number=f"{len(both)} of {len(set(values) - {''})} values of {what} are on both "
-                f"sides, such as {sorted(both)[0]!r}",
-                meaning=f"{what[0].upper()}{what[1:]} look like patients; if they are, the test "
-                "is on patients that were trained on.",
-                remedy=f"{work.split_command} {option}",
-                details={"what": what, "on_both_sides": len(both)},
-            )
+    patient_like = next(_patient_like(cache), None)
+    if patient_like is None:
         return Finding(
-            check=check,
-            level="fine",
-            number=f"{what} look like patients, and none is on both sides",
+            level="unknown",
+            number="nothing in the data says whose image is whose",
+            meaning="Whether a patient is trained on and tested on can't be known.",
+            remedy="Add a column of patients to the CSV (--group-column), or --group-by folder.",
         )
+    what, values, option = patient_like
+    both = _on_both_sides(work, values)
+    if not both:
+        return Finding(level="fine", number=f"{what} look like patients, and none is on both sides")
     return Finding(
-        check=check,
-        level="unknown",
-        number="nothing in the data says whose image is whose",
-        meaning="Whether a patient is trained on and tested on can't be known.",
-        remedy="Add a column of patients to the CSV (--group-column), or --group-by folder.",
+        level="warning",
+        number=f"{len(both)} of {len(set(values) - {''})} values of {what} are on both "
+        f"sides, such as {sorted(both)[0]!r}",
+        meaning=f"{what[0].upper()}{what[1:]} look like patients; if they are, the test "
+        "is on patients that were trained on.",
+        remedy=f"{work.split_command} {option}",
+        details={"what": what, "on_both_sides": len(both)},
     )
 
 
@@ -531,7 +537,10 @@ def _on_both_sides(work: _Work, values: Sequence[str]) -> set[str]:
 
 
 def _patient_like(cache: FeatureCache) -> Iterator[tuple[str, Sequence[str], str]]:
-    """What may tell whose image it is: name, values, and the option that takes it as such."""
+    """What may tell whose image it is: name, values, and the option that takes it as such.
+
+    The likeliest first; the others are looked at only where it is asked for.
+    """
     for name, values in cache.metadata.items():
         if looks_like_patient(name):
             yield (
@@ -566,36 +575,31 @@ def _could_be_patients(values: Sequence[str]) -> bool:
 
 
 def _page_shortcuts(work: _Work) -> Finding:
-    check = "shortcuts: how a page looks"
     if not work.settings.pages:
-        return _not_looked(check)
-    rows, measured = work.pages.traits(work.sample)
-    if len(rows) < len(work.sample) / 2:
-        return _unreadable(work, check)
+        return _NOT_LOOKED
+    sample = work.one_of_each(work.settings.pages)
+    rows, measured = work.pages.traits(sample)
+    if len(rows) < len(sample) / 2:
+        return _unreadable(work)
     labels = work.labels[rows].tolist()
-    found = [
+    tried = [
         telling(trait, values_of(trait, measured), labels, seed=work.settings.seed)
         for trait in TRAITS
         if trait != "amount of drawing"
     ]
-    return _shortcuts(check, [one for one in found if one], len(work.pages.lost))
-
-
-def _shortcuts(check: str, found: Sequence[Telling], n_lost: int) -> Finding:
+    found = [one for one in tried if one]
     if not found:
         return Finding(
-            check=check,
             level="unknown",
             number="there are too few images of a class, or they are the same in all that is tried",
         )
     told = sorted((one for one in found if one.is_telling), key=lambda one: -one.auroc)
-    details = {"tried": [vars(one) for one in found], "unreadable": n_lost}
+    details = {"tried": [vars(one) for one in found], "unreadable": len(work.pages.lost)}
     if not told:
         best = max(found, key=lambda one: one.auroc)
         number = f"none of {len(found)} tells a class; best {best}"
-        return Finding(check=check, level="fine", number=number, details=details)
+        return Finding(level="fine", number=number, details=details)
     return Finding(
-        check=check,
         level="warning",
         number="; ".join(map(str, told)),
         meaning="The class can be told without the ECG, so a network may learn that instead.",
@@ -606,19 +610,12 @@ def _shortcuts(check: str, found: Sequence[Telling], n_lost: int) -> Finding:
 
 
 def _column_shortcuts(work: _Work) -> Finding:
-    check = "shortcuts: the data's other columns"
-    cache, rows = work.cache, work.one_of_each(MAX_TOLD)
-    labels = work.labels[rows].tolist()
-    found, diagnoses = [], []
-    for name, values in cache.metadata.items():
-        numbers = _as_numbers([values[row] for row in rows.tolist()])
-        one = telling(name, numbers, labels, seed=work.settings.seed) if numbers.size else None
-        if one and plain(name) in _DIAGNOSES:
-            diagnoses.append(one)
-        elif one:
-            found.append(one)
-    if not found and not diagnoses:
-        return Finding(check=check, level="unknown", number="the data have no such columns")
+    rows = work.one_of_each(MAX_TOLD)
+    tried = _columns_telling(work, work.cache.metadata, rows, work.labels[rows].tolist())
+    if not tried:
+        return Finding(level="unknown", number="the data have no such columns")
+    diagnoses = [one for one in tried if plain(one.what) in _DIAGNOSES]
+    found = [one for one in tried if plain(one.what) not in _DIAGNOSES]
     told = sorted((one for one in found if one.is_telling), key=lambda one: -one.auroc)
     grave = [one for one in told if one.low > COLUMN_AREA]
     best = max(found, key=lambda one: one.auroc, default=None)
@@ -626,14 +623,13 @@ def _column_shortcuts(work: _Work) -> Finding:
     if diagnoses:
         number += f" ({', '.join(one.what for one in diagnoses)}: of the diagnosis itself)"
     return Finding(
-        check=check,
         level="warning" if grave else "note" if told else "fine",
         number=number,
         meaning="Images of the classes differ in more than the ECG; whatever of it shows on the "
         "page can be learnt instead."
         if told
         else "",
-        remedy=f"ecgfeat audit {shlex.quote(str(cache.path))} --run RUN --by {told[0].what}"
+        remedy=f"ecgfeat audit {shlex.quote(str(work.cache.path))} --run RUN --by {told[0].what}"
         if told
         else "",
         details={"tried": [vars(one) for one in [*found, *diagnoses]]},
@@ -641,21 +637,17 @@ def _column_shortcuts(work: _Work) -> Finding:
 
 
 def _worlds(work: _Work) -> Finding:
-    check = "train and test from different worlds"
     rows = work.one_of_each(MAX_TOLD)
     sides = ["test" if test else "train" for test in work.is_test[rows].tolist()]
-    seed = work.settings.seed
-    found = [telling("the features", work.embedding[rows][:, :N_WHITENED], sides, seed=seed)]
-    for name, values in work.cache.metadata.items():
-        numbers = _as_numbers([values[row] for row in rows.tolist()])
-        if numbers.size and not looks_like_patient(name):
-            found.append(telling(name, numbers, sides, seed=seed))
-    known = [one for one in found if one]
+    embedding = work.embedding[rows][:, :N_WHITENED]
+    features = telling("the features", embedding, sides, seed=work.settings.seed)
+    columns = {k: cells for k, cells in work.cache.metadata.items() if not looks_like_patient(k)}
+    known = [features] if features else []
+    known += _columns_telling(work, columns, rows, sides)
     if not known:
-        return Finding(check=check, level="unknown", number="there are too few test images")
+        return Finding(level="unknown", number="there are too few test images")
     told = [one for one in known if one.is_telling]
     return Finding(
-        check=check,
         level="warning" if told else "fine",
         number="; ".join(map(str, told)) or f"they look alike: {known[0]}",
         meaning="Test images can be told from training ones: the scores are those of another "
@@ -668,6 +660,17 @@ def _worlds(work: _Work) -> Finding:
         else "",
         details={"tried": [vars(one) for one in known]},
     )
+
+
+def _columns_telling(
+    work: _Work, columns: Mapping[str, Sequence[str]], rows: Rows, labels: Sequence[str]
+) -> list[Telling]:
+    """How well each column tells the labels of some rows apart, where that can be said."""
+    found = []
+    for name, cells in columns.items():
+        values = _as_numbers([cells[row] for row in rows.tolist()])
+        found.append(telling(name, values, labels, seed=work.settings.seed))
+    return [one for one in found if one]
 
 
 def _as_numbers(values: Sequence[str]) -> NDArray[np.float32]:
@@ -698,15 +701,11 @@ def _number(text: str) -> float | None:
 
 
 def _labels(work: _Work) -> Finding:
-    check, doubts, cache = "likely wrong labels", work.doubts, work.cache
+    doubts, cache = work.doubts, work.cache
     if doubts is None:
-        return Finding(
-            check=check,
-            level="unknown",
-            number="there are too few groups of a class for five folds",
-        )
+        return Finding(level="unknown", number="there are too few groups of a class for five folds")
     if not len(doubts.rows):
-        return Finding(check=check, level="fine", number="none")
+        return Finding(level="fine", number="none")
     classes = define_task(cache.labels).classes
     rows = doubts.rows.tolist()
     names = [classes[index] for index in doubts.suggested.tolist()]
@@ -714,7 +713,7 @@ def _labels(work: _Work) -> Finding:
     work.list_rows(
         "doubtful labels",
         "doubtful-labels.csv",
-        [(row, name, f"{own:.4f}", f"{other:.4f}") for row, name, own, other in listed],
+        {row: (name, f"{own:.4f}", f"{other:.4f}") for row, name, own, other in listed},
         ["likelier", "probability", "probability_of_likelier"],
     )
     shown = [
@@ -722,14 +721,9 @@ def _labels(work: _Work) -> Finding:
         for row, name, own, other in listed[:N_SHOWN]
     ]
     if work.settings.pages:
-        picture_sheet(
-            work.file("doubtful labels, sheet", "doubtful-labels.png"),
-            f"{cache.data_name}: doubtful labels ({len(shown)} of {len(rows)})",
-            [shown[start : start + 3] for start in range(0, len(shown), 3)],
-        )
+        work.sheet("doubtful labels", "doubtful-labels.png", shown, n_columns=3, n_found=len(rows))
     clear = doubts.are_clear
     return Finding(
-        check=check,
         level="warning" if clear else "note",
         number=f"{len(rows)} of {len(cache)} images are answered otherwise out of fold, "
         f"{doubts.n_confident} of them with confidence; {doubts.n_deep} lie deep among another "
@@ -752,15 +746,14 @@ def _labels(work: _Work) -> Finding:
 
 
 def _classes(work: _Work) -> Finding:
-    check, doubts = "classes that can't be told apart", work.doubts
+    doubts = work.doubts
     if doubts is None:
-        return Finding(check=check, level="unknown", number="there are too few groups of a class")
+        return Finding(level="unknown", number="there are too few groups of a class")
     classes = define_task(work.cache.labels).classes
     areas = {f"{classes[a]} | {classes[b]}": area for (a, b), (area, _) in doubts.areas.items()}
     hardest = min(areas, key=lambda pair: areas[pair])
     alike = [f"{classes[a]} and {classes[b]}" for a, b in doubts.alike]
     return Finding(
-        check=check,
         level="note" if alike else "fine",  # it may be so of sound data too
         number=", ".join(alike) or f"hardest: {hardest}, AUROC {areas[hardest]:.3f} out of fold",
         meaning="On these features nothing tells these classes apart better than chance: their "
@@ -777,24 +770,19 @@ def _classes(work: _Work) -> Finding:
 def _outliers(work: _Work) -> Finding:
     from sklearn.neighbors import NearestNeighbors
 
-    check, rows = "pages unlike all others", work.pictures
+    what, rows = "pages unlike all others", work.pictures
     n_asked = min(6, len(rows))
     embedding = work.embedding[rows][:, :N_WHITENED]
     search = NearestNeighbors(n_neighbors=n_asked, algorithm="brute").fit(embedding)
     distances = search.kneighbors(embedding)[0][:, 1:].mean(axis=1)
     far = rows[outliers(distances)].tolist()
     if not far:
-        return Finding(check=check, level="fine", number="none")
-    work.list_rows("pages unlike all others", "outliers.csv", [(row,) for row in far], [])
+        return Finding(level="fine", number="none")
+    work.list_rows(what, "outliers.csv", dict.fromkeys(far, ()))
     if work.settings.pages:
         shown = [work.shown(row) for row in far[:N_SHOWN]]
-        picture_sheet(
-            work.file("pages unlike all others, sheet", "outliers.png"),
-            f"{work.cache.data_name}: pages unlike all others ({len(shown)} of {len(far)})",
-            [shown[start : start + 3] for start in range(0, len(shown), 3)],
-        )
+        work.sheet(what, "outliers.png", shown, n_columns=3, n_found=len(far))
     return Finding(
-        check=check,
         level="note",
         number=f"{_counted(len(far), 'page')}, such as {work.cache.paths[far[0]]}",
         meaning="Often a blank, cut off or foreign page; look at them.",
