@@ -18,6 +18,10 @@ PAGE_PX = (96, 72)
 
 # As the program sets it: threads that wait for a core give theirs away (see cli/__init__.py).
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# As many threads in all as cores, or those of one process would keep the others waiting.
+N_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS") if N_PROCESSES > 1 else ():
+    os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // N_PROCESSES)))
 
 # The same examples on every machine, however slow it is.
 hypothesis.settings.register_profile("ecgfeat", deadline=None, derandomize=True)
