@@ -694,17 +694,18 @@ def _check_places(layout: Layout, block: UserBlock, file: BufferedReader) -> Non
 def _check_lengths(layout: Layout) -> None:
     n_rows = layout.data_sets["path"].shape[:1]
     for name, item in layout.data_sets.items():
-        group, _, member = name.rpartition("/")
-        if group == "features" and (len(item.shape) != 2 or not item.shape[1]):
-            raise _Refused(name, f"shape {item.shape}, where ({n_rows[0]}, width) belongs")
-        if group in ("missing", "quarantine"):
-            expected: tuple[int, ...] = layout.data_sets[f"{group}/label"].shape[:1]
-        elif group == "features":
+        group = name.rpartition("/")[0]
+        expected = n_rows
+        if group == "features":
+            if len(item.shape) != 2 or not item.shape[1]:
+                raise _Refused(name, f"shape {item.shape}, where ({n_rows[0]}, width) belongs")
             expected = (*n_rows, item.shape[1])
-        elif member == "digest":
+        elif group in ("missing", "quarantine"):
+            expected = layout.data_sets[f"{group}/label"].shape[:1]
+        elif name == "digest":
             expected = (*n_rows, 16)
-        else:
-            expected = item.shape[:1] if member == "classes" else n_rows
+        elif name == "classes":
+            expected = item.shape[:1]
         if item.shape != expected:
             raise _Refused(name, f"shape {item.shape}, where {expected} belongs")
 

@@ -270,6 +270,10 @@ HOSTILE: dict[str, tuple[Spoil, str]] = {
         put("metadata/" + "x" * 256, texts("1", "2", "3", "4")),
         "metadata: a name of 256 bytes, above 255",
     ),
+    "a column of another length": (
+        put("metadata/classes", texts("1", "2")),
+        "metadata/classes: shape (2,), where (4,) belongs",
+    ),
     "too many objects": (many, "metadata: more than 1024 objects"),
     "too many attributes": (many_attributes, "versions: more than 64 attributes"),
     "an unknown object": (put("extra", np.ones(3)), "extra: the format has no such object"),

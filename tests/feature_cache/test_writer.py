@@ -167,6 +167,12 @@ def test_rehash_does_not_wait_for_a_pipe(path, manifest):
     assert pending(path, manifest, rehash=True) == [2]
 
 
+def test_a_column_may_be_called_as_a_data_set_of_the_cache_is(path, manifest):
+    names = ("classes", "digest", "path", "n_bytes", "features/layer4")
+    named = replace(manifest, metadata=dict.fromkeys(names, manifest.metadata["age"]))
+    assert fill(path, named).metadata == named.metadata
+
+
 def test_labels_splits_groups_and_metadata_change_without_computing(path, manifest, tmp_path):
     fill(path, manifest)
     other = replace(
