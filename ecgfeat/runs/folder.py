@@ -8,7 +8,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
@@ -421,18 +421,13 @@ def damaged(path: Path, what: str) -> RunError:
     return RunError(f"{path} is damaged: {what}. Run its command again.")
 
 
-HISTORY_COLUMNS = ("fold", "epoch", "loss", "accuracy", "val_loss", "val_accuracy", "lr")
+HISTORY_COLUMNS = tuple(field.name for field in dataclasses.fields(EpochRecord))
 PREDICTION_COLUMNS = ("path", "group", "split", "fold", "target", "predicted")
 
 
 def write_history(folder: Path, history: Sequence[EpochRecord]) -> None:
     """Write ``history.csv``; a value that isn't there is an empty field."""
-    rows = (_fields(dataclasses.astuple(record)) for record in history)
-    write_csv(folder / "history.csv", (HISTORY_COLUMNS, *rows))
-
-
-def _fields(values: Iterable[object]) -> list[object]:
-    return ["" if value is None else value for value in values]
+    write_csv(folder / "history.csv", (HISTORY_COLUMNS, *map(dataclasses.astuple, history)))
 
 
 def refuse_without_tensorboard() -> None:
@@ -558,7 +553,7 @@ def write_sweep(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def write_records(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write mappings of the same keys as a CSV; None is an empty field."""
     columns = tuple(rows[0])
-    write_csv(path, (columns, *(_fields(row[name] for name in columns) for row in rows)))
+    write_csv(path, (columns, *([row[name] for name in columns] for row in rows)))
 
 
 def write_predictions(
