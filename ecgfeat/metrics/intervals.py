@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ __all__ = [
     "in_words",
     "interval_of",
     "mcnemar_p_value",
+    "p_in_words",
     "resample",
 ]
 
@@ -431,10 +433,9 @@ def compare_areas(
         By the models' numbers, the first one's first. None where fewer than two groups hold a
         positive row or a negative one, or nothing but a difference without any variance is seen.
     """
-    pairs = [(i, j) for i in range(len(scores)) for j in range(i + 1, len(scores))]
     areas, covariance = _covariance(is_positive, scores, units)
     tests: dict[tuple[int, int], AreaTest | None] = {}
-    for i, j in pairs:
+    for i, j in combinations(range(len(scores)), 2):
         gain = float(areas[j] - areas[i])
         variance = float(covariance[i, i] + covariance[j, j] - 2 * covariance[i, j])
         tests[i, j] = _normal_test(gain, variance)
@@ -514,11 +515,10 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     Holm 1979, "A simple sequentially rejective multiple test procedure". None stays None and
     counts as no test.
     """
-    known = [index for index, p_value in enumerate(p_values) if p_value is not None]
-    order = sorted(known, key=lambda index: p_values[index] or 0.0)
+    known = sorted((p_value, i) for i, p_value in enumerate(p_values) if p_value is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     least = 0.0
-    for rank, index in enumerate(order):
-        least = max(least, min(1.0, (len(order) - rank) * (p_values[index] or 0.0)))
+    for rank, (p_value, index) in enumerate(known):
+        least = max(least, min(1.0, (len(known) - rank) * p_value))
         adjusted[index] = least
     return adjusted

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +15,8 @@ from ecgfeat.metrics.scores import (
     Integers,
     Ranking,
     Sample,
+    Tally,
+    bin_numbers,
     bootstrap_weights,
     in_id_order,
     rankings,
@@ -110,48 +113,44 @@ def curves(predictions: Predictions, *, seed: int = 0, n_bootstrap: int = N_BOOT
         predictions.classes[index]: ranking
         for index, ranking in rankings(predictions.targets, predictions.probabilities).items()
     }
-    in_bins, came_true, is_equal_width = _bins(predictions)
-    drawn: dict[str, list[Floats]] = {"roc": [], "precision_recall": [], "reliability": []}
-    for weights in bootstrap_weights(sample.units, n_bootstrap, seed):
+    sureness, came_true = sureness_of(predictions)
+    numbers, is_equal_width = _bins(sureness)
+    in_bins = (np.arange(numbers.max() + 1)[:, np.newaxis] == numbers).astype(np.float64)
+    right = in_bins * came_true
+    ones = np.ones((1, len(predictions)))
+    # By curve: shares on the rows themselves, then on each resample.
+    found: dict[str, list[Floats]] = {"roc": [], "precision_recall": [], "reliability": []}
+    for weights in itertools.chain([ones], bootstrap_weights(sample.units, n_bootstrap, seed)):
         if ranked:
             roc, precision = _mean_curves(ranked, weights)
-            drawn["roc"].append(roc)
-            drawn["precision_recall"].append(precision)
-        drawn["reliability"].append(
-            ratio(weighted_sums(weights, came_true.T), weighted_sums(weights, in_bins.T))
-        )
-    reliability = _reliability(
-        predictions,
-        sample,
-        in_bins,
-        came_true,
-        np.concatenate(drawn["reliability"]),
+            found["roc"].append(roc)
+            found["precision_recall"].append(precision)
+        shares = ratio(weighted_sums(weights, right.T), weighted_sums(weights, in_bins.T))
+        found["reliability"].append(shares)
+    n_units_by_bin = [len(np.unique(sample.units[in_bin > 0])) for in_bin in in_bins]
+    true, low, high = _with_band(found["reliability"], n_units_by_bin)
+    n_rows = in_bins.sum(axis=1)
+    reliability = Reliability(
+        said=(in_bins @ sureness) / n_rows,
+        true=true,
+        low=low,
+        high=high,
+        n_rows=n_rows.astype(np.int64),
         is_equal_width=is_equal_width,
     )
     if not ranked:
         return Curves(roc=None, precision_recall=None, reliability=reliability)
-    ones = np.ones((1, len(predictions)))
-    roc, precision = (mean[0] for mean in _mean_curves(ranked, ones))
-    rates = {name: ranking.rates(ranking.tally(ones)) for name, ranking in ranked.items()}
     n_units = sample.n_units_by_basis["positives" if len(ranked) == 1 else "rarest"]
-    roc_curve = _curve(
-        {name: (found.fallout[0], found.recall[0]) for name, found in rates.items()},
-        {name: float(ranking.auroc(ranking.tally(ones))[0]) for name, ranking in ranked.items()},
-        roc,
-        np.concatenate(drawn["roc"]),
-        n_units,
-    )
+    roc_curve = _curve(ranked, ones, ("fallout", "recall"), Ranking.auroc, found["roc"], n_units)
     return Curves(
         # The rate can't fall, so no point's doubt is larger than that of the points before it.
         roc=replace(roc_curve, low=np.maximum.accumulate(roc_curve.low)),
         precision_recall=_curve(
-            {name: (found.recall[0], found.precision[0]) for name, found in rates.items()},
-            {
-                name: float(ranking.average_precision(ranking.tally(ones))[0])
-                for name, ranking in ranked.items()
-            },
-            precision,
-            np.concatenate(drawn["precision_recall"]),
+            ranked,
+            ones,
+            ("recall", "precision"),
+            Ranking.average_precision,
+            found["precision_recall"],
             n_units,
         ),
         reliability=reliability,
@@ -167,30 +166,42 @@ def _mean_curves(ranked: Mapping[str, Ranking], weights: Floats) -> tuple[Floats
 
 
 def _curve(
-    lines: dict[str, tuple[Floats, Floats]],
-    areas: dict[str, float],
-    mean: Floats,
-    drawn: Floats,
+    ranked: Mapping[str, Ranking],
+    ones: Floats,
+    x_and_y: tuple[str, str],
+    area: Callable[[Ranking, Tally], Floats],
+    found: list[Floats],
     n_units: int,
 ) -> Curve:
-    ends = [interval_of(value, column, n_units, (0.0, 1.0)) for value, column in zip(mean, drawn.T)]
-    low, high = np.array(ends).T
-    whole = lines if len(lines) == 1 else {**lines, MACRO: (GRID, mean)}
-    return Curve(lines=whole, areas=areas, x=GRID, low=low, high=high)
+    """The curve of two of `Rates`, with the band of its mean over the classes."""
+    lines, areas = {}, {}
+    for name, ranking in ranked.items():
+        tally = ranking.tally(ones)
+        rates = ranking.rates(tally)
+        x, y = (getattr(rates, rate)[0] for rate in x_and_y)
+        lines[name] = x, y
+        areas[name] = float(area(ranking, tally)[0])
+    mean, low, high = _with_band(found, [n_units] * len(GRID))
+    if len(lines) > 1:
+        lines[MACRO] = GRID, mean
+    return Curve(lines=lines, areas=areas, x=GRID, low=low, high=high)
 
 
-def _bins(predictions: Predictions) -> tuple[Floats, Floats, bool]:
-    """Which bin each row is in, and the same of those that came true, (n_bins, n) each.
+def _with_band(found: list[Floats], n_units: Sequence[int]) -> tuple[Floats, Floats, Floats]:
+    """Shares, and the ends of their intervals, which rest on so many units each."""
+    true, *drawn = np.concatenate(found)
+    shares = zip(true.tolist(), np.array(drawn).T, n_units)
+    low, high = np.array([interval_of(*share, (0.0, 1.0)) for share in shares]).T
+    return true, low, high
 
-    Last, whether the bins are equally wide.
-    """
-    sureness, came_true = sureness_of(predictions)
-    wide = np.minimum((sureness * MOST_BINS).astype(np.int64), MOST_BINS - 1)
+
+def _bins(sureness: Floats) -> tuple[Integers, bool]:
+    """Which bin each row is in, and whether the bins are equally wide."""
+    wide = bin_numbers(sureness, MOST_BINS)
     n_rows = np.bincount(wide)
-    is_equal_width = bool(n_rows[n_rows > 0].min() >= LEAST_ROWS)
-    numbers = np.unique(wide, return_inverse=True)[1] if is_equal_width else _full_bins(sureness)
-    in_bins = (np.arange(numbers.max() + 1)[:, np.newaxis] == numbers).astype(np.float64)
-    return in_bins, in_bins * came_true, is_equal_width
+    if n_rows[n_rows > 0].min() >= LEAST_ROWS:
+        return np.unique(wide, return_inverse=True)[1], True
+    return _full_bins(sureness), False
 
 
 def _full_bins(sureness: Floats) -> Integers:
@@ -206,30 +217,3 @@ def _full_bins(sureness: Floats) -> Integers:
         bins[place] = last
         n_behind, in_last = n_behind + count, in_last + count
     return bins[number_of]
-
-
-def _reliability(
-    predictions: Predictions,
-    sample: Sample,
-    in_bins: Floats,
-    came_true: Floats,
-    drawn: Floats,
-    *,
-    is_equal_width: bool,
-) -> Reliability:
-    sureness, _ = sureness_of(predictions)
-    n_rows = in_bins.sum(axis=1)
-    true = came_true.sum(axis=1) / n_rows
-    ends = []
-    for number, value in enumerate(true):
-        n_units = len(np.unique(sample.units[in_bins[number] > 0]))
-        ends.append(interval_of(float(value), drawn[:, number], n_units, (0.0, 1.0)))
-    low, high = np.array(ends).T
-    return Reliability(
-        said=(in_bins @ sureness) / n_rows,
-        true=true,
-        low=low,
-        high=high,
-        n_rows=n_rows.astype(np.int64),
-        is_equal_width=is_equal_width,
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ __all__ = [
     "GRID",
     "MAIN",
     "METRICS",
-    "N_BINS",
     "Z_95",
     "Basis",
     "Floats",
@@ -26,7 +25,6 @@ __all__ = [
     "Ranking",
     "Rates",
     "Sample",
-    "Scorer",
     "Tally",
     "auroc",
     "bin_numbers",
@@ -54,16 +52,11 @@ N_THRESHOLDS = 200
 """Thresholds of a drawn curve in each of three series; fewer rows have one at each value."""
 
 
-@dataclass(frozen=True, eq=False)
-class Tally:
+class Tally(NamedTuple):
     """Weights of the positive and negative rows, summed up in the order of their scores.
 
-    Attributes
-    ----------
-    drawn : ndarray of shape (b, n_positives), float64
-        Weights of the positive rows, the lowest score first.
-    positives, negatives : ndarray of shape (b, 1 + their number), float64
-        Entry i is the weight of the i rows of lowest score.
+    `drawn` are those of the positive rows, the lowest score first, shape (b, n_positives). Of the
+    others, shape (b, 1 + their number), entry i is the weight of the i rows of lowest score.
     """
 
     drawn: Floats
@@ -71,14 +64,11 @@ class Tally:
     negatives: Floats
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Rates:
+class Rates(NamedTuple):
     """The curves' coordinates by falling threshold, from above all scores to the lowest one.
 
-    Attributes
-    ----------
-    recall, fallout, precision : ndarray of shape (b, n_thresholds), float64
-        Fallout is the false positive rate. NaN where the rows drawn leave one undefined.
+    Of shape (b, n_thresholds); fallout is the false positive rate. NaN where the rows drawn leave
+    one undefined.
     """
 
     recall: Floats
@@ -89,11 +79,7 @@ class Rates:
 class Ranking:
     """One class against the rest: the order of the rows, worked out once for all weights.
 
-    Parameters
-    ----------
-    is_positive : ndarray of shape (n,), bool
-    scores : ndarray of shape (n,), float64
-        The positive class's probabilities.
+    The scores are the positive class's probabilities, shape (n,), as is `is_positive`.
     """
 
     def __init__(self, is_positive: NDArray[np.bool_], scores: Floats) -> None:
@@ -169,8 +155,8 @@ class Ranking:
             np.isnan(precision), np.take_along_axis(precision, first, axis=1), precision
         )
         return Rates(
-            recall=ratio(found, np.broadcast_to(tally.positives[:, -1:], found.shape)),
-            fallout=ratio(false, np.broadcast_to(tally.negatives[:, -1:], false.shape)),
+            recall=ratio(found, tally.positives[:, -1:]),
+            fallout=ratio(false, tally.negatives[:, -1:]),
             precision=precision,
         )
 
@@ -282,9 +268,6 @@ neural networks"."""
 CALIBRATION_NOISE = "calibration noise"
 """Beside the scores: how far the bins' gaps lie from those of the rows themselves, summed up."""
 
-Scorer = Callable[[Floats], dict[str, Floats]]
-"""From row weights (b, n) to scores by name, each of shape (b,); NaN where undefined."""
-
 
 def score_values(predictions: Predictions) -> dict[str, float]:
     """The scores of predictions by name, without intervals; NaN where one is undefined.
@@ -333,8 +316,11 @@ def rankings(targets: Integers, probabilities: Floats) -> dict[int, Ranking]:
     return {index: Ranking(targets == index, probabilities[:, index]) for index in positives}
 
 
-def scorer(predictions: Predictions) -> Scorer:
-    """All scores as one function, ready for any weights of these rows."""
+def scorer(predictions: Predictions) -> Callable[[Floats], dict[str, Floats]]:
+    """All scores as one function of these rows' weights.
+
+    From weights of shape (b, n) to scores by name, each of shape (b,); NaN where undefined.
+    """
     n_classes = len(predictions.classes)
     present = np.unique(predictions.targets)
     # With two classes both are counted, whether they are present or not.
@@ -378,7 +364,7 @@ def _summands(predictions: Predictions, counted: Integers) -> dict[str, Floats]:
     of_class = counted[:, np.newaxis]
     of_truth = probabilities[np.arange(len(targets)), targets]
     sureness, came_true = sureness_of(predictions)
-    in_bin = np.arange(N_BINS)[:, np.newaxis] == bin_numbers(sureness)
+    in_bin = np.arange(N_BINS)[:, np.newaxis] == bin_numbers(sureness, N_BINS)
     brier = ((probabilities - np.eye(len(predictions.classes))[targets]) ** 2).sum(axis=1)
     return {
         "support": (targets == of_class).astype(np.float64),
@@ -401,9 +387,9 @@ def sureness_of(predictions: Predictions) -> tuple[Floats, NDArray[np.bool_]]:
     return predictions.probabilities.max(axis=1), predictions.targets == most_probable
 
 
-def bin_numbers(sureness: Floats) -> Integers:
-    """Which of `N_BINS` bins of equal width each probability is in, from 0."""
-    return np.minimum((sureness * N_BINS).astype(np.int64), N_BINS - 1)
+def bin_numbers(sureness: Floats, n_bins: int) -> Integers:
+    """Which of the bins of equal width each probability is in, from 0."""
+    return np.minimum((sureness * n_bins).astype(np.int64), n_bins - 1)
 
 
 def _of_positives(recalls: Floats, sums: dict[str, Floats]) -> dict[str, Floats]:
@@ -513,15 +499,10 @@ def bootstrap_weights(units: Integers, n_bootstrap: int, seed: int) -> Iterator[
 
 
 def weighted_sums(weights: Floats, summands: Floats) -> Floats:
-    """``weights @ summands``, shape (b, n_sums), in blocks that BLAS computes on one thread.
+    """``weights @ summands``, (b, n) @ (n, n_sums), in blocks that BLAS computes on one thread.
 
     Spread over threads, products as thin as these cost four times the processor time, and on a
     busy machine each waits for the slowest.
-
-    Parameters
-    ----------
-    weights : ndarray of shape (b, n), float64
-    summands : ndarray of shape (n, n_sums), float64
     """
     sums = np.zeros((len(weights), summands.shape[1]))
     n_at_once = max(1, ONE_THREAD_PRODUCTS // sums.size)
