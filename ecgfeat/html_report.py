@@ -116,12 +116,12 @@ def report(
     opened, lacking = _opened(given)
     page = _Page(opened, settings, report, lacking)
     audited = _read_audit(Path(audit), page.data_name) if audit is not None else None
-    answer = _answer(page)
+    answer, notices = _answer(page), _notices(page)
     content = {
         "title": f"{page.data_name}: {', '.join(dict.fromkeys(way.label for way in page.ways))}",
         "answer": answer,
-        "leaks": page.leaks,
-        "notices": page.notices,
+        "leaks": [line for line in notices if LEAK in line],
+        "notices": [line for line in notices if LEAK not in line],
         "data": _data_section(page),
         "ways": _ways_section(page),
         "mistakes": _mistakes_section(page),
@@ -266,28 +266,6 @@ class _Page:
         """The ways, the best first: by AUROC, or where there is none by balanced accuracy."""
         return sorted(self.ways, key=lambda way: -_main_score(way.run)[1]["value"])
 
-    @property
-    def leaks(self) -> list[str]:
-        return [line for line in self._lines if LEAK in line]
-
-    @property
-    def notices(self) -> list[str]:
-        return [line for line in self._lines if LEAK not in line]
-
-    @property
-    def _lines(self) -> list[str]:
-        digests = [way.run.config.get("manifest_digest") for way in self.ways]
-        others = [
-            f"{way.number}: made on other rows than R1, though tested on the same"
-            for way, digest in zip(self.ways, digests)
-            if digest != digests[0]
-        ]
-        return others + [
-            f"{way.number}: {line}"
-            for way in self.ways
-            for line in way.run.metrics.get("notices", ())
-        ]
-
 
 def _data_of(run: Run, root: Path | None) -> _Data:
     """Raises EcgfeatError where the data can't be had."""
@@ -323,6 +301,19 @@ def _data_settings(source: Mapping[str, Any], root: Path | None) -> DataSettings
 
 
 # The answer
+
+
+def _notices(page: _Page) -> list[str]:
+    """What every score is to be read with."""
+    digests = [way.run.config.get("manifest_digest") for way in page.ways]
+    others = [
+        f"{way.number}: made on other rows than R1, though tested on the same"
+        for way, digest in zip(page.ways, digests)
+        if digest != digests[0]
+    ]
+    return others + [
+        f"{way.number}: {line}" for way in page.ways for line in way.run.metrics.get("notices", ())
+    ]
 
 
 def _main_score(run: Run) -> tuple[str, Mapping[str, Any]]:
@@ -494,21 +485,14 @@ def _samples(page: _Page, data: _Data, classes: Sequence[str]) -> list[dict[str,
         return []
     found, failures = [], list[str]()
     for label in classes:
-        rows = [row for row, name in enumerate(data.source.labels) if name == label]
-        rows.sort(key=lambda row: hash_place(data.source.paths[row]))
-        for row in rows[: page.settings.samples]:
+        paths = [path for path, name in zip(data.source.paths, data.source.labels) if name == label]
+        for path in sorted(paths, key=hash_place)[: page.settings.samples]:
             try:
-                picture = Image.fromarray(data.picture(data.source.paths[row]))
+                picture = Image.fromarray(data.picture(path))
             except ImageError as error:
                 failures.append(str(error))
                 continue
-            found.append(
-                {
-                    "label": label,
-                    "path": data.source.paths[row],
-                    "uri": _photo(picture, THUMBNAIL_PX),
-                }
-            )
+            found.append({"label": label, "path": path, "uri": _photo(picture, THUMBNAIL_PX)})
     _tell_failures(page, failures, "samples")
     return found
 
@@ -525,9 +509,13 @@ def _tell_failures(page: _Page, failures: Sequence[str], what: str) -> None:
 
 
 def _ways_section(page: _Page) -> dict[str, Any]:
+    comparison, first = page.comparison, page.runs[0].metrics
+    scores = {way.number: way.run.metrics["scores"] for way in page.ways}
     order = dict.fromkeys((*MAIN, *METRICS))
-    names = [name for name in order if any(_score(way, name) for way in page.ways)]
-    shown = page.comparison.as_json() if page.comparison else None
+    names = [name for name in order if any(found.get(name) for found in scores.values())]
+    majorities = [way.run.metrics.get("majority") for way in page.ways]
+    compared = comparison.runs if comparison else ()
+    differs = {run.name: ", ".join(f"{k} {v}" for k, v in run.differs.items()) for run in compared}
     return {
         "scores": [METRICS[name].title for name in names],
         "rows": [
@@ -535,39 +523,27 @@ def _ways_section(page: _Page) -> dict[str, Any]:
                 "number": way.number,
                 "label": way.label,
                 "name": way.run.name,
-                "differs": differs,
-                "scores": [(in_words(_score(way, name)), _value(way, name)) for name in names],
+                "differs": differs.get(way.run.name, ""),
+                "scores": [
+                    (in_words(score), score["value"] if score else -1.0)
+                    for score in map(scores[way.number].get, names)
+                ],
                 "cost": asdict(way.run.cost),
                 "times": (_time(way.run.cost.features_s), _time(way.run.cost.wall_s)),
             }
-            for way, differs in zip(page.ways, _differences(page.comparison))
+            for way in page.ways
         ],
-        "majority": sorted({f"{m['accuracy']:.3f}" for m in _majorities(page)}),
-        "test_rows": page.runs[0].metrics["test_rows"],
-        "positive": page.runs[0].metrics["positive"],
+        "majority": sorted({f"{found['accuracy']:.3f}" for found in majorities if found}),
+        "test_rows": first["test_rows"],
+        "positive": first["positive"],
         "pairs": _pairs(page),
-        "methods": [page.comparison.p_value_method, page.comparison.auroc_method]
-        if page.comparison
-        else [],
-        "chart": _chart(lambda path: figures.comparison_plot(shown, path, "")) if shown else "",
+        "methods": [comparison.p_value_method, comparison.auroc_method] if comparison else [],
+        "chart": _chart(lambda path: figures.comparison_plot(comparison.as_json(), path, ""))
+        if comparison
+        else "",
         "roc": _roc(page),
         "details": [_details(page, way) for way in page.ways],
     }
-
-
-def _score(way: _Way, name: str) -> Mapping[str, Any] | None:
-    found: Mapping[str, Any] | None = way.run.metrics["scores"].get(name)
-    return found
-
-
-def _value(way: _Way, name: str) -> float:
-    score = _score(way, name)
-    return score["value"] if score else -1.0
-
-
-def _majorities(page: _Page) -> list[Mapping[str, Any]]:
-    found = [way.run.metrics.get("majority") for way in page.ways]
-    return [majority for majority in found if majority is not None]
 
 
 def _pairs(page: _Page) -> list[dict[str, Any]]:
@@ -614,52 +590,32 @@ def _details(page: _Page, way: _Way) -> dict[str, Any]:
     run = way.run
     page.report("drawing", page.ways.index(way), len(page.ways))
     matrix = np.array(run.metrics["confusion_matrix"], dtype=np.int64)
-    classes, scores = tuple(run.metrics["classes"]), _as_scores(run)
+    classes, positive = tuple(run.metrics["classes"]), run.metrics["positive"]
+    scores = {name: score and Score(**score) for name, score in run.metrics["scores"].items()}
     history = [asdict(record) for record in run.history]
     majority = run.metrics.get("majority", {}).get("accuracy")
-    charts = [
-        (
-            "Confusion matrix",
-            _chart(lambda path: figures.confusion_matrix_plot(matrix, classes, path, "")),
+    reliability = way.curves.reliability
+    charts = {
+        "Confusion matrix": _chart(
+            lambda path: figures.confusion_matrix_plot(matrix, classes, path, "")
         ),
-        (
-            "Calibration",
-            _chart(
-                lambda path: figures.reliability_plot(
-                    way.curves.reliability, scores, run.metrics["positive"], path, ""
-                )
-            ),
+        "Calibration": _chart(
+            lambda path: figures.reliability_plot(reliability, scores, positive, path, "")
         ),
-    ]
+    }
     if history:
-        charts.append(
-            (
-                "Accuracy by epoch",
-                _chart(lambda path: figures.accuracy_curve(history, path, "", majority)),
-            )
+        charts["Accuracy by epoch"] = _chart(
+            lambda path: figures.accuracy_curve(history, path, "", majority)
         )
     return {
         "number": way.number,
         "label": way.label,
         "charts": [
-            {"title": title, "uri": uri, "alt": f"{title} of {way.number}"} for title, uri in charts
+            {"title": title, "uri": uri, "alt": f"{title} of {way.number}"}
+            for title, uri in charts.items()
         ],
         "report": run.report,
     }
-
-
-def _as_scores(run: Run) -> dict[str, Any]:
-    return {name: score and Score(**score) for name, score in run.metrics["scores"].items()}
-
-
-def _differences(comparison: Comparison | None) -> list[str]:
-    """How each run differs from the others, in its settings alone."""
-    if comparison is None:
-        return [""]
-    return [
-        ", ".join(f"{name} {value}" for name, value in run.differs.items())
-        for run in comparison.runs
-    ]
 
 
 # The most confident mistakes

@@ -11,10 +11,9 @@ import contextlib
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,17 +60,8 @@ LEAST_LIKENESS = 0.88
 synthetic and real sets two had more than 0.87: 0.89 and 0.91, strangers of one heart rate."""
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two rows whose pages are nearly the same.
-
-    Attributes
-    ----------
-    first, second : int
-        Rows of the cache, the lower one first.
-    likeness : float
-        Correlation of their upstrokes once one page lies over the other; 1 for the same picture.
-    """
+class Pair(NamedTuple):
+    """Two rows of the cache, the lower one first, and the `likeness` of their pages."""
 
     first: int
     second: int
@@ -502,21 +492,18 @@ class Pages:
 
     def _remember(self) -> None:
         try:
-            self._write_memory()
+            with replacing(self._memory) as aside, aside.open("wb") as file:
+                np.savez(
+                    file,
+                    version=np.int64(MEMORY_VERSION),
+                    pages=_as_rows(self._traits, 16),
+                    traits=np.array(list(self._traits.values()), np.float32).reshape(-1, _WIDTH),
+                    pairs=_as_rows(self._likenesses, 32),
+                    likeness=np.array(list(self._likenesses.values()), np.float32),
+                )
         except StorageError as error:  # such as a folder that is only read: the next one measures
             message = f"what was measured isn't kept: {error}"
             self._report(Progress(stage="measuring", done=0, total=0, message=message))
-
-    def _write_memory(self) -> None:
-        with replacing(self._memory) as aside, aside.open("wb") as file:
-            np.savez(
-                file,
-                version=np.int64(MEMORY_VERSION),
-                pages=_as_rows(self._traits, 16),
-                traits=np.array(list(self._traits.values()), np.float32).reshape(-1, _WIDTH),
-                pairs=_as_rows(self._likenesses, 32),
-                likeness=np.array(list(self._likenesses.values()), np.float32),
-            )
 
 
 def _as_rows(keys: Iterable[bytes], width: int) -> NDArray[np.uint8]:

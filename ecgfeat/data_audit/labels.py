@@ -113,11 +113,11 @@ def doubtful_labels(
     is_otherwise = other > own
     order = np.flatnonzero(is_otherwise)[np.argsort(own[is_otherwise], kind="stable")]
     n_deep, n_expected, p_value = _deep(np.log(own / other), targets)
-    areas = {
-        (a, b): area_with_error(targets[both] == b, _leaning(probabilities[both], a, b))
-        for a, b in combinations(range(n_classes), 2)
-        if (both := np.flatnonzero((targets == a) | (targets == b))).size
-    }
+    areas = {}
+    for a, b in combinations(range(n_classes), 2):
+        both = (targets == a) | (targets == b)
+        leaning = np.log(probabilities[both, b] / probabilities[both, a])
+        areas[a, b] = area_with_error(targets[both] == b, leaning)
     return Doubts(
         rows=order,
         own=own[order],
@@ -130,12 +130,6 @@ def doubtful_labels(
         areas=areas,
         n_rows=n,
     )
-
-
-def _leaning(probabilities: NDArray[np.float64], a: int, b: int) -> NDArray[np.float64]:
-    """How much more one of two classes is likely."""
-    leaning: NDArray[np.float64] = np.log(probabilities[:, b] / probabilities[:, a])
-    return leaning
 
 
 def _out_of_fold(
@@ -161,8 +155,7 @@ def _out_of_fold(
             probabilities[out] = model.predict_proba(embedding[out])
     except DataError:
         return None
-    least = 1e-12
-    clipped: NDArray[np.float64] = np.clip(probabilities, least, 1)
+    clipped: NDArray[np.float64] = np.clip(probabilities, 1e-12, 1)
     return clipped
 
 

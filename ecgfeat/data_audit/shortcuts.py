@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ecgfeat.metrics import Z_95, area_with_error
 
-__all__ = ["TRAITS", "Telling", "columns_of", "telling", "traits"]
+__all__ = ["TRAITS", "Telling", "telling", "traits", "values_of"]
 
 Floats = NDArray[np.float32]
 
