@@ -31,7 +31,6 @@ from ecgfeat.images.formats import (
     MAX_PIXELS,
     PNG_MAGIC,
     SEVERAL_PAGES,
-    UPRIGHT,
     Page,
     Picture,
     as_array,
@@ -363,16 +362,12 @@ def turned_upright(page: Page, value: int) -> Page:
 
 
 @dataclass(kw_only=True, eq=False)
-class Drawn:
+class Drawn(Picture):
     """A page whose size is known, and what draws it."""
 
-    size_px: tuple[int, int]
     draw: Callable[[], NDArray[np.uint8]]
-    remark: str
-    orientation: int = UPRIGHT
 
-    def decode(self) -> NDArray[np.uint8]:
-        """The page in RGB; raises ImageError where it isn't of the size that was said."""
+    def decode(self) -> Page:
         page = self.draw()
         if page.shape != (self.size_px[1], self.size_px[0], 3):
             raise ImageError("damaged: the page is not of the size that the file says")

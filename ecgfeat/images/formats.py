@@ -13,10 +13,11 @@ import sys
 import threading
 import warnings
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import simplejpeg
@@ -30,7 +31,6 @@ __all__ = [
     "MAX_PIXELS",
     "PNG_MAGIC",
     "SEVERAL_PAGES",
-    "UPRIGHT",
     "Jpeg",
     "Page",
     "Picture",
@@ -50,21 +50,28 @@ MAX_PIXELS = 2**30 // 12
 is 1 GiB; it is also the size from which Pillow warns of a decompression bomb."""
 
 
-class Picture(Protocol):
-    """A file whose header has been read and found fit to decode."""
+UPRIGHT = 1
 
-    @property
-    def size_px(self) -> tuple[int, int]:
-        """(width, height) as stored."""
 
-    @property
-    def orientation(self) -> int:
-        """EXIF's, 1 to 8."""
+@dataclass(kw_only=True, eq=False)
+class Picture(ABC):
+    """A file whose header has been read and found fit to decode.
 
-    @property
-    def remark(self) -> str:
-        """What people should know of how it was decoded; empty for most, whole after `decode`."""
+    Attributes
+    ----------
+    size_px : tuple of int
+        (width, height) as stored.
+    orientation : int
+        EXIF's, 1 to 8.
+    remark : str
+        What people should know of how it was decoded; empty for most, whole after `decode`.
+    """
 
+    size_px: tuple[int, int]
+    orientation: int = UPRIGHT
+    remark: str = ""
+
+    @abstractmethod
     def decode(self) -> Page:
         """The picture in RGB, as stored; where the data are damaged, any error may be raised."""
 
@@ -103,18 +110,15 @@ _JFIF = b"JFIF\x00"
 _JFIF_1_01 = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Jpeg:
+@dataclass(kw_only=True, eq=False)
+class Jpeg(Picture):
     """A JPEG whose header has been read."""
 
-    size_px: tuple[int, int]
     n_components: int  # 1 grey, 3 colour, 4 CMYK or YCCK
-    orientation: int
     data: bytes  # the file without the segments that don't make the picture
-    remark: str = ""
 
     def decode(self) -> Page:
-        """Decode to RGB, as stored."""
+        """Decode with simplejpeg, or where that can't with Pillow."""
         width, height = self.size_px
         cmyk = self.n_components == 4
         page = np.empty((height, width, 4 if cmyk else 3), np.uint8)
@@ -246,20 +250,16 @@ _USED = {b"IHDR", b"PLTE", b"tRNS", b"sBIT", b"IDAT", b"eXIf", b"IEND"}
 
 
 @dataclass(kw_only=True, eq=False)
-class Png:
+class Png(Picture):
     """A PNG whose chunks have been checked."""
 
-    size_px: tuple[int, int]
     depth: int  # bits per sample
     colour_type: int  # the header's number for what a sample means
     transparent: bytes  # the tRNS chunk; empty where there is none
     significant: int  # bits per sample that mean something, by the sBIT chunk; 0 without one
-    orientation: int
     data: bytes  # the file without the chunks that don't make the picture
-    remark: str = ""
 
-    def decode(self) -> Image.Image:
-        """Decode to RGB, as stored."""
+    def decode(self) -> Page:
         image = load(self.data, "PNG")
         n_bits = self.depth
         if image.mode == "I;16":
@@ -395,21 +395,13 @@ _PILLOW_WARNINGS = threading.Lock()
 
 
 @dataclass(kw_only=True, eq=False)
-class Other:
+class Other(Picture):
     """A TIFF, BMP, WebP or GIF whose header has been read."""
 
     image: ImageFile.ImageFile  # the page, not decoded yet
     reopen: Callable[[], ImageFile.ImageFile]  # gives the same once more
-    orientation: int  # a TIFF's is Pillow's own business
-    remark: str
 
-    @property
-    def size_px(self) -> tuple[int, int]:
-        """(width, height) as stored."""
-        return self.image.size
-
-    def decode(self) -> Image.Image:
-        """Decode to RGB, laid over white where it is transparent."""
+    def decode(self) -> Page:
         has_16_bits = _has_16_bits(self.image)
         image: Image.Image = self.image
         image.load()
@@ -511,9 +503,11 @@ def read_other(data: bytes, image_format: str, page: int = 0) -> Other:
         if image.info.get("compression") in _FAX and _bits_per_sample(image) != {1}:
             raise ImageError("damaged: a fax has one bit per sample")  # libtiff says so on stderr
         has_more = getattr(image, "is_animated", False)
+        # A TIFF's orientation is Pillow's own business.
         exif = image.info.get("exif", b"") if image_format == "WEBP" else b""
     several = ANIMATION if image_format != "TIFF" else SEVERAL_PAGES if not page else ""
     return Other(
+        size_px=image.size,
         image=image,
         reopen=reopen,
         orientation=exif_orientation(exif.removeprefix(_EXIF)),
@@ -639,7 +633,6 @@ def _reason(error: Exception) -> str:
     return f"damaged: the picture data are not sound ({error})"
 
 
-UPRIGHT = 1
 _SHORT = 3
 """EXIF's number for a word of two bytes."""
 
