@@ -632,30 +632,27 @@ class _Skeleton(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
-        for page, inside, start, stop in self._spans(len(view)):
-            target = self._pages.setdefault(page, bytearray(self.PAGE))
-            target[inside : inside + stop - start] = view[start:stop]
-        self._position += len(view)
+        for page, place, part in self._spans(len(view)):
+            self._pages.setdefault(page, bytearray(self.PAGE))[place] = view[part]
         self.n_bytes = max(self.n_bytes, self._position)
         return len(view)
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         n_bytes = max(0, min(len(view), self.n_bytes - self._position))
-        for page, inside, start, stop in self._spans(n_bytes):
-            source = self._pages.get(page, bytes(self.PAGE))
-            view[start:stop] = source[inside : inside + stop - start]
-        self._position += n_bytes
+        for page, place, part in self._spans(n_bytes):
+            view[part] = self._pages.get(page, bytes(self.PAGE))[place]
         return n_bytes
 
-    def _spans(self, n_bytes: int) -> Iterator[tuple[int, int, int, int]]:
-        """Page, place in it, and the range of the buffer, for bytes at the current position."""
-        start = 0
-        while start < n_bytes:
-            page, inside = divmod(self._position + start, self.PAGE)
-            stop = min(n_bytes, start + self.PAGE - inside)
-            yield page, inside, start, stop
-            start = stop
+    def _spans(self, n_bytes: int) -> Iterator[tuple[int, slice, slice]]:
+        """For the bytes that come next: the page, the place in it, and the part of the buffer."""
+        done = 0
+        while done < n_bytes:
+            page, inside = divmod(self._position, self.PAGE)
+            length = min(n_bytes - done, self.PAGE - inside)
+            yield page, slice(inside, inside + length), slice(done, done + length)
+            self._position += length
+            done += length
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
         """The bytes from `start` to `stop`, a page at a time."""
