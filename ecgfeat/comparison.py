@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ecgfeat.config import (
     RUN_KINDS,
@@ -53,8 +52,6 @@ __all__ = [
     "compare",
     "differing_settings",
     "list_runs",
-    "refuse_different_rows",
-    "refuse_equal_names",
 ]
 
 
@@ -233,19 +230,11 @@ class Comparison:
         return as_frame(columns)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Entry:
-    """A run with its predictions, rows in the order that all runs share, and their scores."""
+class _Opened(NamedTuple):
+    """A run, and what it predicted, rows in the order of their ids."""
 
     run: Run
     predictions: Predictions
-    resampled: Resampled
-
-    @property
-    def right(self) -> NDArray[np.bool_]:
-        """Which rows the run got right, shape (n,)."""
-        right: NDArray[np.bool_] = self.predictions.predicted == self.predictions.targets
-        return right
 
 
 def compare(runs: Sequence[Run | str | Path], *, leave_aside: bool = False) -> Comparison:
@@ -293,33 +282,29 @@ def compare(runs: Sequence[Run | str | Path], *, leave_aside: bool = False) -> C
     for others in sets:
         if others is not chosen:
             left_aside += [
-                LeftAside(run.name, _difference(chosen[0], (run, m))) for run, m in others
+                LeftAside(other.run.name, _difference(chosen[0], other)) for other in others
             ]
-    models = [model for _, model in chosen]
-    compared = [run for run, _ in chosen]
-    entries = [
-        _Entry(run=run, predictions=model, resampled=resampled)
-        for run, model, resampled in zip(compared, models, resample(models))
-    ]
-    sample = entries[0].resampled.sample
-    pairs = _adjusted(_pairs(entries))
+    resampled = resample([opened.predictions for opened in chosen])
+    sample = resampled[0].sample
+    pairs = _pairs(chosen, resampled)
+    first = chosen[0]
+    differing = differing_settings([opened.run for opened in chosen])
     return Comparison(
-        runs=tuple(map(_compared, entries, differing_settings(compared))),
+        runs=tuple(
+            _compared(opened.run, scored.scores(), differs)
+            for opened, scored, differs in zip(chosen, resampled, differing)
+        ),
         pairs=pairs,
-        data=str(compared[0].config["data"]),
-        test_rows=str(compared[0].metrics["test_rows"]),
-        n_rows=len(models[0]),
+        data=str(first.run.config["data"]),
+        test_rows=str(first.run.metrics["test_rows"]),
+        n_rows=len(first.predictions),
         n_groups=sample.n_units,
-        classes=models[0].classes,
+        classes=first.predictions.classes,
         p_value_method="McNemar, exact" + (", by group" if sample.is_grouped else ""),
         auroc_method="DeLong" + (", by group (Obuchowski)" if sample.is_grouped else ""),
         adjustment=f"Holm, {len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'}",
         left_aside=tuple(left_aside),
     )
-
-
-_Opened = tuple[Run, Predictions]
-"""A run, and what it predicted, rows in the order of their ids."""
 
 
 def _comparable_sets(
@@ -331,18 +316,18 @@ def _comparable_sets(
     """
     sets: list[list[_Opened]] = []
     unopened: list[LeftAside] = []
-    refuse_equal_names([run for run in runs if isinstance(run, Run)])
+    _refuse_equal_names([run for run in runs if isinstance(run, Run)])
     for given in runs:
         try:
             run = given if isinstance(given, Run) else open_run(given)
-            opened = run, in_id_order(run.predictions)
+            opened = _Opened(run, in_id_order(run.predictions))
         except RunError as error:
             if stop:
                 raise
             name = given.name if isinstance(given, Run) else Path(given).name
             unopened.append(LeftAside(name, str(error)))
             continue
-        refuse_equal_names([*(other for some in sets for other, _ in some), run])
+        _refuse_equal_names([*(other.run for some in sets for other in some), run])
         alike = next((some for some in sets if not _difference(some[0], opened)), None)
         if alike is not None:
             alike.append(opened)
@@ -353,84 +338,118 @@ def _comparable_sets(
     return sets, unopened
 
 
-def _difference(first: _Opened, second: _Opened) -> str:
-    """Why two runs can't be compared; empty where they can."""
-    try:
-        refuse_different_rows(first[0].name, first[1], second[0].name, second[1])
-    except RunError as error:
-        return str(error)
+def _refuse_equal_names(runs: Sequence[Run]) -> None:
+    """Refuse two runs of one name, which a table could not tell apart."""
+    paths: dict[str, Path] = {}
+    for run in runs:
+        if run.name in paths:
+            raise RunError(
+                f"two of the runs are called {run.name} ({paths[run.name]} and {run.path}). Give "
+                "each run once; rename a folder where different runs share a name."
+            )
+        paths[run.name] = run.path
+
+
+def _difference(one: _Opened, other: _Opened) -> str:
+    """Why two runs can't be compared, in words; empty where they can."""
+    first, second = one.predictions, other.predictions
+    who = f"{one.run.name} and {other.run.name} can't be compared"
+    if first.classes != second.classes:
+        return (
+            f"{who}, their classes differ: {', '.join(first.classes)} in the one, "
+            f"{', '.join(second.classes)} in the other. Make both runs on the same data with the "
+            "same --positive."
+        )
+    if first.ids != second.ids:
+        ours, theirs = Counter(first.ids), Counter(second.ids)
+        example = min((ours - theirs) | (theirs - ours))
+        owner = one.run.name if ours[example] > theirs[example] else other.run.name
+        return (
+            f"{who}, their test rows differ: {_rows_in_words(first)} and {_rows_in_words(second)}, "
+            f"{(ours & theirs).total()} of them in both; {example} is only in {owner}. Make both "
+            "runs on the same data with the same split, --test-subset and --cv."
+        )
+    for what, mine, yours in (
+        ("class", _labels(first), _labels(second)),
+        ("group", first.groups, second.groups),
+    ):
+        differing = [row for row, (a, b) in enumerate(zip(mine, yours)) if a != b]
+        if differing:
+            row = differing[0]
+            return (
+                f"{who}, the {what} of {len(differing)} of their {len(first)} test rows differs: "
+                f"{first.ids[row]} has {mine[row]!r} in the one, {yours[row]!r} in the other. Make "
+                "both runs on the same version of the data."
+            )
     return ""
 
 
-def _compared(entry: _Entry, differs: Mapping[str, str]) -> ComparedRun:
-    run = entry.run
+def _rows_in_words(predictions: Predictions) -> str:
+    return f"{len(predictions)} rows ({predictions.split})"
+
+
+def _labels(predictions: Predictions) -> tuple[str, ...]:
+    return tuple(predictions.classes[target] for target in predictions.targets.tolist())
+
+
+def _compared(run: Run, scores: dict[str, Score | None], differs: Mapping[str, str]) -> ComparedRun:
     decisions = [decision_from(fields) for fields in run.metrics.get("decisions", ())]
     points = [decision.in_words() for decision in decisions if decision.in_words()]
+    leaks = [notice for notice in run.metrics.get("notices", ()) if notice.startswith(LEAK)]
     return ComparedRun(
         name=run.name,
         kind=run.kind,
         label=RUN_KINDS[run.kind].title if run.kind in RUN_KINDS else run.kind,
-        scores=entry.resampled.scores(),
+        scores=scores,
         cost=run.cost,
         majority_accuracy=run.metrics.get("majority", {}).get("accuracy"),
-        leak="; ".join(filter(_is_leak, run.metrics.get("notices", ()))),
+        leak="; ".join(leaks),
         differs=differs,
         operating_point="; ".join(points) or "the most probable class",
     )
 
 
-def _is_leak(notice: str) -> bool:
-    return notice.startswith(LEAK)
-
-
-def _pairs(entries: Sequence[_Entry]) -> list[Pair]:
-    predictions = entries[0].predictions
-    tests: dict[tuple[int, int], AreaTest | None] = {}
+def _pairs(runs: Sequence[_Opened], resampled: Sequence[Resampled]) -> tuple[Pair, ...]:
+    """Every two runs against each other; both tests' p-values are adjusted over all pairs."""
+    units = resampled[0].sample.units
+    predictions = runs[0].predictions
+    numbers = list(combinations(range(len(runs)), 2))
+    right = [opened.predictions.predicted == predictions.targets for opened in runs]
+    p_values = [mcnemar_p_value(right[i], right[j], units) for i, j in numbers]
+    area_tests: list[AreaTest | None] = [None] * len(numbers)
     if predictions.positive is not None:
-        scores = [entry.predictions.probabilities[:, 1] for entry in entries]
-        units = entries[0].resampled.sample.units
-        tests = compare_areas(predictions.targets == 1, scores, units)
-    numbered = list(enumerate(entries))
-    return [
-        _pair(first, second, tests.get((i, j)))
-        for (i, first), (j, second) in combinations(numbered, 2)
-    ]
-
-
-def _adjusted(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
-    adjusted = zip(
-        pairs,
-        holm([pair.p_value for pair in pairs]),
-        holm([pair.auroc_test.p_value if pair.auroc_test else None for pair in pairs]),
-    )
-    return tuple(
-        dataclasses.replace(pair, p_adjusted=p_value, auroc_p_adjusted=auroc_p_value)
-        for pair, p_value, auroc_p_value in adjusted
-    )
-
-
-def _pair(first: _Entry, second: _Entry, auroc_test: AreaTest | None) -> Pair:
-    is_identical = np.array_equal(
-        first.predictions.probabilities, second.predictions.probabilities
-    ) and np.array_equal(first.predictions.predicted, second.predictions.predicted)
-    differences = second.resampled.minus(first.resampled)
-    if is_identical:
-        differences = {
-            name: score and Score(0.0, 0.0, 0.0, score.method)
-            for name, score in differences.items()
-        }
-    return Pair(
-        first=first.run.name,
-        second=second.run.name,
-        differences=differences,
-        n_first_only=int(np.sum(first.right & ~second.right)),
-        n_second_only=int(np.sum(second.right & ~first.right)),
-        p_value=mcnemar_p_value(first.right, second.right, first.resampled.sample.units),
-        auroc_test=auroc_test,
-        p_adjusted=None,
-        auroc_p_adjusted=None,
-        is_identical=is_identical,
-    )
+        scores = [opened.predictions.probabilities[:, 1] for opened in runs]
+        found = compare_areas(predictions.targets == 1, scores, units)
+        area_tests = [found[pair] for pair in numbers]
+    area_p_values = [test.p_value if test else None for test in area_tests]
+    tests = zip(p_values, holm(p_values), area_tests, holm(area_p_values))
+    pairs = []
+    for (i, j), (p_value, p_adjusted, area_test, area_p_adjusted) in zip(numbers, tests):
+        first, second = runs[i].predictions, runs[j].predictions
+        is_identical = np.array_equal(first.probabilities, second.probabilities) and np.array_equal(
+            first.predicted, second.predicted
+        )
+        differences = resampled[j].minus(resampled[i])
+        if is_identical:
+            differences = {
+                name: score and Score(0.0, 0.0, 0.0, score.method)
+                for name, score in differences.items()
+            }
+        pairs.append(
+            Pair(
+                first=runs[i].run.name,
+                second=runs[j].run.name,
+                differences=differences,
+                n_first_only=int(np.sum(right[i] & ~right[j])),
+                n_second_only=int(np.sum(right[j] & ~right[i])),
+                p_value=p_value,
+                auroc_test=area_test,
+                p_adjusted=p_adjusted,
+                auroc_p_adjusted=area_p_adjusted,
+                is_identical=is_identical,
+            )
+        )
+    return tuple(pairs)
 
 
 # What runs there are, and how they differ
@@ -585,64 +604,3 @@ def _settings_of(run: Run) -> dict[str, str]:
             if item.name in stored and item.name not in idle:
                 found[item.name] = _word(stored[item.name])
     return found
-
-
-def refuse_equal_names(runs: Sequence[Run]) -> None:
-    """Refuse two runs of one name, which a table could not tell apart."""
-    paths: dict[str, Path] = {}
-    for run in runs:
-        if run.name in paths:
-            raise RunError(
-                f"two of the runs are called {run.name} ({paths[run.name]} and {run.path}). Give "
-                "each run once; rename a folder where different runs share a name."
-            )
-        paths[run.name] = run.path
-
-
-def refuse_different_rows(
-    first_name: str, first: Predictions, second_name: str, second: Predictions
-) -> None:
-    """Refuse runs that were not tested on the same rows; both in the order of their ids.
-
-    Raises
-    ------
-    RunError
-        When classes, test rows, targets or groups differ.
-    """
-    who = f"{first_name} and {second_name}"
-    if first.classes != second.classes:
-        raise RunError(
-            f"{who} can't be compared, their classes differ: {', '.join(first.classes)} in the "
-            f"one, {', '.join(second.classes)} in the other. Make both runs on the same data "
-            "with the same --positive."
-        )
-    if first.ids != second.ids:
-        ours, theirs = Counter(first.ids), Counter(second.ids)
-        example = min((ours - theirs) | (theirs - ours))
-        owner = first_name if ours[example] > theirs[example] else second_name
-        raise RunError(
-            f"{who} can't be compared, their test rows differ: {_rows_in_words(first)} and "
-            f"{_rows_in_words(second)}, {(ours & theirs).total()} of them in both; {example} is "
-            f"only in {owner}. Make both runs on the same data with the same split, "
-            "--test-subset and --cv."
-        )
-    for what, one, other in (
-        ("class", _labels(first), _labels(second)),
-        ("group", first.groups, second.groups),
-    ):
-        differing = [row for row, (a, b) in enumerate(zip(one, other)) if a != b]
-        if differing:
-            row = differing[0]
-            raise RunError(
-                f"{who} can't be compared, the {what} of {len(differing)} of their {len(first)} "
-                f"test rows differs: {first.ids[row]} has {one[row]!r} in the one, "
-                f"{other[row]!r} in the other. Make both runs on the same version of the data."
-            )
-
-
-def _rows_in_words(predictions: Predictions) -> str:
-    return f"{len(predictions)} rows ({predictions.split})"
-
-
-def _labels(predictions: Predictions) -> tuple[str, ...]:
-    return tuple(predictions.classes[target] for target in predictions.targets.tolist())
