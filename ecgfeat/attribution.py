@@ -24,10 +24,10 @@ from ecgfeat.errors import ConfigError, ImageError
 from ecgfeat.figures.style import (
     RULE,
     capitalised,
+    default_settings,
     in_lines,
     new_panels,
     save,
-    with_default_settings,
     write_caption,
 )
 from ecgfeat.heads import head_of
@@ -532,7 +532,7 @@ def overlay(found: Explanation, heat: Floats, page: Page, side_px: int) -> tuple
     return np.rint(255 * blended).astype(np.uint8), limit
 
 
-@with_default_settings
+@default_settings()
 def explanation_plot(found: Explanation, path: str | Path) -> None:
     """Draw the page with what speaks for and against the class over it, and the sanity check.
 

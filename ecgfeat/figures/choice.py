@@ -16,12 +16,13 @@ from ecgfeat.figures.style import (
     GREY,
     INK,
     RULE,
+    SLANTED,
     VERMILION,
     capitalised,
+    default_settings,
     in_lines,
     new_panels,
     save,
-    with_default_settings,
     write_caption,
 )
 from ecgfeat.metrics import METRICS
@@ -46,7 +47,7 @@ LEGIBLE_CELLS = 14
 """With more values along an axis, a heat map's cells are drawn without numbers."""
 
 
-@with_default_settings
+@default_settings()
 def sweep_plot(rows: Sequence[Row], by: str, path: str | Path, title: str) -> None:
     """Draw the score that chose over the settings that were varied, a panel for each kind of head.
 
@@ -61,15 +62,8 @@ def sweep_plot(rows: Sequence[Row], by: str, path: str | Path, title: str) -> No
         ``spread``, the score's standard deviation.
     by : str
         Name of the score.
-    path : str or Path
-        The file to write: a PNG, PDF or SVG by its suffix.
-    title : str
-        An empty one takes no room.
-
-    Raises
-    ------
-    StorageError
-        When the disk refuses.
+    path, title
+        As of all figures, see `ecgfeat.figures`.
     """
     kinds = [kind for kind in RUN_KINDS if any(row["head"] == kind for row in rows)]
     tried = [_Tried.of([row for row in rows if row["head"] == kind], by) for kind in kinds]
@@ -107,16 +101,9 @@ def sweep_plot(rows: Sequence[Row], by: str, path: str | Path, title: str) -> No
 class _Tried:
     """The candidates of one kind of head.
 
-    Attributes
-    ----------
-    by : str
-    varied : list of str
-        Settings with more than one value; the horizontal axis's first.
-    values : dict of str to list
-        The values of each, in order.
-    scores, spreads : dict of tuple to float
-        By the values of `varied`; means over the folds.
-    chosen : set of tuple
+    `varied` are the settings with more than one value, the horizontal axis's first, and `values`
+    the values of each, in order. By those of `varied` stand the means of scores and spreads over
+    the folds, and what was chosen.
     """
 
     by: str
@@ -206,6 +193,8 @@ def _scale(maps: Sequence[NDArray[np.float64]], by: str) -> ScalarMappable:
 
 
 def _draw_map(axes: Axes, tried: _Tried, scale: ScalarMappable) -> None:
+    from matplotlib.patches import Rectangle
+
     cells = tried.best_map()
     across, down = (tried.values[name] for name in tried.varied[:2])
     low, high = scale.get_clim()
@@ -226,7 +215,9 @@ def _draw_map(axes: Axes, tried: _Tried, scale: ScalarMappable) -> None:
         )
     for place in tried.chosen:
         corner = across.index(place[0]) - 0.5, down.index(place[1]) - 0.5
-        axes.add_patch(_outline(corner))
+        axes.add_patch(
+            Rectangle(corner, 1, 1, fill=False, edgecolor=VERMILION, linewidth=2.5, zorder=3)
+        )
     _name_values(axes, tried.varied[0], across)
     labels = [in_lines(_text(value).replace(",", ", "), 22, n_lines=5) for value in down]
     axes.set_yticks(range(len(down)), labels, parse_math=False)
@@ -279,18 +270,10 @@ def _name_lines(figure: Figure, panels: Sequence[Axes]) -> None:
         text.set_parse_math(False)
 
 
-def _outline(corner: tuple[float, float]) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle(corner, 1, 1, fill=False, edgecolor=VERMILION, linewidth=2.5, zorder=3)
-
-
 def _name_values(axes: Axes, name: str, values: Sequence[Any]) -> None:
-    labels = [_short(value) for value in values]
-    axes.set_xticks(range(len(values)), labels, parse_math=False)
-    if max(map(len, labels)) > 7:
-        for label in axes.get_xticklabels():
-            label.set(rotation=40, ha="right", rotation_mode="anchor")
+    labels = [in_lines(_text(value), 24, n_lines=1) for value in values]
+    style = SLANTED if max(map(len, labels)) > 7 else {}
+    axes.set_xticks(range(len(values)), labels, parse_math=False, **style)
     axes.set_xlabel(_in_words(name))
 
 
@@ -300,10 +283,6 @@ def _in_words(name: str) -> str:
 
 def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _short(value: Any) -> str:
-    return in_lines(_text(value), 24, n_lines=1)
 
 
 def _number(value: float | None) -> float:

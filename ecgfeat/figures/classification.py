@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,21 +17,30 @@ from ecgfeat.figures.style import (
     GREY,
     INK,
     RULE,
+    SLANTED,
     VERMILION,
     capitalised,
+    default_settings,
+    distinct_colours,
     in_lines,
     new_figure,
     save,
-    with_default_settings,
+    show_legend,
     write_caption,
 )
-from ecgfeat.metrics import MACRO, METRICS, Curve, Reliability, Score
+from ecgfeat.metrics import MACRO, METRICS, Curve, Reliability, Score, in_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["confusion_matrix_plot", "precision_recall_plot", "reliability_plot", "roc_plot"]
+__all__ = [
+    "confusion_matrix_plot",
+    "precision_recall_plot",
+    "reliability_plot",
+    "roc_comparison_plot",
+    "roc_plot",
+]
 
 
 DrawStyle = Literal["default", "steps-pre"]
@@ -47,7 +56,7 @@ smallest must be seen."""
 BAND = "Band: 95 %, point by point, by bootstrap"
 
 
-@with_default_settings
+@default_settings()
 def roc_plot(curve: Curve, scores: Scores, path: str | Path, title: str) -> None:
     """Draw the ROC curve with its 95 % band, and where the answers lie on it.
 
@@ -57,31 +66,46 @@ def roc_plot(curve: Curve, scores: Scores, path: str | Path, title: str) -> None
         As `metrics.curves` gives it.
     scores : mapping of str to Score or None
         As `metrics.evaluate` gives them.
-    path : str or Path
-        The file to write: a PNG, PDF or SVG by its suffix.
-    title : str
-        An empty one takes no room.
-
-    Raises
-    ------
-    StorageError
-        When the disk refuses.
+    path, title
+        As of all figures, see `ecgfeat.figures`.
     """
-    figure, axes = _square(title, width_in=_width_in(curve))
-    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
+    figure, axes = _roc_axes(title, width_in=_width_in(curve))
     _draw_curve(axes, curve, "auroc", scores)
     sensitivity, specificity = scores.get("sensitivity"), scores.get("specificity")
     if sensitivity and specificity:
         label = f"answers: sensitivity {sensitivity.value:.3f}, specificity {specificity.value:.3f}"
         _mark(axes, 1 - specificity.value, sensitivity.value, label)
-    axes.set_xlabel("False positive rate (1 − specificity)")
-    axes.set_ylabel("True positive rate (sensitivity)")
     _name_lines(axes, "beside" if _has_classes(curve) else "lower right")
     write_caption(figure, f"{BAND}. Dotted: chance.")
     save(figure, path)
 
 
-@with_default_settings
+@default_settings()
+def roc_comparison_plot(
+    drawn: Mapping[str, tuple[Curve, Mapping[str, Any] | None]], path: str | Path, title: str
+) -> None:
+    """Draw the ROC curves of several runs in one panel.
+
+    Parameters
+    ----------
+    drawn : mapping of str to (Curve, mapping or None)
+        By what the run is called: its curve, of which the last line is drawn, and its AUROC as
+        `Comparison.as_json` has it.
+    path, title
+        As of all figures, see `ecgfeat.figures`.
+    """
+    figure, axes = _roc_axes(title)
+    for (name, (curve, area)), colour in zip(drawn.items(), distinct_colours(len(drawn))):
+        x, y = list(curve.lines.values())[-1]
+        value = f": AUROC {area['value']:.3f}" if area else ""
+        axes.plot(x, y, color=colour, linewidth=1.8, label=f"{in_lines(name, 34, 1)}{value}")
+    if len(drawn) <= len(COLOURS):
+        show_legend(axes, 1)
+    write_caption(figure, "Dotted: chance.")
+    save(figure, path)
+
+
+@default_settings()
 def precision_recall_plot(
     curve: Curve, scores: Scores, prevalence: float | None, path: str | Path, title: str
 ) -> None:
@@ -93,11 +117,6 @@ def precision_recall_plot(
         As in `roc_plot`.
     prevalence : float or None
         Share of the positive class among the rows; None with more than two classes.
-
-    Raises
-    ------
-    StorageError
-        When the disk refuses.
     """
     figure, axes = _square(title, width_in=_width_in(curve))
     caption = BAND
@@ -116,7 +135,7 @@ def precision_recall_plot(
     save(figure, path)
 
 
-@with_default_settings
+@default_settings()
 def reliability_plot(
     found: Reliability, scores: Scores, positive: str | None, path: str | Path, title: str
 ) -> None:
@@ -130,11 +149,6 @@ def reliability_plot(
         As in `roc_plot`.
     positive : str or None
         The positive class of a binary task.
-
-    Raises
-    ------
-    StorageError
-        When the disk refuses.
     """
     figure, axes = _square(title, width_in=7.2)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
@@ -145,7 +159,7 @@ def reliability_plot(
         found.said, found.true, s=sizes, color=BLUE, edgecolor="white", zorder=3, clip_on=False
     )
     for name in ("ece", "brier", "log_loss"):
-        axes.plot([], [], linestyle="none", label=in_words(name, scores))
+        axes.plot([], [], linestyle="none", label=_named(name, scores))
     for n_rows in sorted({int(found.n_rows.min()), int(found.n_rows.max())}):
         size = sizes[found.n_rows == n_rows][0]
         label = f"{n_rows:,} {'row' if n_rows == 1 else 'rows'}"
@@ -163,15 +177,21 @@ def reliability_plot(
     save(figure, path)
 
 
-def in_words(name: str, scores: Scores) -> str:
+def _named(name: str, scores: Scores) -> str:
     """A score with its interval: ``AUROC 0.841 [0.835, 0.846]``."""
-    score, title = scores.get(name), capitalised(METRICS[name].title)
-    if score is None:
-        return f"{title} undefined"
-    return f"{title} {score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+    score = scores.get(name)
+    return f"{capitalised(METRICS[name].title)} {in_words(score) if score else 'undefined'}"
 
 
-def _square(title: str, *, width_in: float = 4.8) -> tuple[Figure, Axes]:
+def _roc_axes(title: str, *, width_in: float = 4.8) -> tuple[Figure, Axes]:
+    figure, axes = _square(title, width_in=width_in)
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
+    axes.set_xlabel("False positive rate (1 − specificity)")
+    axes.set_ylabel("True positive rate (sensitivity)")
+    return figure, axes
+
+
+def _square(title: str, *, width_in: float) -> tuple[Figure, Axes]:
     figure, axes = new_figure(width_in, 5.0, title)
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.01)
@@ -204,7 +224,7 @@ def _draw_curve(
             label_of_class = f"{called}:{gap}{area} {curve.areas[name]:.3f}"
             axes.plot(x, y, color=colour, linewidth=1.1, label=label_of_class, drawstyle=drawstyle)
     x, y = curve.lines[last]
-    label = in_words(name_of_area, scores)
+    label = _named(name_of_area, scores)
     whole = f"{MACRO}:\n{label}" if classes else label
     axes.plot(x, y, color=BLUE, linewidth=2.2, label=whole, drawstyle=drawstyle)
 
@@ -231,7 +251,7 @@ CHARACTER_IN = 0.085
 """Width of a character of the tick labels' 9 points, in inches, generously."""
 
 
-@with_default_settings
+@default_settings()
 def confusion_matrix_plot(
     matrix: NDArray[np.int64], classes: Sequence[str], path: str | Path, title: str
 ) -> None:
@@ -242,15 +262,8 @@ def confusion_matrix_plot(
     matrix : ndarray of shape (n_classes, n_classes), int64
         True classes along the first axis.
     classes : sequence of str
-    path : str or Path
-        The file to write: a PNG, PDF or SVG by its suffix.
-    title : str
-        An empty one takes no room.
-
-    Raises
-    ------
-    StorageError
-        When the disk refuses.
+    path, title
+        As of all figures, see `ecgfeat.figures`.
     """
     k = len(classes)
     cell_in = max(0.5, 1.4 - 0.1 * k) if k <= LEGIBLE_CLASSES else 15 / k
@@ -303,7 +316,5 @@ def _name_classes(
     else:
         n_lines = 2 if cell_in > 0.45 else 1
         labels = [in_lines(classes[index], max(24, longest), n_lines=n_lines) for index in named]
-        axes.set_xticks(named, labels, parse_math=False)
-        for label in axes.get_xticklabels():
-            label.set(rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_xticks(named, labels, parse_math=False, **SLANTED)
     axes.set_xlabel("Predicted class")

@@ -7,26 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ecgfeat.figures.style import (
-    BLUE,
-    COLOURS,
     GREY,
     INK,
     RULE,
     capitalised,
+    default_settings,
+    distinct_colours,
     in_lines,
-    new_figure,
     new_grid,
     save,
-    show_legend,
-    with_default_settings,
     write_caption,
 )
-from ecgfeat.metrics import MAIN, METRICS, Curve
+from ecgfeat.metrics import MAIN, METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["comparison_plot", "roc_comparison_plot"]
+__all__ = ["comparison_plot"]
 
 Described = Mapping[str, Any]
 """A run, a pair or a score, as `Comparison.as_json` has them."""
@@ -46,7 +43,7 @@ MOST_IN = 60.0
 """Height of all rows of a kind: matplotlib refuses pictures of more than 65,535 pixels a side."""
 
 
-@with_default_settings
+@default_settings()
 def comparison_plot(comparison: Described, path: str | Path, title: str) -> None:
     """Draw the scores of several runs, what they cost, and their differences to the first run.
 
@@ -55,15 +52,8 @@ def comparison_plot(comparison: Described, path: str | Path, title: str) -> None
     comparison : mapping
         As `Comparison.as_json` gives it; of it ``runs`` and ``pairs`` are drawn, and ``positive``
         says whether the task is binary.
-    path : str or Path
-        The file to write: a PNG, PDF or SVG by its suffix.
-    title : str
-        An empty one takes no room.
-
-    Raises
-    ------
-    StorageError
-        When the disk refuses.
+    path, title
+        As of all figures, see `ecgfeat.figures`.
     """
     runs = comparison["runs"]
     names = [name for name in MAIN if name in runs[0]["scores"]]
@@ -78,7 +68,9 @@ def comparison_plot(comparison: Described, path: str | Path, title: str) -> None
         axes.set_title(capitalised(METRICS[name].title), fontsize=10)
         for value in chance.get(name, ()):
             axes.axvline(value, color=GREY, linewidth=1, linestyle=":")
-        _draw_scores(axes, [run["scores"][name] for run in runs], _colours(len(runs)), "{:.3f}")
+        _draw_scores(
+            axes, [run["scores"][name] for run in runs], distinct_colours(len(runs)), "{:.3f}"
+        )
     scores = [run["scores"][name] for run in runs for name in names]
     _share_limits(
         upper[: len(names)], scores, [value for line in chance.values() for value in line]
@@ -105,11 +97,6 @@ def _chance(comparison: Described) -> dict[str, list[float]]:
     if comparison["positive"] is not None:
         chance |= {"balanced_accuracy": [0.5], "auroc": [0.5]}
     return chance
-
-
-def _colours(n_runs: int) -> Sequence[str]:
-    """One for each run; of more runs than there are colours to tell apart, one for all."""
-    return COLOURS[:n_runs] if n_runs <= len(COLOURS) else [BLUE] * n_runs
 
 
 def _draw_scores(
@@ -148,7 +135,7 @@ def _draw_differences(panels: Sequence[Axes], names: Sequence[str], comparison: 
     first, *others = (run["name"] for run in comparison["runs"])
     pairs = [pair for pair in comparison["pairs"] if pair["first"] == first]
     by_run = {pair["second"]: pair["differences"] for pair in pairs}
-    colours = _colours(len(others) + 1)[1:]
+    colours = distinct_colours(len(others) + 1)[1:]
     drawn = [by_run[other][name] for other in others for name in names]
     for axes, name in zip(panels, names):
         axes.axvline(0, color=GREY, linewidth=1)
@@ -170,7 +157,7 @@ def _share_limits(
 
 
 def _draw_costs(axes: Axes, costs: Sequence[float], in_words: InWords) -> None:
-    axes.barh(range(len(costs)), costs, height=0.4, color=_colours(len(costs)))
+    axes.barh(range(len(costs)), costs, height=0.4, color=distinct_colours(len(costs)))
     for row, cost in enumerate(costs):
         axes.annotate(
             in_words(cost),
@@ -233,38 +220,3 @@ def _name_rows(axes: Axes, rows: Sequence[Sequence[str]]) -> None:
                 color=colour,
                 parse_math=False,
             )
-
-
-@with_default_settings
-def roc_comparison_plot(
-    drawn: Mapping[str, tuple[Curve, Described | None]], path: str | Path, title: str
-) -> None:
-    """Draw the ROC curves of several runs in one panel.
-
-    Parameters
-    ----------
-    drawn : mapping of str to (Curve, mapping or None)
-        By what the run is called: its curve, of which the last line is drawn, and its AUROC.
-    path, title
-        As in `comparison_plot`.
-
-    Raises
-    ------
-    StorageError
-        When the disk refuses.
-    """
-    figure, axes = new_figure(4.8, 5.0, title)
-    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
-    for (name, (curve, area)), colour in zip(drawn.items(), _colours(len(drawn))):
-        x, y = list(curve.lines.values())[-1]
-        value = f": AUROC {area['value']:.3f}" if area else ""
-        axes.plot(x, y, color=colour, linewidth=1.8, label=f"{in_lines(name, 34, 1)}{value}")
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-    axes.set_box_aspect(1)
-    axes.grid(color=RULE, linewidth=0.6)
-    axes.set_xlabel("False positive rate (1 − specificity)")
-    axes.set_ylabel("True positive rate (sensitivity)")
-    if len(drawn) <= len(COLOURS):
-        show_legend(axes, 1)
-    write_caption(figure, "Dotted: chance.")
-    save(figure, path)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import re
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from ecgfeat.config import FigureFormat
 from ecgfeat.errors import ConfigError
@@ -28,9 +27,11 @@ __all__ = [
     "GREY",
     "INK",
     "RULE",
+    "SLANTED",
     "VERMILION",
     "capitalised",
     "default_settings",
+    "distinct_colours",
     "import_matplotlib",
     "in_lines",
     "new_figure",
@@ -38,12 +39,8 @@ __all__ = [
     "new_panels",
     "save",
     "show_legend",
-    "with_default_settings",
     "write_caption",
-    "write_title",
 ]
-
-P = ParamSpec("P")
 
 FORMATS = get_args(FigureFormat)
 DPI = 300
@@ -69,16 +66,8 @@ BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
 COLOURS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00", "#56B4E9")
 INK, GREY, RULE = "#222222", "#666666", "#dddddd"
 
-
-def with_default_settings(draw: Callable[P, None]) -> Callable[P, None]:
-    """Have a function draw the same figure on every machine; see `default_settings`."""
-
-    @functools.wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> None:
-        with default_settings():
-            draw(*args, **kwargs)
-
-    return drawn
+SLANTED: Mapping[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+"""How tick labels are written that are too long to stand side by side."""
 
 
 # matplotlib's settings belong to the whole process: two threads would mix theirs up.
@@ -87,7 +76,10 @@ _SETTINGS_LOCK = threading.RLock()
 
 @contextlib.contextmanager
 def default_settings() -> Iterator[None]:
-    """Inside, matplotlib has its own settings, not a matplotlibrc's or a notebook's."""
+    """Inside, matplotlib has its own settings, not a matplotlibrc's or a notebook's.
+
+    A function that it decorates draws the same figure on every machine.
+    """
     with _SETTINGS_LOCK:
         import_matplotlib()
         import matplotlib
@@ -161,7 +153,9 @@ def _empty(width_in: float, height_in: float, title: str) -> Figure:
     margins = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
     figure = Figure(figsize=(width_in, height_in), dpi=DPI, layout=margins)
     FigureCanvasAgg(figure)
-    write_title(figure, title)
+    if title:
+        lines = in_lines(title, int(width_in * 11.5))
+        figure.suptitle(lines, x=0.01, ha="left", fontsize=11, color=INK, parse_math=False)
     return figure
 
 
@@ -180,11 +174,9 @@ def _add_row(figure: Figure, grid: GridSpec, row: int, *, is_sharing: bool) -> l
     return panels
 
 
-def write_title(figure: Figure, title: str) -> None:
-    """What the figure is of, above its panels; nothing where it is empty."""
-    if title:
-        lines = in_lines(title, int(figure.get_figwidth() * 11.5))
-        figure.suptitle(lines, x=0.01, ha="left", fontsize=11, color=INK, parse_math=False)
+def distinct_colours(n: int) -> Sequence[str]:
+    """One for each of `n` things; of more than there are colours to tell apart, one for all."""
+    return COLOURS[:n] if n <= len(COLOURS) else [BLUE] * n
 
 
 def show_legend(axes: Axes, n_columns: int) -> None:

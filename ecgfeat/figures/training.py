@@ -15,13 +15,14 @@ from ecgfeat.figures.style import (
     GREY,
     INK,
     RULE,
+    SLANTED,
     VERMILION,
     capitalised,
+    default_settings,
     new_figure,
     new_panels,
     save,
     show_legend,
-    with_default_settings,
     write_caption,
 )
 from ecgfeat.metrics import MAIN, METRICS
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["accuracy_curve", "learning_curve_plot", "loss_curve", "lr_range_plot"]
 
 
-@with_default_settings
+@default_settings()
 def accuracy_curve(
     history: Sequence[Mapping[str, Any]],
     path: str | Path,
@@ -47,24 +48,17 @@ def accuracy_curve(
     history : sequence of mapping
         ``fold``, ``epoch`` (from 1), ``accuracy`` and ``val_accuracy`` (None where there are no
         validation rows) of each epoch.
-    path : str or Path
-        The file to write: a PNG, PDF or SVG by its suffix.
-    title : str
-        An empty one takes no room.
+    path, title
+        As of all figures, see `ecgfeat.figures`.
     majority : float, optional
         Accuracy on the test rows of always answering the training rows' majority; a dotted line.
     chosen : sequence of int, optional
         By fold, the epoch that validation rows chose; a ring around its point.
-
-    Raises
-    ------
-    StorageError
-        When the disk refuses.
     """
     _draw_history(history, "accuracy", "Accuracy", path, title, majority, chosen)
 
 
-@with_default_settings
+@default_settings()
 def loss_curve(
     history: Sequence[Mapping[str, Any]],
     path: str | Path,
@@ -163,7 +157,7 @@ def _ring(axes: Axes, values: NDArray[np.float64], chosen: Sequence[int]) -> Non
     )
 
 
-@with_default_settings
+@default_settings()
 def lr_range_plot(
     tried: Sequence[Mapping[str, float]], chosen: float, path: str | Path, title: str
 ) -> None:
@@ -174,15 +168,8 @@ def lr_range_plot(
     tried : sequence of mapping
         ``lr``, ``loss`` and ``smoothed`` of each step.
     chosen : float
-    path : str or Path
-        The file to write: a PNG, PDF or SVG by its suffix.
-    title : str
-        An empty one takes no room.
-
-    Raises
-    ------
-    StorageError
-        When the disk refuses.
+    path, title
+        As of all figures, see `ecgfeat.figures`.
     """
     figure, axes = new_figure(5.8, 3.9, title)
     rates, smoothed = [step["lr"] for step in tried], [step["smoothed"] for step in tried]
@@ -211,7 +198,7 @@ def lr_range_plot(
     save(figure, path)
 
 
-@with_default_settings
+@default_settings()
 def learning_curve_plot(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
     """Draw scores over the number of training rows, with a band over the seeds.
 
@@ -221,15 +208,8 @@ def learning_curve_plot(rows: Sequence[Mapping[str, Any]], path: str | Path, tit
         A training each: ``fraction``, ``n_train``, ``seed``, and any of the main scores (None where
         undefined). Of groups, the seeds of one fraction draw unlike numbers of rows; their mean is
         drawn.
-    path : str or Path
-        The file to write: a PNG, PDF or SVG by its suffix.
-    title : str
-        An empty one takes no room.
-
-    Raises
-    ------
-    StorageError
-        When the disk refuses.
+    path, title
+        As of all figures, see `ecgfeat.figures`.
     """
     names = [name for name in MAIN if any(row.get(name) is not None for row in rows)]
     figure, panels = new_panels(3.6 * len(names) + 1.2, 4.0, title, len(names))
@@ -248,7 +228,7 @@ def learning_curve_plot(rows: Sequence[Mapping[str, Any]], path: str | Path, tit
 
 
 def _draw(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-    from matplotlib.ticker import FuncFormatter, NullLocator
+    from matplotlib.ticker import NullLocator
 
     by_fraction: defaultdict[float, list[tuple[int, float]]] = defaultdict(list)
     for row in rows:
@@ -264,10 +244,7 @@ def _draw(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         axes.plot(n_rows, scores, ".", color=BLUE, alpha=0.5)
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(sizes)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.0f}"))
-    for label in axes.get_xticklabels():
-        label.set(rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes], **SLANTED)
     axes.set_xlabel("Training rows")
     axes.set_title(capitalised(METRICS[name].title), fontsize=10, loc="left")
     axes.grid(axis="y", color=RULE)
