@@ -24,7 +24,14 @@ from ecgfeat.data_audit.copies import (
     whitened,
 )
 from ecgfeat.data_audit.labels import Doubts, doubtful_labels, outliers
-from ecgfeat.data_audit.shortcuts import TRAITS, Telling, telling, values_of
+from ecgfeat.data_audit.shortcuts import (
+    MAX_VALUES,
+    TRAITS,
+    as_number,
+    columns_telling,
+    telling,
+    values_of,
+)
 from ecgfeat.errors import ConfigError, DataError
 from ecgfeat.feature_cache import FeatureCache, open_cache
 from ecgfeat.files import write_csv, write_json
@@ -52,8 +59,6 @@ MAX_P_VALUE = 0.01
 """Of a difference between classes in lost files, over all that are tested."""
 N_SHOWN = 24
 """Pairs or pages on a contact sheet."""
-MAX_VALUES = 12
-"""Of a column whose values are strata."""
 MAX_TOLD = 20_000
 """Rows by which it is asked whether a column tells the class, or the features the split."""
 COLUMN_AREA = 0.75
@@ -216,16 +221,15 @@ class _Work:
         self.cache = cache
         self.settings = settings
         self.folder = folder
-        self.report = report
         self.files: dict[str, Path] = {}
         self.pages = Pages(cache, settings.root or cache.root, report)
         self.labels = np.array(cache.labels)
         self.is_test = np.array(cache.splits) == "test"
 
     @cached_property
-    def same(self) -> list[Rows]:
+    def same(self) -> list[list[int]]:
         """The rows of every picture that there is more than once."""
-        return [np.array(rows, dtype=np.int64) for rows in same_pictures(self.cache.pictures)]
+        return same_pictures(self.cache.pictures)
 
     @cached_property
     def units(self) -> Rows:
@@ -235,7 +239,7 @@ class _Work:
     @cached_property
     def pictures(self) -> Rows:
         """The first row of every picture."""
-        again = [row for rows in self.same for row in rows[1:].tolist()]
+        again = [row for rows in self.same for row in rows[1:]]
         return np.setdiff1d(np.arange(len(self.cache)), again)
 
     def one_of_each(self, n_rows: int) -> Rows:
@@ -371,17 +375,17 @@ def _share(n_lost: int, n_there: int) -> str:
 
 def _same_images(work: _Work) -> Finding:
     cache, groups = work.cache, work.same
-    across = [rows for rows in groups if len({cache.splits[row] for row in rows.tolist()}) > 1]
-    two_labels = [rows for rows in groups if len({cache.labels[row] for row in rows.tolist()}) > 1]
+    across = [rows for rows in groups if len({cache.splits[row] for row in rows}) > 1]
+    two_labels = [rows for rows in groups if len({cache.labels[row] for row in rows}) > 1]
     if not groups:
         return Finding(level="fine", number="none, byte for byte")
     work.list_rows(
         "the same image twice",
         "same-images.csv",
-        {row: [n] for n, rows in enumerate(groups) for row in rows.tolist()},
+        {row: [n] for n, rows in enumerate(groups) for row in rows},
         ["picture"],
     )
-    n_tested = sum(bool(work.is_test[row]) for rows in across for row in rows.tolist())
+    n_tested = sum(bool(work.is_test[row]) for rows in across for row in rows)
     number = (
         f"{_counted(len(groups), 'picture')} more than once ({sum(map(len, groups))} images): "
         f"{len(across)} across splits ({_counted(n_tested, 'test image')}), {len(two_labels)} "
@@ -611,7 +615,8 @@ def _page_shortcuts(work: _Work) -> Finding:
 
 def _column_shortcuts(work: _Work) -> Finding:
     rows = work.one_of_each(MAX_TOLD)
-    tried = _columns_telling(work, work.cache.metadata, rows, work.labels[rows].tolist())
+    labels = work.labels[rows].tolist()
+    tried = columns_telling(work.cache.metadata, rows, labels, seed=work.settings.seed)
     if not tried:
         return Finding(level="unknown", number="the data have no such columns")
     diagnoses = [one for one in tried if plain(one.what) in _DIAGNOSES]
@@ -643,7 +648,7 @@ def _worlds(work: _Work) -> Finding:
     features = telling("the features", embedding, sides, seed=work.settings.seed)
     columns = {k: cells for k, cells in work.cache.metadata.items() if not looks_like_patient(k)}
     known = [features] if features else []
-    known += _columns_telling(work, columns, rows, sides)
+    known += columns_telling(columns, rows, sides, seed=work.settings.seed)
     if not known:
         return Finding(level="unknown", number="there are too few test images")
     told = [one for one in known if one.is_telling]
@@ -660,41 +665,6 @@ def _worlds(work: _Work) -> Finding:
         else "",
         details={"tried": [vars(one) for one in known]},
     )
-
-
-def _columns_telling(
-    work: _Work, columns: Mapping[str, Sequence[str]], rows: Rows, labels: Sequence[str]
-) -> list[Telling]:
-    """How well each column tells the labels of some rows apart, where that can be said."""
-    found = []
-    for name, cells in columns.items():
-        values = _as_numbers([cells[row] for row in rows.tolist()])
-        found.append(telling(name, values, labels, seed=work.settings.seed))
-    return [one for one in found if one]
-
-
-def _as_numbers(values: Sequence[str]) -> NDArray[np.float32]:
-    """A column's values: numbers as they are, words as one column each; empty for names."""
-    counts = Counter(values)
-    numbers = [_number(value) for value in values]
-    n_numbers = sum(number is not None for number in numbers)
-    if n_numbers > 0.9 * len(values) and len(counts) > MAX_VALUES:
-        known = [number for number in numbers if number is not None]
-        middle = float(np.median(known))
-        filled = [[middle if n is None else n, float(n is None)] for n in numbers]
-        return np.array(filled, np.float32)
-    if len(counts) > max(MAX_VALUES, len(values) / 10):
-        return np.empty((len(values), 0), np.float32)
-    words = [word for word, _ in counts.most_common(50)]
-    return np.array([[value == word for word in words] for value in values], np.float32)
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if abs(number) < 1e30 else None
 
 
 # Labels, classes, outliers
@@ -820,7 +790,7 @@ def strata_of(
 def _strata_of(values: Sequence[str]) -> list[str]:
     """The values where they are few, quarters where they are numbers, nothing for names."""
     counts = Counter(values)
-    numbers = [_number(value) for value in values]
+    numbers = [as_number(value) for value in values]
     known = [number for number in numbers if number is not None]
     if len(counts) <= MAX_VALUES:
         return [value or "not said" for value in values] if len(counts) > 1 else []
@@ -898,7 +868,7 @@ def _as_record(
 
 def _in_order(stratum: str) -> tuple[bool, float, str]:
     """Numbers and quarters by value, before words."""
-    number = _number(stratum.partition(" to ")[0])
+    number = as_number(stratum.partition(" to ")[0])
     return number is None, number or 0.0, stratum
 
 

@@ -7,6 +7,7 @@ classes apart, against what they tell of shuffled ones.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,16 @@ from numpy.typing import NDArray
 
 from ecgfeat.metrics import Z_95, area_with_error
 
-__all__ = ["TRAITS", "Telling", "telling", "traits", "values_of"]
+__all__ = [
+    "MAX_VALUES",
+    "TRAITS",
+    "Telling",
+    "as_number",
+    "columns_telling",
+    "telling",
+    "traits",
+    "values_of",
+]
 
 Floats = NDArray[np.float32]
 
@@ -192,6 +202,8 @@ CHANCE_PERCENTILE = 99.5
 N_BINS = 8
 FEW = 12
 """Up to so many numbers each is also cut into bins: a class may lie between two others."""
+MAX_VALUES = 12
+"""Of a column that is no number, or whose values are strata."""
 LEAST_AREA, N_ERRORS = 0.6, 2.8
 """An AUROC that isn't so many standard errors above this, and above chance, is said, but no
 warning: a dozen things are tried, and 1.96 would err in one of forty."""
@@ -277,6 +289,46 @@ def telling(what: str, values: Floats, labels: Sequence[str], *, seed: int = 0) 
     error = max(error, 0.5 / min(n_rows[usable[best]], len(targets) - n_rows[usable[best]]))
     low, high = max(0.0, area - Z_95 * error), min(1.0, area + Z_95 * error)
     return Telling(what, str(names[usable[best]]), area, low, high, chance, len(targets))
+
+
+def columns_telling(
+    columns: Mapping[str, Sequence[str]],
+    rows: NDArray[np.int64],
+    labels: Sequence[str],
+    *,
+    seed: int = 0,
+) -> list[Telling]:
+    """How well each column tells the labels of some rows apart, where that can be said."""
+    found = []
+    for name, cells in columns.items():
+        values = _as_numbers([cells[row] for row in rows.tolist()])
+        found.append(telling(name, values, labels, seed=seed))
+    return [one for one in found if one]
+
+
+def _as_numbers(values: Sequence[str]) -> NDArray[np.float32]:
+    """A column's values: numbers as they are, words as one column each; empty for names."""
+    counts = Counter(values)
+    numbers = [as_number(value) for value in values]
+    n_numbers = sum(number is not None for number in numbers)
+    if n_numbers > 0.9 * len(values) and len(counts) > MAX_VALUES:
+        known = [number for number in numbers if number is not None]
+        middle = float(np.median(known))
+        filled = [[middle if n is None else n, float(n is None)] for n in numbers]
+        return np.array(filled, np.float32)
+    if len(counts) > max(MAX_VALUES, len(values) / 10):
+        return np.empty((len(values), 0), np.float32)
+    words = [word for word, _ in counts.most_common(50)]
+    return np.array([[value == word for word in words] for value in values], np.float32)
+
+
+def as_number(text: str) -> float | None:
+    """A cell's number; None for a word, and for what stands for no number."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if abs(number) < 1e30 else None
 
 
 def _expanded(values: Floats) -> Floats:
