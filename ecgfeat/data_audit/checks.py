@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -509,7 +509,7 @@ def _patients(work: _Work) -> Finding:
             remedy=work.split_command if both else "",
             details={"groups": len(set(named)), "on_both_sides": len(both)},
         )
-    patient_like = next(_patient_like(cache), None)
+    patient_like = _patient_like(cache)
     if patient_like is None:
         return Finding(
             level="unknown",
@@ -540,25 +540,20 @@ def _on_both_sides(work: _Work, values: Sequence[str]) -> set[str]:
     return known & tested
 
 
-def _patient_like(cache: FeatureCache) -> Iterator[tuple[str, Sequence[str], str]]:
-    """What may tell whose image it is: name, values, and the option that takes it as such.
-
-    The likeliest first; the others are looked at only where it is asked for.
-    """
+def _patient_like(cache: FeatureCache) -> tuple[str, Sequence[str], str] | None:
+    """What may tell whose image it is: name, values, and the option that takes it as such."""
     for name, values in cache.metadata.items():
         if looks_like_patient(name):
-            yield (
-                f"the values of the column {name!r}",
-                values,
-                f"--group-column {shlex.quote(name)}",
-            )
+            what = f"the values of the column {name!r}"
+            return what, values, f"--group-column {shlex.quote(name)}"
     own = {*map(plain, cache.labels)}
     folders = [_last_folder(path, own) for path in cache.paths]
     if _could_be_patients(folders):
-        yield "the folders below the classes", folders, "--group-by folder"
+        return "the folders below the classes", folders, "--group-by folder"
     beginnings = [group_in([], PurePosixPath(path).name, "name") for path in cache.paths]
     if _could_be_patients(beginnings):
-        yield "the beginnings of the file names", beginnings, "--group-by name"
+        return "the beginnings of the file names", beginnings, "--group-by name"
+    return None
 
 
 def _last_folder(path: str, labels: set[str]) -> str:
@@ -772,7 +767,7 @@ def _strata_columns(cache: FeatureCache, settings: AuditSettings) -> dict[str, l
             f"--by names {', '.join(map(repr, unknown))}, but the data's columns are "
             f"{', '.join(cache.metadata) or 'none but path, label, split and group'}"
         )
-    return strata_of({name: cache.metadata[name] for name in asked} or cache.metadata, asked)
+    return strata_of(cache.metadata, asked)
 
 
 def strata_of(
