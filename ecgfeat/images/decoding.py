@@ -41,7 +41,7 @@ from ecgfeat.images.formats import (
     read_other,
     read_png,
 )
-from ecgfeat.manifest import PDFIUM
+from ecgfeat.manifest import EXTRAS, PDFIUM
 
 __all__ = [
     "DECODER",
@@ -71,8 +71,8 @@ def decoder_of(names: Iterable[str], dpi: int = PageSettings.dpi) -> str:
     """
     ends = {Path(page_named(name).file).suffix.lower() for name in names}
     found = DECODER
-    for package, suffixes in (("pypdfium2", {".pdf"}), ("pydicom", {".dcm", ".dicom"})):
-        if ends & suffixes and find_spec(package):
+    for package, suffixes in EXTRAS.values():
+        if ends.intersection(suffixes) and find_spec(package):
             found += f", {package} {version(package)}"
             if package == "pypdfium2" and dpi != PageSettings.dpi:
                 found += f" at {dpi} dpi"

@@ -10,10 +10,18 @@ and `listing` splits them where the data don't, and looks which files are there.
 from ecgfeat.manifest.listing import read_manifest
 from ecgfeat.manifest.manifest import SPLITS, Manifest, MissingImage, write_missing
 from ecgfeat.manifest.table import list_images
-from ecgfeat.manifest.tree import IMAGE_KINDS, IMAGE_SUFFIXES, PDFIUM, images_below, pages_named
+from ecgfeat.manifest.tree import (
+    EXTRAS,
+    IMAGE_KINDS,
+    IMAGE_SUFFIXES,
+    PDFIUM,
+    images_below,
+    pages_named,
+)
 from ecgfeat.manifest.vocabulary import group_in, looks_like_patient, plain, split_called
 
 __all__ = [
+    "EXTRAS",
     "IMAGE_KINDS",
     "IMAGE_SUFFIXES",
     "PDFIUM",

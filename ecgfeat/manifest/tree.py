@@ -30,14 +30,22 @@ from ecgfeat.manifest.vocabulary import (
     split_called,
 )
 
-__all__ = ["IMAGE_KINDS", "IMAGE_SUFFIXES", "PDFIUM", "images_below", "list_folder", "pages_named"]
+__all__ = [
+    "EXTRAS",
+    "IMAGE_KINDS",
+    "IMAGE_SUFFIXES",
+    "PDFIUM",
+    "images_below",
+    "list_folder",
+    "pages_named",
+]
 
-_EXTRAS = {"pdf": ("pypdfium2", (".pdf",)), "dicom": ("pydicom", (".dcm", ".dicom"))}
+EXTRAS = {"pdf": ("pypdfium2", (".pdf",)), "dicom": ("pydicom", (".dcm", ".dicom"))}
 """Extras of the installation: the package that each brings, and the suffixes of what it reads."""
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png"),
     *(".tif", ".tiff", ".bmp", ".webp", ".gif"),
-    *(end for package, ends in _EXTRAS.values() if find_spec(package) for end in ends),
+    *(end for package, ends in EXTRAS.values() if find_spec(package) for end in ends),
 )
 """What counts as an image in a folder tree, in any case. A CSV may name any file."""
 IMAGE_KINDS = "JPEG, PNG, TIFF, BMP, WebP, GIF"
@@ -168,7 +176,7 @@ def _ignored(others: set[str], junk: Counter[str]) -> dict[str, int]:
         suffix = Path(path).suffix.lower()
         is_image = suffix in IMAGE_SUFFIXES
         counts["images outside the class folders" if is_image else suffix or "no suffix"] += 1
-    for extra, (_, suffixes) in _EXTRAS.items():
+    for extra, (_, suffixes) in EXTRAS.items():
         for suffix in counts.keys() & set(suffixes) - set(IMAGE_SUFFIXES):
             counts[f"{suffix} (pip install 'ecgfeat[{extra}]' to read them)"] = counts.pop(suffix)
     return {reason: n for reason, n in sorted(counts.items()) if n}
