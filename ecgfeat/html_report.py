@@ -12,7 +12,7 @@ import io
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -215,29 +215,27 @@ class _Way:
         return curves(self.run.predictions)
 
 
-@dataclass(eq=False)
 class _Page:
     """What several sections need, each thing made when it is first asked for."""
 
-    runs: Sequence[Run]
-    settings: ReportSettings
-    tell: Report
-    lacking: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self, runs: Sequence[Run], settings: ReportSettings, report: Report, lacking: list[str]
+    ) -> None:
+        self.settings = settings
+        self.lacking = lacking
         self.comparison: Comparison | None = None
-        if len(self.runs) > 1:
-            self.comparison = compare(self.runs, leave_aside=True)
+        if len(runs) > 1:
+            self.comparison = compare(runs, leave_aside=True)
             names = [run.name for run in self.comparison.runs]
-            self.runs = [run for run in self.runs if run.name in names]
+            runs = [run for run in runs if run.name in names]
             self.lacking += [f"{one.name}: {one.reason}" for one in self.comparison.left_aside]
-        self.ways = [
-            _Way(number=f"R{number}", run=run) for number, run in enumerate(self.runs, start=1)
-        ]
-        self.data_name = str(self.runs[0].config["data"])
+        self.ways = [_Way(number=f"R{number}", run=run) for number, run in enumerate(runs, start=1)]
+        self.first = runs[0]
+        self.data_name = str(self.first.config["data"])
+        self._report = report
 
     def report(self, stage: str, done: int, total: int) -> None:
-        self.tell(Progress(stage=stage, done=done, total=total, unit="runs"))
+        self._report(Progress(stage=stage, done=done, total=total, unit="runs"))
 
     @cached_property
     def data(self) -> _Data | None:
@@ -509,7 +507,7 @@ def _tell_failures(page: _Page, failures: Sequence[str], what: str) -> None:
 
 
 def _ways_section(page: _Page) -> dict[str, Any]:
-    comparison, first = page.comparison, page.runs[0].metrics
+    comparison, first = page.comparison, page.first.metrics
     scores = {way.number: way.run.metrics["scores"] for way in page.ways}
     order = dict.fromkeys((*MAIN, *METRICS))
     names = [name for name in order if any(found.get(name) for found in scores.values())]
@@ -774,8 +772,8 @@ def _repeat_section(page: _Page) -> dict[str, Any]:
     return {
         "commands": commands,
         "methods": methods_of([(way.number, way.run) for way in page.ways], page.comparison),
-        "versions": page.runs[0].config.get("versions", {}),
-        "machine": page.runs[0].config.get("machine", {}),
+        "versions": page.first.config.get("versions", {}),
+        "machine": page.first.config.get("machine", {}),
         "digests": [
             (way.number, what, digest)
             for way in page.ways

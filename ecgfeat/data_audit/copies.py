@@ -374,14 +374,7 @@ class Pages:
         return (self._root or Path()) / self._cache.paths[row]
 
     def traits(self, rows: Rows) -> tuple[Rows, NDArray[np.float32]]:
-        """What was measured of some rows' pages, and of which of them it could be had.
-
-        Returns
-        -------
-        rows : ndarray of shape (m,), int64
-        traits : ndarray of shape (m, width), float32
-            As `shortcuts.traits` gives them.
-        """
+        """Those of some rows whose pages could be had, and the `traits` of each, (m, width)."""
         new = [row for row in rows.tolist() if self._digests[row] not in self._traits]
         try:
             for row, found in self._read(new, traits, "measuring"):
@@ -393,12 +386,9 @@ class Pages:
         return np.array(there, np.int64), np.array(measured, np.float32).reshape(-1, _WIDTH)
 
     def near_copies(self, pairs: Rows) -> tuple[list[Pair], int]:
-        """Which pairs are nearly the same page, and how many of them were compared.
+        """Which pairs, shape (m, 2), are nearly the same page, and how many were compared.
 
-        Parameters
-        ----------
-        pairs : ndarray of shape (m, 2), int64
-            The likeliest first: of the others no more are compared than pay.
+        The likeliest come first: of the others no more are compared than pay.
         """
         found: list[Pair] = []
         n_tried = n_compared = n_since = 0

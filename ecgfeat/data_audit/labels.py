@@ -177,13 +177,7 @@ def _deep(margins: NDArray[np.float64], targets: NDArray[np.int64]) -> tuple[int
 
 
 def outliers(distances: Sequence[float]) -> NDArray[np.int64]:
-    """Rows far from all others, the farthest first.
-
-    Parameters
-    ----------
-    distances : sequence of float, length n
-        From each row to the rows around it.
-    """
+    """Rows far from all others, the farthest first, by their distances to the rows around them."""
     logs = np.log(np.maximum(np.asarray(distances, dtype=np.float64), 1e-12))
     spread = 1.4826 * float(np.median(np.abs(logs - np.median(logs))))
     if not spread > 0 or not math.isfinite(spread):

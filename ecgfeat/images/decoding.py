@@ -380,10 +380,7 @@ class Drawn(Picture):
 def read_pdf(data: bytes, page: int, dpi: int) -> Drawn:
     """Find out the size of a PDF's page, drawn at `dpi` dots per inch; page 0 is the first.
 
-    Raises
-    ------
-    ImageError
-        When it can't be read, asks for a password, or the extra is not installed.
+    Raises ImageError where it can't be read, asks for a password, or the extra isn't installed.
     """
     scale = dpi / 72  # a PDF's own unit is the point
     with _open_page(data, page) as (opened, n_pages):
@@ -441,13 +438,8 @@ _TAGS = [
 def read_dicom_file(data: bytes, page: int) -> Drawn | bytes:
     """Find out the size of a DICOM file's frame; one that is a JPEG is given back.
 
-    Frames count as pages; page 0 is the first.
-
-    Raises
-    ------
-    ImageError
-        When it can't be read, holds no picture or one of an unknown kind, or the extra is not
-        installed.
+    Frames count as pages; page 0 is the first. Raises ImageError where it can't be read, holds no
+    picture or one of an unknown kind, or the extra isn't installed.
     """
     try:
         import pydicom

@@ -158,10 +158,7 @@ class _Segment(NamedTuple):
 def read_jpeg(data: bytes) -> Jpeg:
     """Read the header, and keep what makes the picture.
 
-    Raises
-    ------
-    ImageError
-        When the header is damaged or cut off, or tells of a kind of JPEG that isn't supported.
+    Raises ImageError where the header is damaged or cut off, or the kind isn't supported.
     """
     segments, scans_start = _split(data)
     frames = [segment for segment in segments if segment.marker in _FRAMES]
@@ -301,10 +298,7 @@ class Png(Picture):
 def read_png(data: bytes) -> Png:
     """Read and check the chunks, and keep those that make the picture.
 
-    Raises
-    ------
-    ImageError
-        When chunks are damaged, cut off, or not what the specification allows.
+    Raises ImageError where they are damaged, cut off, or not what the specification allows.
     """
     found: dict[bytes, list[memoryview]] = {kind: [] for kind in _USED}
     for kind, chunk in _chunks(data):
@@ -482,12 +476,8 @@ def _of_the_other_order(tile: Any) -> Any:
 def read_other(data: bytes, image_format: str, page: int = 0) -> Other:
     """Read the header with Pillow, as nothing but `image_format`.
 
-    Pages are a TIFF's; page 0 is the first. An animation has one.
-
-    Raises
-    ------
-    ImageError
-        When it is not sound.
+    Pages are a TIFF's; page 0 is the first. An animation has one. Raises ImageError where the
+    header is not sound.
     """
 
     def reopen() -> ImageFile.ImageFile:

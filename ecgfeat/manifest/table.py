@@ -33,16 +33,9 @@ _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 def list_csv(source: Path, root: Path, settings: DataSettings = DataSettings()) -> ListedRows:
     """List the rows of a CSV: a path and a label each, and perhaps a split and a group.
 
-    Paths are relative to `root`, an absolute folder.
-
-    Raises
-    ------
-    DataError
-        When the file, its columns or a row are not what they should be.
-    ConfigError
-        When a column that is asked for isn't there.
-    StorageError
-        When it can't be read.
+    Paths are relative to `root`, an absolute folder. Raises DataError where the file, its columns
+    or a row are not what they should be, ConfigError where a column that is asked for isn't there,
+    and StorageError where the file can't be read.
     """
     table = _read(source)
     path_column = _column(table, "path", settings.path_column)

@@ -56,12 +56,8 @@ _OTHER_KINDS = (".pdf", ".dcm", ".dicom", ".heic", ".svg", ".xml", ".dat", ".mat
 def list_folder(root: Path, settings: DataSettings = DataSettings()) -> ListedRows:
     """List the images of ``[SPLIT/]CLASS/…`` or ``CLASS/SPLIT/…``.
 
-    Raises
-    ------
-    DataError
-        When there are no images, or the folders can't be told into splits and classes.
-    StorageError
-        When a folder can't be read.
+    Raises DataError where there are no images, or the folders can't be told into splits and
+    classes, and StorageError where a folder can't be read.
     """
     files, junk = _walk(root, settings)
     images = sorted(path for path in files if path.lower().endswith(IMAGE_SUFFIXES))
@@ -218,13 +214,7 @@ class _Layout:
 
 
 def _layout(root: Path, folders: list[list[str]], settings: DataSettings) -> _Layout:
-    """Tell splits from classes by their names.
-
-    Parameters
-    ----------
-    folders : list of list of str
-        Of each image, the folders that it lies in, from the top.
-    """
+    """Tell splits from classes by their names, given the folders that each image lies in."""
     tops = list(dict.fromkeys(above[0] for above in folders if above))
     test_folds = tuple(map(int, comma_separated(settings.test_folds)))
     if test_folds:
