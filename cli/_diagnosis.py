@@ -346,16 +346,16 @@ def _writable(folder: Path) -> Path | None:
 
 def _locks(cache_dir: Path) -> Iterator[Finding]:
     """Take a cache's lock as a writer does, and see whether a second one is kept out."""
-    from ecgfeat.feature_cache.locking import hold
+    from ecgfeat.feature_cache.writer import hold_cache
 
     folder = _writable(cache_dir)
     if folder is None:
         return  # said of the folder
     cache = folder / f".ecgfeat-doctor-{os.getpid()}.h5"
-    with hold(cache, None):
+    with hold_cache(cache, None):
         is_kernels = json.loads(cache.with_name(f"{cache.name}.lock").read_text())["vouched"]
         try:
-            with hold(cache, None):
+            with hold_cache(cache, None):
                 is_exclusive = False
         except CacheLockedError:
             is_exclusive = True

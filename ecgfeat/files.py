@@ -15,14 +15,13 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import msgspec
 
-from ecgfeat.errors import ConfigError, StorageError, storage_error
+from ecgfeat.errors import ConfigError, storage_error
 
 __all__ = [
     "MAX_IMAGE_BYTES",
     "MAX_PAGES",
     "NamedPage",
     "open_aside",
-    "open_lock",
     "page_named",
     "refuse_overwriting",
     "replacing",
@@ -83,39 +82,6 @@ def open_aside(path: Path) -> int:
     """
     path.unlink(missing_ok=True)
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o666)
-
-
-def open_lock(path: Path, flags: int, *, begins: bytes) -> int:
-    """Open a lock's file for reading, and perhaps more, with `flags`; returns its descriptor.
-
-    No link is followed, and nothing is emptied.
-
-    Parameters
-    ----------
-    path : Path
-    flags : int
-        As `os.open` takes them.
-    begins : bytes
-        First bytes of what a holder writes there.
-
-    Raises
-    ------
-    StorageError
-        When it is a link or another file: whoever put it there means that to be overwritten.
-    OSError
-    """
-    try:
-        fd = os.open(path, flags | _NO_FOLLOW, 0o666)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EMLINK):
-            raise StorageError(
-                f"{path} is a symbolic link, which a lock never is: move it elsewhere"
-            ) from error
-        raise
-    if os.pread(fd, len(begins), 0) not in (b"", begins):
-        os.close(fd)
-        raise StorageError(f"{path} is no lock of ecgfeat: move it elsewhere")
-    return fd
 
 
 def refuse_overwriting(path: Path, mark: bytes, *, name: str, force: bool = False) -> None:

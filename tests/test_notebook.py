@@ -88,7 +88,8 @@ def test_without_pandas_the_error_says_what_to_install(
         run_of(study, "logreg").to_frame()
 
 
-def test_progress_is_one_line_that_is_written_over_itself() -> None:
+def test_progress_is_one_line_that_is_written_over_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ecgfeat.runtime.LEAST_S", 1e-9)
     out = io.StringIO()
     report = ecgfeat.progress(out)
     for done in range(101):
@@ -106,6 +107,17 @@ def test_progress_is_one_line_that_is_written_over_itself() -> None:
     # A job that goes on with the same stage counts its pace anew.
     report(Progress(stage="fitting", done=0, total=3, unit="epochs"))
     assert out.getvalue().endswith("\rfitting 0/3 epochs")
+
+
+def test_a_pace_is_not_told_by_what_went_before_one_could_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr("ecgfeat.runtime.LEAST_S", 3600)
+    report = ecgfeat.progress(out)
+    for done in (0, 24):
+        report(Progress(stage="drawing", done=done, total=24))
+    assert out.getvalue().split("\r")[-1].strip() == "drawing 24/24 images"
 
 
 def test_the_guide_s_example_runs_from_top_to_bottom(

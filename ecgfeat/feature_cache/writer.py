@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,7 +26,14 @@ import numpy as np
 from h5py import h5d, h5p, h5s, h5t
 from numpy.typing import NDArray
 
-from ecgfeat.errors import CacheError, CacheMismatchError, DataError, StorageError, storage_error
+from ecgfeat.errors import (
+    CacheError,
+    CacheLockedError,
+    CacheMismatchError,
+    DataError,
+    StorageError,
+    storage_error,
+)
 from ecgfeat.feature_cache.format import (
     F32,
     GROUPS,
@@ -37,7 +45,6 @@ from ecgfeat.feature_cache.format import (
     columns,
     encode_texts,
 )
-from ecgfeat.feature_cache.locking import hold
 from ecgfeat.feature_cache.reader import (
     NO_DIGEST,
     FeatureCache,
@@ -49,13 +56,14 @@ from ecgfeat.feature_cache.reader import (
     parts_folder,
 )
 from ecgfeat.files import open_aside, page_named
+from ecgfeat.locking import hold, refuse_if_held
 from ecgfeat.manifest import Manifest
 from ecgfeat.runtime import Progress, Report, silent, versions
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-__all__ = ["CacheWriter", "existing_header", "open_writer"]
+__all__ = ["CacheWriter", "existing_header", "hold_cache", "open_writer"]
 
 
 SHARD_ROWS = 64
@@ -121,7 +129,7 @@ def open_writer(
     path = path.resolve() if path.is_symlink() else path
     check_texts(manifest)
     make_folder(path.parent)
-    with hold(path, shard):
+    with hold_cache(path, shard):
         _remove_unfinished(path, shard)
         sources = [open_cache(file) for file in (path, *part_paths(path)) if file.exists()]
         for source in sources:
@@ -131,6 +139,39 @@ def open_writer(
         for source in sources:
             ledger.adopt(source)
         yield CacheWriter(path, header, manifest, ledger, shard)
+
+
+@contextlib.contextmanager
+def hold_cache(cache: Path, shard: tuple[int, int] | None) -> Iterator[None]:
+    """Be the one writer of `cache`, or the one that computes `shard` of it.
+
+    Shards don't exclude each other; a plain writer excludes them, and they exclude it.
+
+    Raises
+    ------
+    CacheLockedError
+        When another process is at it; the message says who.
+    StorageError
+    """
+
+    def refusal(who: str, remedy: str) -> CacheLockedError:
+        return CacheLockedError(
+            f"{cache} is being written by {who}. Wait for it to end, or give another file with "
+            f"--cache. {remedy}".rstrip()
+        )
+
+    plain = cache.with_name(f"{cache.name}.lock")
+    if shard is None:
+        with hold(plain, refusal):
+            for path in cache.parent.glob(f"{escape(cache.name)}.shard-*.lock"):
+                with hold(path, refusal):
+                    pass  # which also removes what a killed shard left
+            yield
+    else:
+        own = cache.with_name(f"{cache.name}.shard-{shard[0]}-of-{shard[1]}.lock")
+        with hold(own, refusal):
+            refuse_if_held(plain, refusal)
+            yield
 
 
 def existing_header(path: Path) -> Header | None:

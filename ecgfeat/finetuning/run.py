@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import math
 import os
 import shlex
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -40,9 +37,8 @@ from ecgfeat.errors import (
     RunError,
     StorageError,
     TrainingError,
-    storage_error,
 )
-from ecgfeat.files import open_lock, write_csv
+from ecgfeat.files import write_csv
 from ecgfeat.finetuning.checkpoint import (
     Candidate,
     Said,
@@ -74,6 +70,7 @@ from ecgfeat.finetuning.trainer import (
     shuffled_batches,
 )
 from ecgfeat.images import Remarks, decoder_of
+from ecgfeat.locking import hold
 from ecgfeat.manifest import Manifest, read_manifest, write_missing
 from ecgfeat.metrics import METRICS, score_values
 from ecgfeat.predictions import Predictions, join
@@ -916,52 +913,22 @@ def _listed(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
-LOCK = ".lock"
-"""In the run's folder until the run is finished; says who is, or was, at it."""
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-
-
 @contextlib.contextmanager
 def sole(folder: Path) -> Iterator[None]:
-    """Be the only one to go on with the run; the kernel frees the lock of a dead process.
-
-    On a file system that knows no locks, nothing is held.
+    """Be the only one to go on with the run.
 
     Raises
     ------
     RunError
-        When another process is at it.
+        When another process is at it; the message says who.
     StorageError
     """
-    path = folder / LOCK
-    try:
-        fd = open_lock(path, os.O_RDWR | os.O_CREAT, begins=b"process")
-    except OSError as error:
-        raise storage_error(error, "locking", path) from error
-    try:
-        _take(fd, folder)
+
+    def refusal(who: str, remedy: str) -> RunError:
+        return RunError(
+            f"{folder} is being worked on by {who}. Wait for it to end, or stop it first. "
+            f"{remedy}".rstrip()
+        )
+
+    with hold(folder / ".lock", refusal):
         yield
-        if is_finished(folder):
-            # Not before: a name may go only once there is nothing left that two could do.
-            with contextlib.suppress(OSError):
-                path.unlink()
-    finally:
-        os.close(fd)
-
-
-def _take(fd: int, folder: Path) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(fd, 200, 0).decode(errors="replace") or "another process"
-        raise RunError(
-            f"{folder} is being worked on by {holder}. Wait for it to end, or stop it first."
-        ) from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise storage_error(error, "locking", folder / LOCK) from error
-    try:
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-    except OSError as error:
-        raise storage_error(error, "locking", folder / LOCK) from error

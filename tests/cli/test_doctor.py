@@ -16,14 +16,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ecgfeat import images
+from ecgfeat import images, locking
 from ecgfeat.backbones import extractor, load_weights
 from ecgfeat.cli import _diagnosis as diagnosis
 from ecgfeat.cli import app
 from ecgfeat.cli._diagnosis import Finding, diagnose
 from ecgfeat.config import ComputeSettings, NetworkSettings, PageSettings, SynthSettings
 from ecgfeat.errors import Interrupted
-from ecgfeat.feature_cache import locking
 from ecgfeat.runtime import silent
 
 CPU = ComputeSettings(device="cpu")

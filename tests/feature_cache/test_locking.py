@@ -19,7 +19,8 @@ import pytest
 
 from ecgfeat.errors import CacheLockedError, StorageError
 from ecgfeat.feature_cache import open_cache, open_writer
-from ecgfeat.feature_cache.locking import Holder, hold
+from ecgfeat.feature_cache.writer import hold_cache
+from ecgfeat.locking import Holder
 
 from .fakes import HEADER, commit, fill, made_manifest, make_manifest
 
@@ -34,7 +35,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ecgfeat.feature_cache.locking.PATIENCE_S", 0.05)
+    monkeypatch.setattr("ecgfeat.locking.PATIENCE_S", 0.05)
 
 
 def refuse_locks(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
@@ -66,9 +67,9 @@ def dead_pid() -> int:
 
 def test_a_second_writer_is_told_who_is_at_it(path):
     with (
-        hold(path, None),
+        hold_cache(path, None),
         pytest.raises(CacheLockedError) as caught,
-        hold(path, None),
+        hold_cache(path, None),
     ):
         pass
     assert re.fullmatch(
@@ -80,17 +81,17 @@ def test_a_second_writer_is_told_who_is_at_it(path):
 
 
 def test_the_lock_is_gone_when_its_holder_is_done(path):
-    with hold(path, None):
+    with hold_cache(path, None):
         assert [file.name for file in path.parent.iterdir()] == ["pages.h5.lock"]
     assert list(path.parent.iterdir()) == []
-    with pytest.raises(ZeroDivisionError), hold(path, None):
+    with pytest.raises(ZeroDivisionError), hold_cache(path, None):
         raise ZeroDivisionError
-    with hold(path, None):
+    with hold_cache(path, None):
         pass
 
 
 def hold_and_wait(path: Path, held: Event, leave: Event) -> None:
-    with hold(path, None):
+    with hold_cache(path, None):
         held.set()
         leave.wait(60)
 
@@ -100,12 +101,15 @@ def test_a_killed_process_holds_nothing(path):
     process = PROCESSES.Process(target=hold_and_wait, args=(path, held, leave))
     process.start()
     assert held.wait(60)
-    with pytest.raises(CacheLockedError, match=f"by process {process.pid} on"), hold(path, None):
+    with (
+        pytest.raises(CacheLockedError, match=f"by process {process.pid} on"),
+        hold_cache(path, None),
+    ):
         pass
     process.kill()
     process.join()
     assert path.with_name("pages.h5.lock").exists()
-    with hold(path, None):
+    with hold_cache(path, None):
         pass
 
 
@@ -150,26 +154,26 @@ def test_of_many_writers_at_once_one_works_and_the_others_are_told(path, tmp_pat
 
 def test_shards_do_not_exclude_each_other(path):
     with (
-        hold(path, (0, 3)),
-        hold(path, (1, 3)),
-        hold(path, (0, 2)),
+        hold_cache(path, (0, 3)),
+        hold_cache(path, (1, 3)),
+        hold_cache(path, (0, 2)),
         pytest.raises(CacheLockedError, match=f"by process {os.getpid()} on"),
-        hold(path, (1, 3)),
+        hold_cache(path, (1, 3)),
     ):
         pass
 
 
 def test_a_plain_writer_and_shards_exclude_each_other(path):
     with (
-        hold(path, (1, 3)),
+        hold_cache(path, (1, 3)),
         pytest.raises(CacheLockedError, match="is being written by"),
-        hold(path, None),
+        hold_cache(path, None),
     ):
         pass
     with (
-        hold(path, None),
+        hold_cache(path, None),
         pytest.raises(CacheLockedError, match="is being written by"),
-        hold(path, (1, 3)),
+        hold_cache(path, (1, 3)),
     ):
         pass
     assert list(path.parent.iterdir()) == []
@@ -177,7 +181,7 @@ def test_a_plain_writer_and_shards_exclude_each_other(path):
 
 def test_what_a_killed_shard_left_does_not_stay(path):
     path.with_name("pages.h5.shard-1-of-3.lock").write_text("{}")
-    with hold(path, None):
+    with hold_cache(path, None):
         pass
     assert list(path.parent.iterdir()) == []
 
@@ -185,7 +189,7 @@ def test_what_a_killed_shard_left_does_not_stay(path):
 def test_a_lock_that_may_not_be_made_names_the_cause(tmp_path):
     with (
         pytest.raises(StorageError, match=r"locking .*pages\.h5\.lock failed: "),
-        hold(tmp_path / "none" / "pages.h5", None),
+        hold_cache(tmp_path / "none" / "pages.h5", None),
     ):
         pass
 
@@ -194,8 +198,8 @@ def test_a_disk_too_full_for_a_lock_leaves_none(path, monkeypatch):
     def fail(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("ecgfeat.feature_cache.locking.os.pwrite", fail)
-    with pytest.raises(StorageError, match="the disk is full"), hold(path, None):
+    monkeypatch.setattr("ecgfeat.locking.os.pwrite", fail)
+    with pytest.raises(StorageError, match="the disk is full"), hold_cache(path, None):
         pass
     assert list(path.parent.iterdir()) == []
 
@@ -209,12 +213,12 @@ def test_without_locking_calls_extraction_works(path, tmp_path, monkeypatch, nam
 
 
 def test_without_locking_calls_a_second_writer_is_told_and_what_to_do(path, no_locks):
-    with hold(path, None), pytest.raises(CacheLockedError) as caught, hold(path, None):
+    with hold_cache(path, None), pytest.raises(CacheLockedError) as caught, hold_cache(path, None):
         pass
     assert str(caught.value).endswith(f"with --cache. If that process is gone, delete {path}.lock.")
-    with hold(path, (0, 2)), pytest.raises(CacheLockedError), hold(path, None):
+    with hold_cache(path, (0, 2)), pytest.raises(CacheLockedError), hold_cache(path, None):
         pass
-    with hold(path, None), pytest.raises(CacheLockedError), hold(path, (0, 2)):
+    with hold_cache(path, None), pytest.raises(CacheLockedError), hold_cache(path, (0, 2)):
         pass
     assert list(path.parent.iterdir()) == []
 
@@ -232,7 +236,7 @@ def test_without_locking_calls_a_second_writer_is_told_and_what_to_do(path, no_l
 def test_without_locking_calls_a_dead_holder_does_not_block(path, no_locks, left, monkeypatch):
     know_machine(monkeypatch)
     leave_lock(path, **left())
-    with hold(path, None):
+    with hold_cache(path, None):
         pass
     assert list(path.parent.iterdir()) == []
 
@@ -252,37 +256,37 @@ def test_without_locking_calls_a_holder_that_may_live_is_respected(
 ):
     know_machine(monkeypatch)
     lock = leave_lock(path, **left)
-    with pytest.raises(CacheLockedError) as caught, hold(path, None):
+    with pytest.raises(CacheLockedError) as caught, hold_cache(path, None):
         pass
     assert f"on {left.get('host', Holder.this_process(vouched=False).host)} since" in str(
         caught.value
     )
     assert str(caught.value).endswith(f"If that process is gone, delete {lock}.")
     lock.unlink()
-    with hold(path, None):
+    with hold_cache(path, None):
         pass
 
 
 def test_without_locking_calls_a_process_that_proc_hides_is_respected(path, no_locks, monkeypatch):
     leave_lock(path, pid=1)
-    monkeypatch.setattr("ecgfeat.feature_cache.locking._started", lambda pid: "")
-    with pytest.raises(CacheLockedError), hold(path, None):
+    monkeypatch.setattr("ecgfeat.locking._started", lambda pid: "")
+    with pytest.raises(CacheLockedError), hold_cache(path, None):
         pass
     leave_lock(path, pid=dead_pid())
-    with hold(path, None):
+    with hold_cache(path, None):
         pass
 
 
 def know_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give this machine an id, which containers may lack."""
     known = {"/proc/sys/kernel/random/boot_id": "b00t", "/etc/machine-id": "0123456789abcdef"}
-    monkeypatch.setattr("ecgfeat.feature_cache.locking._first_line", lambda path: known[path])
+    monkeypatch.setattr("ecgfeat.locking._first_line", lambda path: known[path])
 
 
 def test_without_locking_calls_a_lock_just_being_made_is_respected(path, no_locks):
     lock = path.with_name("pages.h5.lock")
     lock.touch()
-    with pytest.raises(CacheLockedError) as caught, hold(path, None):
+    with pytest.raises(CacheLockedError) as caught, hold_cache(path, None):
         pass
     assert "by another process. Wait for it to end" in str(caught.value)
     assert str(caught.value).endswith(f"If there is none, delete {lock}.")
@@ -292,21 +296,21 @@ def test_without_locking_calls_one_process_at_a_time_removes_a_dead_lock(path, n
     lock = leave_lock(path, started="1")
     guard = lock.with_name(f"{lock.name}.removing")
     guard.touch()
-    with pytest.raises(CacheLockedError), hold(path, None):
+    with pytest.raises(CacheLockedError), hold_cache(path, None):
         pass
     assert lock.exists()
     guard.unlink()
-    with hold(path, None):
+    with hold_cache(path, None):
         pass
 
 
 def test_a_holder_that_the_kernel_does_not_know_is_respected_where_there_are_locks(path):
     """It may sit on a machine that mounted the folder without locks."""
     leave_lock(path, boot="of another machine", machine="", host="node7")
-    with pytest.raises(CacheLockedError, match="on node7 since"), hold(path, None):
+    with pytest.raises(CacheLockedError, match="on node7 since"), hold_cache(path, None):
         pass
     leave_lock(path, boot="of another machine", machine="", host="node7", vouched=True)
-    with hold(path, None):
+    with hold_cache(path, None):
         pass
 
 
@@ -318,7 +322,7 @@ def test_a_lock_that_is_a_link_is_refused_and_its_target_left_alone(path, name):
     lock.symlink_to(precious)
     with (
         pytest.raises(StorageError, match="is a symbolic link, which a lock never is"),
-        hold(path, (0, 2) if "shard" in name else None),
+        hold_cache(path, (0, 2) if "shard" in name else None),
     ):
         raise AssertionError
     assert precious.read_text() == "precious"
@@ -328,17 +332,17 @@ def test_a_lock_that_is_a_link_is_refused_and_its_target_left_alone(path, name):
 def test_a_lock_that_holds_nonsense_is_free(path, content):
     lock = path.with_name(f"{path.name}.lock")
     lock.write_text(content)
-    with hold(path, None):
+    with hold_cache(path, None):
         assert json.loads(lock.read_text())["pid"] == os.getpid()
     assert not lock.exists()
 
 
 @pytest.mark.parametrize("pid", ["x", -1, 2**70, None, 1.5])
 def test_nothing_that_a_lock_says_of_its_process_breaks_the_next_one(path, pid):
-    with hold(path, None):
+    with hold_cache(path, None):
         told = json.loads(path.with_name(f"{path.name}.lock").read_text())
     path.with_name(f"{path.name}.lock").write_text(json.dumps({**told, "pid": pid}))
-    with hold(path, None):
+    with hold_cache(path, None):
         pass
 
 
@@ -347,7 +351,7 @@ def test_a_file_that_is_no_lock_is_refused_and_left_alone(path):
     lock.write_text("precious")
     with (
         pytest.raises(StorageError, match="is no lock of ecgfeat: move it elsewhere"),
-        hold(path, None),
+        hold_cache(path, None),
     ):
         raise AssertionError
     assert lock.read_text() == "precious"

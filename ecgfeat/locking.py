@@ -1,6 +1,6 @@
-"""One writer at a time.
+"""One process at a time: who writes a cache, or goes on with a run.
 
-A lock is a file beside the cache, which says who holds it. Where the file system knows locks
+A lock is a file, which says who holds it. Where the file system knows locks
 (`flock`), the kernel vouches for the holder: when its process is gone, on whichever machine,
 the lock is free. Where it doesn't, the file's existence is the lock, and a holder is taken for
 dead only if that can be known: same machine, and no such process since it booted.
@@ -15,19 +15,18 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from glob import escape
 from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta
 
-from ecgfeat.errors import CacheLockedError, storage_error
-from ecgfeat.files import open_lock, typed
+from ecgfeat.errors import EcgfeatError, StorageError, storage_error
+from ecgfeat.files import typed
 
-__all__ = ["hold"]
+__all__ = ["hold", "refuse_if_held"]
 
 
 PATIENCE_S = 0.3
@@ -119,36 +118,46 @@ def _first_line(path: str) -> str:
     return ""
 
 
-@contextlib.contextmanager
-def hold(cache: Path, shard: tuple[int, int] | None) -> Iterator[None]:
-    """Be the one writer of `cache`, or the one that computes `shard` of it.
+Refusal = Callable[[str, str], EcgfeatError]
+"""The error for a lock that another process has: given who that is, and what to do if it is gone
+(empty where nothing has to be done), both in words."""
 
-    Shards don't exclude each other; a plain writer excludes them, and they exclude it.
+
+@contextlib.contextmanager
+def hold(path: Path, refusal: Refusal) -> Iterator[None]:
+    """Be the one process that has the lock `path`.
 
     Raises
     ------
-    CacheLockedError
-        When another process is at it; the message says who.
+    EcgfeatError
+        What `refusal` gives, when another process has it.
     StorageError
     """
-    plain = cache.with_name(f"{cache.name}.lock")
-    own = plain
-    if shard is not None:
-        own = cache.with_name(f"{cache.name}.shard-{shard[0]}-of-{shard[1]}.lock")
-    with _disk_errors(own):
-        fd = _acquire(own, cache)
+    with _disk_errors(path):
+        fd = _acquire(path, refusal)
     try:
-        with _disk_errors(own):
-            if shard is not None:
-                _refuse_if_held(plain, cache)
-            else:
-                for path in cache.parent.glob(f"{escape(cache.name)}.shard-*.lock"):
-                    # Taking and releasing it also removes what a killed shard left.
-                    _release(path, _acquire(path, cache))
         yield
     finally:
-        with _disk_errors(own):
-            _release(own, fd)
+        with _disk_errors(path):
+            # The name goes first: whoever opened the file before finds it gone and tries again.
+            path.unlink(missing_ok=True)
+            os.close(fd)
+
+
+def refuse_if_held(path: Path, refusal: Refusal) -> None:
+    """Raise what `hold` would, without taking the lock."""
+    with _disk_errors(path):
+        try:
+            fd = _open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return
+        try:
+            if not _is_free(_read(fd), _kernel_lock(fd, fcntl.LOCK_SH)):
+                raise _refused(path, refusal)
+        except BlockingIOError:
+            raise _refused(path, refusal) from None
+        finally:
+            os.close(fd)
 
 
 @contextlib.contextmanager
@@ -159,24 +168,18 @@ def _disk_errors(path: Path) -> Iterator[None]:
         raise storage_error(error, "locking", path) from error
 
 
-def _acquire(path: Path, cache: Path) -> int:
+def _acquire(path: Path, refusal: Refusal) -> int:
     """Take the lock; returns the open file that holds it."""
     deadline = time.monotonic() + PATIENCE_S
     while (fd := _try(path)) is None:
         if time.monotonic() > deadline:
-            raise _locked(path, cache)
+            raise _refused(path, refusal)
         time.sleep(0.02)
     return fd
 
 
-def _release(path: Path, fd: int) -> None:
-    # The name goes first: whoever opened the file before finds it gone and tries again.
-    path.unlink(missing_ok=True)
-    os.close(fd)
-
-
 def _try(path: Path) -> int | None:
-    opened = _open(path)
+    opened = _opened(path)
     if opened is None:
         return None
     created, fd = opened
@@ -199,12 +202,12 @@ def _try(path: Path) -> int | None:
     return fd
 
 
-def _open(path: Path) -> tuple[bool, int] | None:
+def _opened(path: Path) -> tuple[bool, int] | None:
     """Open the lock's file: whether it was made now, and its number; None if it just went."""
     with contextlib.suppress(FileExistsError):
-        return True, open_lock(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, begins=b"{")
+        return True, _open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     with contextlib.suppress(FileNotFoundError):
-        return False, open_lock(path, os.O_RDWR, begins=b"{")
+        return False, _open(path, os.O_RDWR)
     return None
 
 
@@ -256,7 +259,7 @@ def _remove_dead(path: Path) -> None:
     """
     guard = path.with_name(f"{path.name}.removing")
     try:
-        os.close(open_lock(guard, os.O_RDWR | os.O_CREAT | os.O_EXCL, begins=b""))
+        os.close(_open(guard, os.O_RDWR | os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return
     try:
@@ -267,23 +270,9 @@ def _remove_dead(path: Path) -> None:
         guard.unlink(missing_ok=True)
 
 
-def _refuse_if_held(path: Path, cache: Path) -> None:
-    try:
-        fd = open_lock(path, os.O_RDONLY, begins=b"{")
-    except FileNotFoundError:
-        return
-    try:
-        if not _is_free(_read(fd), _kernel_lock(fd, fcntl.LOCK_SH)):
-            raise _locked(path, cache)
-    except BlockingIOError:
-        raise _locked(path, cache) from None
-    finally:
-        os.close(fd)
-
-
 def _holder(path: Path) -> Holder | None:
     try:
-        fd = open_lock(path, os.O_RDONLY, begins=b"{")
+        fd = _open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
     try:
@@ -292,14 +281,40 @@ def _holder(path: Path) -> Holder | None:
         os.close(fd)
 
 
-def _locked(path: Path, cache: Path) -> CacheLockedError:
+def _refused(path: Path, refusal: Refusal) -> EcgfeatError:
     holder = _holder(path)
     if holder is None:
-        who, remedy = "another process", f"If there is none, delete {path}."
-    else:
-        who = f"process {holder.pid} on {holder.host} since {holder.since}"
-        remedy = "" if holder.vouched else f"If that process is gone, delete {path}."
-    return CacheLockedError(
-        f"{cache} is being written by {who}. Wait for it to end, or give another file with "
-        f"--cache. {remedy}".rstrip()
-    )
+        return refusal("another process", f"If there is none, delete {path}.")
+    who = f"process {holder.pid} on {holder.host} since {holder.since}"
+    return refusal(who, "" if holder.vouched else f"If that process is gone, delete {path}.")
+
+
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_BEGINNINGS = (b"{", b"process")
+"""Of what a holder writes in a lock; in a run's an earlier version wrote words."""
+
+
+def _open(path: Path, flags: int) -> int:
+    """Open a lock's file for reading, and perhaps more, with `flags`; returns its descriptor.
+
+    No link is followed, and nothing is emptied.
+
+    Raises
+    ------
+    StorageError
+        When it is a link or another file: whoever put it there means that to be overwritten.
+    OSError
+    """
+    try:
+        fd = os.open(path, flags | _NO_FOLLOW, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK):
+            raise StorageError(
+                f"{path} is a symbolic link, which a lock never is: move it elsewhere"
+            ) from error
+        raise
+    begins = os.pread(fd, max(map(len, _BEGINNINGS)), 0)
+    if begins and not begins.startswith(_BEGINNINGS):
+        os.close(fd)
+        raise StorageError(f"{path} is no lock of ecgfeat: move it elsewhere")
+    return fd
