@@ -16,7 +16,6 @@ from ecgfeat.calibration import Decision, decide
 from ecgfeat.config import EvaluationSettings, FigureSettings, HeadSettings, SweepSettings
 from ecgfeat.errors import DataError
 from ecgfeat.heads.head import WAY, Fitted, HeadData, Meter, Step
-from ecgfeat.heads.registry import HEADS
 from ecgfeat.heads.sweep import (
     SCORES,
     Candidate,
@@ -258,7 +257,7 @@ class HeadJob:
         )
 
     def _test_all(self, choices: Sequence[Choice]) -> list[list[Tested]]:
-        in_epochs = all(HEADS[choice.candidate.kind].in_epochs for choice in choices)
+        in_epochs = all(choice.candidate.head.in_epochs for choice in choices)
         counts = (
             len(choice.candidate.seeds(self.seeds))
             * len(choice.fold.parts)
@@ -284,7 +283,7 @@ class HeadJob:
         predictions = self._predict(choice, fitted, fold.final.test, fold.final.split)
         decision = None
         if validation and (self.evaluation.calibrate or self.evaluation.at_sensitivity):
-            method = HEADS[choice.candidate.kind].calibration
+            method = choice.candidate.head.calibration
             decision = decide(validation, method=method, settings=self.evaluation)
             validation, predictions = decision.apply(validation), decision.apply(predictions)
         return Tested(
@@ -304,13 +303,13 @@ class HeadJob:
 
     def _fit(self, choice: Choice, part: Partition, seed: int, on_step: Step) -> Fitted:
         """Train a head on the training rows of a partition, and tell how long it took."""
-        X = self.data.features(choice.candidate.head.taps)
+        X = self.data.features(choice.candidate.settings.taps)
         began = time.perf_counter()
-        fitted = HEADS[choice.candidate.kind].fit(
+        fitted = choice.candidate.head.fit(
             X,
             self.data.task.targets,
             part,
-            replace(choice.candidate.head, epochs=choice.n_epochs),
+            replace(choice.candidate.settings, epochs=choice.n_epochs),
             n_classes=len(self.data.task.classes),
             seed=seed,
             on_step=on_step,
@@ -320,8 +319,8 @@ class HeadJob:
     def _probabilities(
         self, choice: Choice, fitted: Fitted, rows: NDArray[np.int64]
     ) -> NDArray[np.float64]:
-        X = self.data.features(choice.candidate.head.taps)
-        return HEADS[choice.candidate.kind].probabilities(fitted.tensors, X, rows)
+        X = self.data.features(choice.candidate.settings.taps)
+        return choice.candidate.head.probabilities(fitted.tensors, X, rows)
 
     def _predict(
         self, choice: Choice, fitted: Fitted, rows: NDArray[np.int64], split: str

@@ -155,7 +155,7 @@ def fit_heads(
     notices = leaks.refuse(cache.path, allowed=evaluation.allow_leak)
     head = _with_epochs(head, plan)
     pool, seeds = candidates(kinds, head, grid), seeds_of(grid, sweep, evaluation)
-    for layers in dict.fromkeys(candidate.head.taps for candidate in pool):
+    for layers in dict.fromkeys(candidate.settings.taps for candidate in pool):
         _refuse_without(layers, cache, recipe)
         cache.require(layers)
     data = HeadData(cache, task)
@@ -302,7 +302,7 @@ def _lay_down(
 
 
 def _run(job: HeadJob, grid: Grid, out_dir: Path, on_written: Callable[[Run], None]) -> Run:
-    name = "sweep" if job.sweep.is_choosing else job.pool[0].kind
+    name = "sweep" if job.sweep.is_choosing else job.pool[0].head.kind
     folder = create_run(out_dir, name, job.data.cache.data_name)
     n_tried = 0
 
@@ -329,7 +329,7 @@ def _run(job: HeadJob, grid: Grid, out_dir: Path, on_written: Callable[[Run], No
 def _described(job: HeadJob, outcome: Outcome, grid: Grid) -> Result:
     """Everything that a run's folder holds."""
     reported = outcome.reported
-    kinds = {choice.candidate.kind for choice in outcome.choices}
+    kinds = {choice.candidate.head.kind for choice in outcome.choices}
     tensors = [tested.fitted.tensors for tested in reported]
     is_cv, listing = bool(job.evaluation.cv), job.data.cache.listing
     validation = [tested.validation for tested in reported if tested.validation]
@@ -365,9 +365,9 @@ def _edges(outcome: Outcome, grid: Grid) -> list[str]:
         if len(numbers) < 3 or name == "seed":
             continue
         chosen = {
-            getattr(choice.candidate.head, name)
+            getattr(choice.candidate.settings, name)
             for choice in outcome.choices
-            if name in HEADS[choice.candidate.kind].grid
+            if name in choice.candidate.head.grid
         }
         for value, word in ((min(numbers), "least"), (max(numbers), "largest")):
             # Of weight decay and smoothing, 0 is the end of the range, not of the grid.
@@ -389,7 +389,7 @@ def _repeats(outcome: Outcome) -> list[Predictions]:
 
 
 def _cost(job: HeadJob, outcome: Outcome) -> Cost:
-    heads = [HEADS[choice.candidate.kind] for choice in outcome.choices]
+    heads = [choice.candidate.head for choice in outcome.choices]
     in_epochs = all(head.in_epochs for head in heads)
     n_rows = [len(choice.fold.final.train) for choice in outcome.choices]
     n_images = sum(n * choice.n_epochs for n, choice in zip(n_rows, outcome.choices))
@@ -476,7 +476,7 @@ def _n_choosing(choice: Choice) -> int:
 
 
 def _model_card(job: HeadJob, outcome: Outcome) -> dict[str, Any]:
-    by_fold = [choice.candidate.head.taps for choice in outcome.choices]
+    by_fold = [choice.candidate.settings.taps for choice in outcome.choices]
     taps: Mapping[str, Any] = (
         {"taps": by_fold[0]} if len(set(by_fold)) == 1 else {"fold_taps": by_fold}
     )
@@ -485,7 +485,7 @@ def _model_card(job: HeadJob, outcome: Outcome) -> dict[str, Any]:
 
 def _likeness(job: HeadJob, outcome: Outcome) -> Likeness | None:
     """What new images are held against; None where the folds chose different layers."""
-    taps = {choice.candidate.head.taps for choice in outcome.choices}
+    taps = {choice.candidate.settings.taps for choice in outcome.choices}
     if len(taps) > 1:
         return None
     return Likeness.of(job.data.features(*taps), job.plan[0].final.train)

@@ -1,4 +1,4 @@
-"""The values that a sweep tries, by name: from ``--sweep``, ``--grid`` or a TOML file."""
+"""A sweep: the values it tries, the heads they make, and how these do on validation rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ecgfeat.config import ChoiceScore, EvaluationSettings, HeadKind, HeadSettings, SweepSettings
 from ecgfeat.errors import ConfigError, storage_error
-from ecgfeat.heads.head import HeadData, Meter
+from ecgfeat.heads.head import Head, HeadData, Meter
 from ecgfeat.heads.registry import HEADS
 from ecgfeat.metrics import METRICS
 from ecgfeat.protocol import Partition
@@ -186,24 +186,25 @@ SETTINGS = tuple(name for name in AXES if name != "seed")
 class Candidate:
     """One head with all its settings; seeds repeat it, and are no part of it."""
 
-    kind: HeadKind
-    head: HeadSettings
+    head: Head
+    settings: HeadSettings
 
     @property
     def n_epochs(self) -> int:
         """Epochs it is trained for; logistic regression has one end, not several."""
-        return self.head.epochs if HEADS[self.kind].in_epochs else 1
+        return self.settings.epochs if self.head.in_epochs else 1
 
     def seeds(self, seeds: Sequence[int]) -> Sequence[int]:
         """Those that make a difference."""
-        return seeds if HEADS[self.kind].in_epochs else seeds[:1]
+        return seeds if self.head.in_epochs else seeds[:1]
 
     def as_json(self) -> dict[str, Any]:
         """The settings that a grid may vary; None where this kind of head has none such."""
         values = {
-            name: getattr(self.head, name) if self.kind in AXES[name] else None for name in SETTINGS
+            name: getattr(self.settings, name) if self.head.kind in AXES[name] else None
+            for name in SETTINGS
         }
-        return {"head": self.kind, **values}
+        return {"head": self.head.kind, **values}
 
     def in_words(self) -> str:
         """The head for people: ``linear, layers layer4, lr 0.001, …``."""
@@ -230,7 +231,7 @@ def candidates(kinds: Sequence[HeadKind], head: HeadSettings, grid: Grid) -> lis
             f"the grid holds {n_heads} heads; at most {MAX_CANDIDATES} are tried: give fewer values"
         )
     return [
-        Candidate(kind=kind, head=replace(head, **dict(zip(axes[kind], values))))
+        Candidate(head=HEADS[kind], settings=replace(head, **dict(zip(axes[kind], values))))
         for kind in kinds
         for values in itertools.product(*axes[kind].values())
     ]
@@ -288,7 +289,7 @@ def validation_scores(
 
 
 def _auroc(probabilities: NDArray[np.float64], by_class: NDArray[np.bool_]) -> float:
-    """As `metrics.auroc`, which is ready for weights, and so too slow for hundreds of heads."""
+    """As `metrics` has it, which is ready for weights, and so too slow for hundreds of heads."""
     if len(by_class) == 2:
         return _area(probabilities[:, 1], by_class[1])
     return float(np.mean([*map(_area, probabilities.T, by_class)]))
@@ -354,7 +355,7 @@ class Standing:
         return {
             "fold": fold,
             **self.candidate.as_json(),
-            "epoch": self.epoch if HEADS[self.candidate.kind].in_epochs else None,
+            "epoch": self.epoch if self.candidate.head.in_epochs else None,
             **scores,
             "spread": None if self.spread is None else value_or_none(self.spread),
             "chosen": chosen,
@@ -362,7 +363,7 @@ class Standing:
 
     def in_words(self) -> str:
         """The candidate, its epoch and its score, for people."""
-        epoch = f", epoch {self.epoch}" if HEADS[self.candidate.kind].in_epochs else ""
+        epoch = f", epoch {self.epoch}" if self.candidate.head.in_epochs else ""
         return f"{self.candidate.in_words()}{epoch}: {self.score_name} {self.value:.4f}"
 
 
@@ -425,11 +426,11 @@ def _try_group(
         values[list(numbers), list(seeds), epoch - 1] = scores
         meter.advance(len(numbers) / group[0].n_epochs)
 
-    HEADS[group[0].kind].try_many(
-        data.features(group[0].head.taps),
+    group[0].head.try_many(
+        data.features(group[0].settings.taps),
         targets,
         part,
-        [candidate.head for candidate in group],
+        [candidate.settings for candidate in group],
         n_classes=len(data.task.classes),
         seeds=seeds,
         on_scored=on_scored,
@@ -438,7 +439,7 @@ def _try_group(
 
 def _passes(pool: Sequence[Candidate]) -> Iterator[list[Candidate]]:
     """Candidates that can be trained together, few enough at a time."""
-    for _, sharing in itertools.groupby(pool, key=lambda head: (head.kind, head.head.layers)):
+    for _, sharing in itertools.groupby(pool, key=lambda one: (one.head, one.settings.layers)):
         group = list(sharing)
         for start in range(0, len(group), HEADS_AT_ONCE):
             yield group[start : start + HEADS_AT_ONCE]

@@ -159,9 +159,8 @@ def curves(predictions: Predictions, *, seed: int = 0, n_bootstrap: int = N_BOOT
 
 def _mean_curves(ranked: Mapping[str, Ranking], weights: Floats) -> tuple[Floats, Floats]:
     """ROC and precision-recall at each point of `GRID`, means over the classes, shape (b, m)."""
-    tallies = [(ranking, ranking.tally(weights)) for ranking in ranked.values()]
-    roc = np.mean([ranking.roc(tally) for ranking, tally in tallies], axis=0)
-    precision = np.mean([ranking.precision_recall(tally) for ranking, tally in tallies], axis=0)
+    by_class = [ranking.on_grid(ranking.tally(weights)) for ranking in ranked.values()]
+    roc, precision = np.mean(by_class, axis=0)
     return roc, precision
 
 

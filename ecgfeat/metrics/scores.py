@@ -26,7 +26,6 @@ __all__ = [
     "Rates",
     "Sample",
     "Tally",
-    "auroc",
     "bin_numbers",
     "bootstrap_weights",
     "classification_table",
@@ -128,21 +127,18 @@ class Ranking:
         summed = np.einsum("bi,bi->b", tally.drawn, found)
         return ratio(summed, n_positive[:, 0] * (n_negative[:, 0] > 0))
 
-    def roc(self, tally: Tally) -> Floats:
-        """True positive rate at each false positive rate of `GRID`, shape (b, len(GRID))."""
-        rates = self.rates(tally)
-        return np.array([np.interp(GRID, x, y) for x, y in zip(rates.fallout, rates.recall)])
+    def on_grid(self, tally: Tally) -> tuple[Floats, Floats]:
+        """Recall at each fallout of `GRID`, and precision at each recall, shape (b, len(GRID)).
 
-    def precision_recall(self, tally: Tally) -> Floats:
-        """Precision at each recall of `GRID`, shape (b, len(GRID)).
-
-        At the highest threshold whose recall is no less, as average precision counts it.
+        The precision is that of the highest threshold whose recall is no less, as average precision
+        counts it.
         """
         rates = self.rates(tally)
+        recalls = [np.interp(GRID, x, y) for x, y in zip(rates.fallout, rates.recall)]
         last = rates.recall.shape[1] - 1
         # Rounding must not make the last threshold's recall less than 1.
         columns = [np.minimum(np.searchsorted(row + 1e-12, GRID), last) for row in rates.recall]
-        return np.take_along_axis(rates.precision, np.array(columns), axis=1)
+        return np.array(recalls), np.take_along_axis(rates.precision, np.array(columns), axis=1)
 
     def rates(self, tally: Tally) -> Rates:
         """What falling thresholds give."""
@@ -276,32 +272,6 @@ def score_values(predictions: Predictions) -> dict[str, float]:
     """
     values = scorer(predictions)(np.ones((1, len(predictions))))
     return {name: float(values[name][0]) for name in score_names(len(predictions.classes))}
-
-
-def auroc(targets: Integers, probabilities: Floats, weights: Floats | None = None) -> float | None:
-    """Area under the ROC curve: how often a positive row scores above a negative one.
-
-    Ties count half (Mann & Whitney 1947; Hanley & McNeil 1982). With two classes the second is
-    the positive one; with more it is the mean over the classes present, each against the rest.
-
-    Parameters
-    ----------
-    targets : ndarray of shape (n,), int64
-    probabilities : ndarray of shape (n, n_classes), float64
-    weights : ndarray of shape (n,), float64, optional
-        Default: every row counts once.
-
-    Returns
-    -------
-    float or None
-        None where fewer than two classes are present, and the area undefined.
-    """
-    row_weights = np.ones(len(targets)) if weights is None else weights
-    areas = [
-        ranking.auroc(ranking.tally(row_weights[np.newaxis]))[0]
-        for ranking in rankings(targets, probabilities).values()
-    ]
-    return float(np.mean(areas)) if areas and np.isfinite(areas).all() else None
 
 
 def rankings(targets: Integers, probabilities: Floats) -> dict[int, Ranking]:

@@ -7,6 +7,7 @@ import pytest
 
 from ecgfeat.config import EvaluationSettings, HeadSettings, SweepSettings
 from ecgfeat.errors import ConfigError, StorageError
+from ecgfeat.heads import HEADS
 from ecgfeat.heads.sweep import AXES, DEFAULT_GRID, Candidate, Grid, candidates, read_grid, seeds_of
 
 BOTH = ("linear", "logreg")
@@ -175,7 +176,7 @@ def test_a_toml_file_that_can_not_be_read_is_the_disk_s_refusal(tmp_path: Path) 
 def test_candidates_are_all_combinations_those_of_the_same_layers_together() -> None:
     grid = read("lr=0.1,0.2 layers=layer4,layer3 C=1,2")
     pool = candidates(BOTH, HeadSettings(batch_size=7), grid)
-    assert [(c.kind, c.head.layers, c.head.lr, c.head.C) for c in pool] == [
+    assert [(c.head.kind, c.settings.layers, c.settings.lr, c.settings.C) for c in pool] == [
         ("linear", "layer4", 0.1, 1),
         ("linear", "layer4", 0.2, 1),
         ("linear", "layer3", 0.1, 1),
@@ -185,7 +186,7 @@ def test_candidates_are_all_combinations_those_of_the_same_layers_together() -> 
         ("logreg", "layer3", 0.001, 1),
         ("logreg", "layer3", 0.001, 2),
     ]
-    assert {c.head.batch_size for c in pool} == {7}
+    assert {c.settings.batch_size for c in pool} == {7}
 
 
 def test_seeds_are_no_candidates() -> None:
@@ -212,7 +213,7 @@ def test_an_axis_too_many_is_refused() -> None:
 
 
 def test_a_candidate_tells_its_own_settings_alone() -> None:
-    logistic = Candidate(kind="logreg", head=HeadSettings(C=0.1))
+    logistic = Candidate(head=HEADS["logreg"], settings=HeadSettings(C=0.1))
     assert logistic.as_json() == {
         "head": "logreg",
         "layers": "layer4",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearns
 
 from ecgfeat.errors import DataError
-from ecgfeat.metrics import METRICS, auroc, evaluate, score_values
+from ecgfeat.metrics import METRICS, evaluate, score_values
 from ecgfeat.metrics.scores import scorer
 from ecgfeat.predictions import Predictions
 
@@ -134,13 +134,13 @@ def test_weighted_auroc_of_many_classes_equals_scikit_learns() -> None:
         multi_class="ovr",
         sample_weight=weights,
     )
-    found = auroc(predictions.targets, predictions.probabilities, weights)
+    (found,) = scorer(predictions)(weights[np.newaxis])["auroc"]
     assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_auroc_of_tied_scores_counts_each_tie_half() -> None:
     predictions = binary([0, 1, 1, 0], [0.5, 0.5, 0.9, 0.1])
-    assert auroc(predictions.targets, predictions.probabilities) == 3.5 / 4
+    assert score_values(predictions)["auroc"] == 3.5 / 4
 
 
 def test_a_class_without_test_rows_is_left_out_of_the_means() -> None:
