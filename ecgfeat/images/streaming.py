@@ -209,7 +209,7 @@ def stream(
 
 
 class _Promise:
-    """A batch under way; its arrays are filled by the threads, an image each at a time."""
+    """A batch under way; it is filled by the threads, an image each at a time."""
 
     def __init__(
         self,
@@ -224,16 +224,17 @@ class _Promise:
         n_images = len(rows)
         self._looks = None if looks is None else [looks[row] for row in rows]
         self._paths = [paths[row] for row in rows]
-        self._rows = np.asarray(rows, np.int64)
         self._budget = budget
         self._preprocessing = preprocessing
         self._alter = alter
         size_px = (preprocessing.height_px, preprocessing.width_px)
-        self._pixels = np.empty((n_images, *size_px, 3), np.uint8)
-        self._digests = np.empty((n_images, DIGEST_BYTES), np.uint8)
-        self._n_bytes = np.empty(n_images, np.int64)
-        self._remarks: dict[int, str] = {}  # by row
-        self._straightened: set[int] = set()  # rows
+        self._batch = Batch(
+            rows=np.asarray(rows, np.int64),
+            pixels=np.empty((n_images, *size_px, 3), np.uint8),
+            digests=np.empty((n_images, DIGEST_BYTES), np.uint8),
+            n_bytes=np.empty(n_images, np.int64),
+            failures=[],
+        )
         self._n_left = n_images
         self._counting = threading.Lock()
         self._all_done = threading.Event()
@@ -249,31 +250,30 @@ class _Promise:
         # never gives them back: the pool's threads then wait for ever.
         if self._futures:
             self._all_done.wait()
-        good: list[int] = []
-        failures: list[Failure] = []
+        batch, good = self._batch, list[int]()
         for index, future in enumerate(self._futures):
             try:
                 future.result()
                 good.append(index)
             except ImageError as error:
-                failures.append(
+                batch.failures.append(
                     Failure(
-                        row=int(self._rows[index]),
+                        row=int(batch.rows[index]),
                         reason=str(error),
                         n_bytes=size_on_disk(self._paths[index]),
                         passing=error.passing,
                     )
                 )
         # A slice where all is well: it copies nothing.
-        kept = good if failures else slice(None)
+        kept = good if batch.failures else slice(None)
         return Batch(
-            rows=self._rows[kept],
-            pixels=self._pixels[kept],
-            digests=self._digests[kept],
-            n_bytes=self._n_bytes[kept],
-            failures=failures,
-            remarks=sorted(self._remarks.items()),
-            straightened=sorted(self._straightened),
+            rows=batch.rows[kept],
+            pixels=batch.pixels[kept],
+            digests=batch.digests[kept],
+            n_bytes=batch.n_bytes[kept],
+            failures=batch.failures,
+            remarks=sorted(set(batch.remarks)),
+            straightened=sorted(set(batch.straightened)),
         )
 
     def _fill(self, index: int) -> None:
@@ -289,20 +289,20 @@ class _Promise:
         path = self._paths[index]
         data = read_file(path, self._looks[index] if self._looks else None)
         named = page_named(path)
-        self._n_bytes[index] = len(data)
-        self._digests[index] = np.frombuffer(digest(data, named), np.uint8)
+        self._batch.n_bytes[index] = len(data)
+        self._batch.digests[index] = np.frombuffer(digest(data, named), np.uint8)
         picture = read_header(data, page=named.page, dpi=self._preprocessing.dpi)
         width, height = picture.size_px
         with self._budget.hold(width * height):
             page, is_straightened = fit(decode_picture(picture), self._preprocessing)
-        row = int(self._rows[index])
+        row = int(self._batch.rows[index])
         if is_straightened:
-            self._straightened.add(row)
+            self._batch.straightened.append(row)
         if remark := picture.remark or _of_one_tone(page):
-            self._remarks[row] = remark
+            self._batch.remarks.append((row, remark))
         if self._alter is not None:
             page = self._alter(row, page)
-        self._pixels[index] = page
+        self._batch.pixels[index] = page
 
 
 def _of_one_tone(page: NDArray[np.uint8]) -> str:
