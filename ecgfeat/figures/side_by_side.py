@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,6 @@ __all__ = ["comparison_plot"]
 
 Described = Mapping[str, Any]
 """A run, a pair or a score, as `Comparison.as_json` has them."""
-InWords = Callable[[float], str]
 
 COSTS = {
     "features_s": "Extraction",
@@ -77,7 +76,7 @@ def comparison_plot(comparison: Described, path: str | Path, title: str) -> None
     )
     for axes, (key, heading) in zip(upper[len(names) :], COSTS.items()):
         axes.set_title(heading, fontsize=10)
-        _draw_costs(axes, [run["cost"][key] for run in runs], _unit_of(key, runs))
+        _draw_costs(axes, [run["cost"][key] for run in runs], _costs_in_words(key, runs))
     _name_rows(upper[0], [_lines_of(number, run) for number, run in enumerate(runs)])
     _draw_differences(lower, names, comparison)
     write_caption(
@@ -156,11 +155,11 @@ def _share_limits(
         axes.set_xlim(min(ends, default=0) - margin, max(ends, default=0) + margin)
 
 
-def _draw_costs(axes: Axes, costs: Sequence[float], in_words: InWords) -> None:
+def _draw_costs(axes: Axes, costs: Sequence[float], in_words: Sequence[str]) -> None:
     axes.barh(range(len(costs)), costs, height=0.4, color=distinct_colours(len(costs)))
-    for row, cost in enumerate(costs):
+    for row, (cost, words) in enumerate(zip(costs, in_words)):
         axes.annotate(
-            in_words(cost),
+            words,
             (cost, row),
             xytext=(4, 0),
             textcoords="offset points",
@@ -173,26 +172,23 @@ def _draw_costs(axes: Axes, costs: Sequence[float], in_words: InWords) -> None:
     axes.spines["bottom"].set_visible(False)
 
 
-def _unit_of(key: str, runs: Sequence[Described]) -> InWords:
-    """How costs are written: all times of a figure in one unit, so that they can be compared."""
+def _costs_in_words(key: str, runs: Sequence[Described]) -> list[str]:
+    """One cost of each run; all times of a figure are in one unit, so that they can be compared."""
+    costs = [run["cost"][key] for run in runs]
     if not key.endswith("_s"):
-        return _mib_in_words
+        return [f"{mib:.0f} MiB" if mib < 1024 else f"{mib / 1024:.1f} GiB" for mib in costs]
     longest_s = max(run["cost"][name] for run in runs for name in COSTS if name.endswith("_s"))
     fitting = [
         unit for unit, size_s in UNITS_OF_TIME.items() if longest_s < MOST_OF_A_UNIT * size_s
     ]
     unit = fitting[0] if fitting else "h"
-    return lambda seconds: _time_in_words(seconds / UNITS_OF_TIME[unit], unit)
+    return [_time_in_words(seconds / UNITS_OF_TIME[unit], unit) for seconds in costs]
 
 
 def _time_in_words(amount: float, unit: str) -> str:
     if 0 < amount < 0.01:
         return f"< 0.01 {unit}"
     return f"{amount:,.0f} {unit}" if amount >= 100 else f"{amount:.3g} {unit}"
-
-
-def _mib_in_words(mib: float) -> str:
-    return f"{mib:.0f} MiB" if mib < 1024 else f"{mib / 1024:.1f} GiB"
 
 
 def _lines_of(number: int, run: Described) -> list[str]:

@@ -266,11 +266,7 @@ def validation_scores(
 ) -> NDArray[np.float64]:
     """The values of `SCORES` for some heads, shape (h, len(SCORES)); NaN where one diverged.
 
-    Parameters
-    ----------
-    probabilities : ndarray of shape (h, n, n_classes), float64
-    targets : ndarray of shape (n,), int64
-        Every class is among them.
+    `probabilities` are of shape (h, n, n_classes), and every class is among the `targets`.
     """
     of_truth = probabilities[:, np.arange(len(targets)), targets]
     is_right = probabilities.argmax(axis=2) == targets

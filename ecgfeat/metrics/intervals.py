@@ -24,7 +24,7 @@ from ecgfeat.metrics.scores import (
     Sample,
     bootstrap_weights,
     in_id_order,
-    score_names,
+    score_values,
     scorer,
 )
 from ecgfeat.predictions import Predictions
@@ -237,18 +237,17 @@ def resample(
         raise DataError("there are no rows to score: the predictions are empty")
     samples = [Sample.of(model) for model in models]
     scorers = [scorer(model) for model in models]
-    ones = np.ones((1, len(models[0])))
     parts: list[list[dict[str, Floats]]] = [[] for _ in models]
     for weights in bootstrap_weights(samples[0].units, n_bootstrap, seed):
         for part, score in zip(parts, scorers):
             part.append(score(weights))
     return [
         Resampled(
-            values={name: float(score(ones)[name][0]) for name in score_names(len(model.classes))},
+            values=score_values(model),
             drawn={name: np.concatenate([each[name] for each in part]) for name in part[0]},
             sample=sample,
         )
-        for model, score, part, sample in zip(models, scorers, parts, samples)
+        for model, part, sample in zip(models, parts, samples)
     ]
 
 
@@ -263,14 +262,8 @@ def interval_of(
     the scale. The m is the number of independent units that the score rests on: of the rarest
     class where classes count alike. A perfect score so gets Wilson's interval.
 
-    Parameters
-    ----------
-    value : float
-    drawn : ndarray of shape (n_bootstrap,), float64
-        NaN where a resample leaves the score undefined.
-    n_units : int
-    scale : (float, float)
-        Least and greatest value that a score can have.
+    `drawn`, of shape (n_bootstrap,), is NaN where a resample leaves the score undefined. `scale` is
+    the least and the greatest value that a score can have.
     """
     drawn = drawn[np.isfinite(drawn)]
     if not len(drawn):
@@ -285,25 +278,14 @@ def interval_of(
 def at_prevalence(
     sensitivity: Score | None, specificity: Score | None, prevalence: float
 ) -> tuple[Score | None, Score | None]:
-    """PPV and NPV where another share of people is positive than among the rows.
+    """PPV and NPV where another share π of people is positive than among the rows.
 
     By Bayes' rule, from the likelihood ratios: PPV = π LR⁺ / (π LR⁺ + 1 - π) with LR⁺ =
     sensitivity / (1 - specificity), and NPV = (1 - π) / (1 - π + π LR⁻) with LR⁻ =
     (1 - sensitivity) / specificity. The ratios' intervals come of those of their parts by MOVER-R
     (Newcombe 2016, "MOVER-R confidence intervals for ratios and products of two independently
     estimated quantities", equations 3 and 4), so that a specificity of 1 seen on few rows does
-    not pass for a certain one.
-
-    Parameters
-    ----------
-    sensitivity, specificity : Score or None
-    prevalence : float
-        The share of positives π, between 0 and 1.
-
-    Returns
-    -------
-    Score or None, Score or None
-        PPV and NPV; None where undefined.
+    not pass for a certain one. None stands for what is undefined.
     """
     if sensitivity is None or specificity is None:
         return None, None
