@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import fcntl
 import io
 import json
 import os
@@ -21,6 +22,7 @@ __all__ = [
     "MAX_IMAGE_BYTES",
     "MAX_PAGES",
     "NamedPage",
+    "make_folder",
     "open_aside",
     "page_named",
     "refuse_overwriting",
@@ -146,27 +148,66 @@ def _end_of(file: BinaryIO) -> bytes:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, aside: Path | None = None) -> Iterator[Path]:
     """Give a path to write to that takes the place of `path` once it is whole and on disk.
+
+    Parameters
+    ----------
+    path : Path
+    aside : Path, optional
+        Which path that is; by default a name that only this process takes.
 
     Raises
     ------
     StorageError
         When the disk refuses; `path` is then as it was before.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = aside or path.with_name(f".{path.name}.{os.getpid()}")
+    make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         os.close(open_aside(aside))
         yield aside
         with aside.open("rb+") as file:
-            os.fsync(file.fileno())
+            _flush(file.fileno())
         aside.replace(path)
+        _flush_folder(path.parent)
     except OSError as error:
         raise storage_error(error, "writing", path) from error
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder `path`, and those above it, unless it is there."""
+    if path.is_dir():
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise storage_error(error, "making the folder", path) from error
+
+
+def _flush(fd: int) -> None:
+    os.fsync(fd)
+    # macOS's fsync stops at the drive's own cache; not every file system there can do more.
+    if hasattr(fcntl, "F_FULLFSYNC"):
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+
+
+def _flush_folder(path: Path) -> None:
+    """Make a new name in the folder `path` last through a power cut."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        # Some network file systems can't flush a folder; their servers do so by themselves.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(fd)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

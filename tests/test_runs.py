@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -487,7 +488,7 @@ def n_writes(monkeypatch: pytest.MonkeyPatch, folder: Path, fail_at: int) -> int
 
     def fsync(descriptor: int) -> None:
         nonlocal begun
-        begun += 1
+        begun += stat.S_ISREG(os.fstat(descriptor).st_mode)
         if begun == fail_at:
             raise OSError(errno.ENOSPC, "full")
         real(descriptor)

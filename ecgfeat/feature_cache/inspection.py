@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from ecgfeat.errors import CacheDamagedError, CacheFormatError, CacheLockedError, ConfigError
 from ecgfeat.feature_cache.format import Header
 from ecgfeat.feature_cache.reader import FeatureCache, open_cache, part_paths
-from ecgfeat.feature_cache.writer import make_folder, writing
+from ecgfeat.feature_cache.writer import writing
+from ecgfeat.files import make_folder
 from ecgfeat.manifest import SPLITS
 
 __all__ = ["CacheInfo", "cache_info", "export_cache", "list_caches", "verify_cache"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import math
@@ -55,7 +54,7 @@ from ecgfeat.feature_cache.reader import (
     part_paths,
     parts_folder,
 )
-from ecgfeat.files import open_aside, page_named
+from ecgfeat.files import make_folder, page_named, replacing
 from ecgfeat.locking import hold, refuse_if_held
 from ecgfeat.manifest import Manifest
 from ecgfeat.runtime import Progress, Report, silent, versions
@@ -708,7 +707,7 @@ class _Skeleton(io.RawIOBase):
 # never sees one being written.
 
 # One family of calls, each of which the tests make fail:
-# ruff: noqa: PTH103, PTH105, PTH106, PTH108
+# ruff: noqa: PTH106, PTH108
 
 
 ASIDE = ".writing"
@@ -721,30 +720,11 @@ def writing(path: Path) -> Iterator[io.RawIOBase]:
 
     What stood under `path` before still stands there when the disk refuses (StorageError).
     """
-    aside = path.with_name(path.name + ASIDE)
-    try:
-        with _Unbuffered(open_aside(aside), "wb") as file:
-            yield file
-            _flush(file.fileno())
-        os.replace(aside, path)
-        _flush_folder(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(aside)
-        if isinstance(error, OSError):
-            raise storage_error(error, "writing", path) from error
-        raise
-
-
-def make_folder(path: Path) -> None:
-    """Make the folder `path`, and those above it, unless it is there."""
-    if path.is_dir():
-        return
-    try:
-        os.makedirs(path, exist_ok=True)
-        _flush_folder(path.parent)
-    except OSError as error:
-        raise storage_error(error, "making the folder", path) from error
+    with (
+        replacing(path, path.with_name(path.name + ASIDE)) as aside,
+        _Unbuffered(aside, "rb+") as file,
+    ):
+        yield file
 
 
 def remove(path: Path) -> None:
@@ -769,24 +749,3 @@ class _Unbuffered(io.FileIO):
         while left:
             left = left[os.write(self.fileno(), left) :]
         return n_bytes
-
-
-def _flush(fd: int) -> None:
-    os.fsync(fd)
-    # macOS's fsync stops at the drive's own cache; not every file system there can do more.
-    if hasattr(fcntl, "F_FULLFSYNC"):
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
-
-
-def _flush_folder(path: Path) -> None:
-    """Make a new name in the folder `path` last through a power cut."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        # Some network file systems can't flush a folder; their servers do so by themselves.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(fd)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,6 @@ import h5py
 import pytest
 from typer.testing import CliRunner
 
-import ecgfeat.feature_cache.writer as writer_module
 from ecgfeat.cli import app
 
 from ..conftest import TinyPages, draw_page, write_csv
@@ -224,10 +224,14 @@ def test_a_run_folder_that_is_none(ecgfeat, tiny_pages, command):
     ],
 )
 def test_a_disk_that_refuses(ecgfeat, tiny_pages, monkeypatch, number, words):
-    def refuse(*_: object) -> None:
-        raise OSError(number, os.strerror(number))
+    real = os.fsync
 
-    monkeypatch.setattr(writer_module, "_flush", refuse)
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
     code, message = ecgfeat("extract", tiny_pages(), "--cache", "new.h5", *EXTRACT)
     assert code == 1
     assert message.startswith("Error: writing ")

@@ -25,7 +25,7 @@ from ecgfeat.manifest import Manifest
 from .fakes import HEADER, commit, data_of, extract_in_process, fill, make_manifest
 from .test_locking import PROCESSES
 
-CALLS = ("write", "fsync", "replace", "makedirs")
+CALLS = ("write", "fsync", "replace", "mkdir")
 CAUSES = {
     errno.ENOSPC: "the disk is full",
     errno.EIO: "the device reported an I/O error",
@@ -34,18 +34,14 @@ CAUSES = {
 
 
 class FailingOS:
-    """The `os` module, of which one call fails from its n-th time on, or that once only."""
+    """Calls of `os`, of which one fails from its n-th time on, or that once only."""
 
     def __init__(self, call: str, nth: int, number: int, *, for_good: bool) -> None:
         self.n_calls = dict.fromkeys(CALLS, 0)
         self._fails = (call, nth, number, for_good)
 
-    def __getattr__(self, name: str) -> Any:
-        function = getattr(os, name)
-        if name not in CALLS:
-            return function
-
-        def counted(*arguments: Any, **options: Any) -> Any:
+    def counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def count(*arguments: Any, **options: Any) -> Any:
             self.n_calls[name] += 1
             call, nth, number, for_good = self._fails
             n_calls = self.n_calls[name]
@@ -53,17 +49,16 @@ class FailingOS:
                 raise OSError(number, os.strerror(number))
             return function(*arguments, **options)
 
-        return counted
+        return count
 
 
 @contextlib.contextmanager
 def on(failing: FailingOS) -> Iterator[None]:
     """Write on a disk that fails."""
-    writer_module.os = failing  # type: ignore[assignment]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in CALLS:
+            patch.setattr(os, name, failing.counted(name, getattr(os, name)))
         yield
-    finally:
-        writer_module.os = os
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +119,7 @@ def test_a_disk_that_fails_loses_nothing(manifest, expected, fresh_paths):
     assert counts["write"] > 60
     assert counts["fsync"] >= 6
     assert counts["replace"] == 3
-    assert counts["makedirs"] == 2
+    assert counts["mkdir"] == 2
     picked = random.Random(0)
     for call, count in counts.items():
         for nth in picked.sample(range(1, count + 1), min(count, 4)):
