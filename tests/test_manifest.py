@@ -488,9 +488,9 @@ def test_missing_images_are_written_down(tmp_path: Path) -> None:
 
 def test_a_list_of_missing_images_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     make_files(tmp_path, "a/1.png", "b/1.png")
-    target = tmp_path / "a/1.png" / "missing.csv"
-    with pytest.raises(StorageError, match=re.escape(f"writing {target} failed: ")):
-        write_missing(read_manifest(tmp_path), target)
+    folder = tmp_path / "a/1.png"
+    with pytest.raises(StorageError, match=re.escape(f"making the folder {folder} failed: ")):
+        write_missing(read_manifest(tmp_path), folder / "missing.csv")
 
 
 def test_absent_data_are_refused(tmp_path: Path) -> None:
