@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from ecgfeat.errors import (
     Interrupted,
 )
 from ecgfeat.feature_cache import Header, existing_header, open_cache, open_writer
-from ecgfeat.feature_cache.writer import SHARD_ROWS
+from ecgfeat.feature_cache.writer import SHARD_ROWS, DataSet, write_cache
 from ecgfeat.manifest import Manifest
 from ecgfeat.runtime import Progress
 
@@ -524,3 +525,13 @@ def test_a_shard_does_not_put_the_cache_together(path, manifest):
 
 def test_where_nothing_is_there_yet_there_is_no_header(path):
     assert existing_header(path) is None
+
+
+def test_the_same_contents_are_the_same_bytes_whenever_they_are_written(tmp_path):
+    contents = {"label": DataSet.of(np.array([b"a", b"b"]))}
+    written = []
+    for name in ("one.h5", "two.h5"):
+        write_cache(tmp_path / name, {"format": "f"}, {}, contents)
+        written.append((tmp_path / name).read_bytes())
+        time.sleep(1.1)  # HDF5 tells whole seconds
+    assert written[0] == written[1]
