@@ -393,7 +393,7 @@ class TestFiles:
         with pytest.raises(StorageError) as caught:
             accuracy_curve(history_of(1), path, "Linear head")
         assert str(caught.value) == (
-            f"writing {path} failed: a file is in the way: name another folder"
+            f"making the folder {path.parent} failed: a file is in the way: name another folder"
         )
 
     def test_a_failed_write_leaves_the_earlier_figure(

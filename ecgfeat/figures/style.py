@@ -19,7 +19,6 @@ from ecgfeat.files import replacing
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.gridspec import GridSpec
 
 __all__ = [
     "BLUE",
@@ -129,22 +128,26 @@ def new_panels(
 
     An empty title takes no room.
     """
-    figure = _empty(width_in, height_in, title)
-    grid = figure.add_gridspec(1, n_panels, width_ratios=widths)
-    return figure, _add_row(figure, grid, 0, is_sharing=not widths)
+    sharing = "none" if widths else "row"
+    figure, (panels,) = _in_rows(
+        width_in, height_in, title, (1, n_panels), sharey=sharing, width_ratios=widths
+    )
+    return figure, panels
 
 
 def new_grid(
     width_in: float, heights_in: Sequence[float], title: str, n_columns: int
 ) -> tuple[Figure, list[list[Axes]]]:
     """A figure with rows of panels, which share their y axis in each row."""
-    figure = _empty(width_in, sum(heights_in) + 0.6 + 0.7 * len(heights_in), title)
-    grid = figure.add_gridspec(len(heights_in), n_columns, height_ratios=heights_in)
-    rows = [_add_row(figure, grid, row, is_sharing=True) for row in range(len(heights_in))]
-    return figure, rows
+    shape = len(heights_in), n_columns
+    height_in = sum(heights_in) + 0.6 + 0.7 * len(heights_in)
+    return _in_rows(width_in, height_in, title, shape, sharey="row", height_ratios=heights_in)
 
 
-def _empty(width_in: float, height_in: float, title: str) -> Figure:
+def _in_rows(
+    width_in: float, height_in: float, title: str, shape: tuple[int, int], **options: Any
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure with panels as `Figure.subplots` makes them, in this house's style."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -156,22 +159,15 @@ def _empty(width_in: float, height_in: float, title: str) -> Figure:
     if title:
         lines = in_lines(title, int(width_in * 11.5))
         figure.suptitle(lines, x=0.01, ha="left", fontsize=11, color=INK, parse_math=False)
-    return figure
-
-
-def _add_row(figure: Figure, grid: GridSpec, row: int, *, is_sharing: bool) -> list[Axes]:
-    panels: list[Axes] = []
-    for column in range(grid.ncols):
-        shared = panels[0] if is_sharing and panels else None
-        panels.append(figure.add_subplot(grid[row, column], sharey=shared))
-    for axes in panels:
+    panels = figure.subplots(*shape, squeeze=False, **options)
+    for axes in panels.flat:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(GREY)
         axes.set_axisbelow(True)
         axes.tick_params(labelsize=9)
-    for axes in panels[1:]:
+    for axes in panels[:, 1:].flat:
         axes.tick_params(labelleft=False, left=False)
-    return panels
+    return figure, panels.tolist()
 
 
 def distinct_colours(n: int) -> Sequence[str]:
