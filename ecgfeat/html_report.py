@@ -8,6 +8,7 @@ section, as plain values; ``report.html.jinja`` says how it looks.
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import tempfile
 from collections import Counter
@@ -286,9 +287,24 @@ def _data_of(run: Run, root: Path | None) -> _Data:
         name=manifest.name,
         digest=manifest.digest,
         root=manifest.root,
-        lost={"missing": manifest.missing_by_class()} if manifest.missing else {},
+        lost=_lost_of(run, manifest),
         dpi=typed(config.get("page", {}), PageSettings).dpi,
     )
+
+
+def _lost_of(run: Run, manifest: Manifest) -> dict[str, Counter[str]]:
+    """How many images of each class a fine-tuning went without, by why; if there are any."""
+    label_of = dict(zip(manifest.paths, manifest.labels))
+    quarantine = run.path / "quarantine.csv"
+    undecodable: list[str] = []
+    if quarantine.exists():
+        with quarantine.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            undecodable = [label_of.get(row.get("path", ""), "") for row in csv.DictReader(file)]
+    kinds = {
+        "missing": Counter(row.label for row in manifest.missing),
+        "undecodable": Counter(undecodable),
+    }
+    return {kind: counts for kind, counts in kinds.items() if counts}
 
 
 def _data_settings(source: Mapping[str, Any], root: Path | None) -> DataSettings:

@@ -18,6 +18,7 @@ from ecgfeat.cli import app
 from ecgfeat.config import (
     AuditSettings,
     EvaluationSettings,
+    FinetuneSettings,
     HeadSettings,
     NetworkSettings,
     PageSettings,
@@ -28,7 +29,7 @@ from ecgfeat.feature_cache import open_cache
 from ecgfeat.methods import commands_of, methods_of
 from ecgfeat.runs import open_run
 
-from .conftest import draw_page
+from .conftest import draw_page, write_csv
 from .studies import FP32, run_of, weights_drawn_once
 
 __all__ = ["weights_drawn_once"]  # a fixture
@@ -102,6 +103,27 @@ def test_the_answer_comes_first_and_is_what_the_comparison_says(study: Path, pag
     assert "of extraction and" in answer
     for heading in ("The ways side by side", "The most confident mistakes", "How to repeat it"):
         assert heading in words
+
+
+def test_what_a_fine_tuning_went_without_is_counted_by_class(tmp_path: Path) -> None:
+    rows = []
+    for number in range(12):
+        name, label = f"{number}.png", "ab"[number % 2]
+        draw_page(number, number % 2).save(tmp_path / name)
+        rows.append({"path": name, "label": label, "split": "test" if number < 4 else "train"})
+    (tmp_path / "5.png").write_bytes(b"no picture")
+    rows += [{"path": f"gone{number}.png", "label": "a", "split": "train"} for number in range(2)]
+    run = ecgfeat.finetune(
+        write_csv(tmp_path / "pages.csv", rows),
+        network=NetworkSettings(weights="random:1"),
+        page=PageSettings(size="32"),
+        compute=FP32,
+        training=FinetuneSettings(epochs=1, batch_size=4),
+        out_dir=tmp_path / "runs",
+    )
+    words = words_of(ecgfeat.report([run], out=tmp_path / "report.html").path)
+    assert "left out: missing 2 0" in words
+    assert "left out: undecodable 0 1" in words
 
 
 def test_every_score_and_setting_of_the_table_is_the_runs_own(study: Path, page: Path) -> None:

@@ -256,7 +256,7 @@ class FeatureCache:
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
-        """``"train"`` or ``"test"`` for each row."""
+        """``"train"``, ``"val"`` or ``"test"`` for each row."""
         return self._texts("split")
 
     @cached_property
