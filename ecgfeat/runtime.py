@@ -32,11 +32,15 @@ __all__ = [
     "Report",
     "as_frame",
     "control_groups",
+    "free_device_memory",
     "html_table",
+    "is_out_of_memory",
     "machine",
+    "memory_format",
     "n_cpus",
     "peak_memory_mib",
     "progress",
+    "repeatable_kernels",
     "resolve_compute",
     "silent",
     "stage_in_words",
@@ -378,6 +382,62 @@ def _finish(device: torch.device) -> None:
 
     if device.type == "mps":
         torch.mps.synchronize()
+
+
+def memory_format(compute: Compute) -> torch.memory_format:
+    """The layout of images and weights that `compute` asks for."""
+    import torch
+
+    return torch.channels_last if compute.channels_last else torch.contiguous_format
+
+
+def repeatable_kernels(
+    compute: Compute, *, allow_tf32: bool = True
+) -> contextlib.AbstractContextManager[None]:
+    """While inside, let CUDA take only kernels that give the same numbers every time.
+
+    Parameters
+    ----------
+    compute : Compute
+    allow_tf32 : bool, default True
+        Let float32 convolutions round to TF32's 10 bits, as PyTorch's own default does.
+    """
+    import torch
+
+    if compute.device != "cuda":
+        return contextlib.nullcontext()
+    context: contextlib.AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, deterministic=True, allow_tf32=allow_tf32
+    )
+    return context
+
+
+_WORDS = (
+    "out of memory",  # CUDA and MPS, also where it isn't a torch.OutOfMemoryError
+    "alloc_failed",  # cuDNN and cuBLAS
+    "can't allocate memory",  # torch's allocator on the CPU
+    "not enough memory",  # the same on Windows
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch or numpy raised `error` for a lack of memory."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _WORDS)
+
+
+def free_device_memory(device: str) -> None:
+    """Give what torch keeps for reuse back to the device."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    if device == "mps":
+        torch.mps.empty_cache()
 
 
 def peak_memory_mib() -> float:

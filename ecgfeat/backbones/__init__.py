@@ -11,9 +11,7 @@ from ecgfeat.backbones.extractor import (
     cell_spans,
     default_batch_size,
     filled,
-    memory_format,
     pooled,
-    repeatable_kernels,
     tap_widths,
 )
 from ecgfeat.backbones.weights import Weights, load_network, load_weights, network_from_tensors
@@ -28,9 +26,7 @@ __all__ = [
     "filled",
     "load_network",
     "load_weights",
-    "memory_format",
     "network_from_tensors",
     "pooled",
-    "repeatable_kernels",
     "tap_widths",
 ]

@@ -20,7 +20,13 @@ from ecgfeat.backbones.weights import Weights, build_network
 from ecgfeat.config import TAPS, PageSettings, Tap, parse_tap
 from ecgfeat.errors import ConfigError, DeviceError
 from ecgfeat.preprocessing import Preprocessing
-from ecgfeat.runtime import Compute
+from ecgfeat.runtime import (
+    Compute,
+    free_device_memory,
+    is_out_of_memory,
+    memory_format,
+    repeatable_kernels,
+)
 
 __all__ = [
     "CENTRE",
@@ -33,11 +39,7 @@ __all__ = [
     "cell_spans",
     "default_batch_size",
     "filled",
-    "free_device_memory",
-    "is_out_of_memory",
-    "memory_format",
     "pooled",
-    "repeatable_kernels",
     "tap_widths",
 ]
 
@@ -411,54 +413,6 @@ def synthetic_pages(preprocessing: Preprocessing) -> CheckPages:
         y = np.rint((0.8 - 0.6 * beat) * (height - 1)).astype(np.int64)
         page[y, x] = page[np.maximum(y - 1, 0), x] = (20, 20, 30)
     return CheckPages(given=pages, exact=pages)
-
-
-def memory_format(compute: Compute) -> torch.memory_format:
-    """The layout of images and weights that `compute` asks for."""
-    return torch.channels_last if compute.channels_last else torch.contiguous_format
-
-
-def repeatable_kernels(
-    compute: Compute, *, allow_tf32: bool = True
-) -> contextlib.AbstractContextManager[None]:
-    """While inside, let CUDA take only kernels that give the same numbers every time.
-
-    Parameters
-    ----------
-    compute : Compute
-    allow_tf32 : bool, default True
-        Let float32 convolutions round to TF32's 10 bits, as PyTorch's own default does.
-    """
-    if compute.device != "cuda":
-        return contextlib.nullcontext()
-    context: contextlib.AbstractContextManager[None] = torch.backends.cudnn.flags(
-        enabled=True, deterministic=True, allow_tf32=allow_tf32
-    )
-    return context
-
-
-_WORDS = (
-    "out of memory",  # CUDA and MPS, also where it isn't a torch.OutOfMemoryError
-    "alloc_failed",  # cuDNN and cuBLAS
-    "can't allocate memory",  # torch's allocator on the CPU
-    "not enough memory",  # the same on Windows
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch or numpy raised `error` for a lack of memory."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in _WORDS)
-
-
-def free_device_memory(device: str) -> None:
-    """Give what torch keeps for reuse back to the device."""
-    if device == "cuda":
-        torch.cuda.empty_cache()
-    if device == "mps":
-        torch.mps.empty_cache()
 
 
 # The network up to its layers' pools, with everything that is fixed folded into its convolutions

@@ -16,15 +16,19 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from ecgfeat.architectures import FAMILIES
-from ecgfeat.backbones import memory_format, repeatable_kernels
-from ecgfeat.backbones.extractor import free_device_memory, is_out_of_memory
 from ecgfeat.config import FinetuneSettings
 from ecgfeat.errors import TrainingError
 from ecgfeat.finetuning.distributed import ALONE, Ranks
 from ecgfeat.images import Alter, Batch, Failure, Remarks, stream
 from ecgfeat.preprocessing import Preprocessing
 from ecgfeat.protocol import Partition, Task
-from ecgfeat.runtime import Compute
+from ecgfeat.runtime import (
+    Compute,
+    free_device_memory,
+    is_out_of_memory,
+    memory_format,
+    repeatable_kernels,
+)
 
 __all__ = [
     "Asking",
