@@ -695,6 +695,11 @@ class SweepSettings(Settings):
         """Whether anything is to be chosen: heads, or the epoch alone by `folds`."""
         return bool(self.sweep or self.grid or self.folds)
 
+    @property
+    def is_refitting(self) -> bool:
+        """Whether heads are tested that were trained on the validation rows too."""
+        return bool(self.refit or self.folds)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.folds == 1:
@@ -774,6 +779,11 @@ class EvaluationSettings(Settings):
         minimum=0,
         maximum=2**31 - 1,  # what numpy, torch and scikit-learn all take
     )
+
+    @property
+    def is_deciding(self) -> bool:
+        """Whether validation rows decide how probabilities become answers."""
+        return self.calibrate or bool(self.at_sensitivity)
 
     def __post_init__(self) -> None:
         super().__post_init__()

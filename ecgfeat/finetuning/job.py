@@ -420,4 +420,4 @@ def refuse_changed_beginning(begun: Begun, job: Job) -> None:
 
 def is_deciding(training: FinetuneSettings, evaluation: EvaluationSettings) -> bool:
     """Whether anything depends on validation rows: epoch, calibration or operating point."""
-    return bool(training.choose_by != "last" or evaluation.calibrate or evaluation.at_sensitivity)
+    return training.choose_by != "last" or evaluation.is_deciding

@@ -889,7 +889,7 @@ def result_of(
 def _decisions(job: Job, validated: Sequence[Predictions]) -> list[Decision]:
     """From probabilities to answers, fold by fold; empty where nothing is asked for."""
     evaluation = job.evaluation
-    if not (evaluation.calibrate or evaluation.at_sensitivity):
+    if not evaluation.is_deciding:
         return []
     return [decide(said, method="temperature", settings=evaluation) for said in validated]
 

@@ -181,11 +181,6 @@ class HeadJob:
     report: Report
     leaks: Sequence[str] = ()
 
-    @property
-    def is_refitting(self) -> bool:
-        """Whether heads are tested that were trained on the validation rows too."""
-        return bool(self.sweep.refit or self.sweep.folds)
-
     def run(self, on_tried: Callable[[Rows], None]) -> Outcome:
         """Choose in every fold, then train and test what was chosen.
 
@@ -282,7 +277,7 @@ class HeadJob:
         validation = join(held_out) if held_out else None
         predictions = self._predict(choice, fitted, fold.final.test, fold.final.split)
         decision = None
-        if validation and (self.evaluation.calibrate or self.evaluation.at_sensitivity):
+        if validation and self.evaluation.is_deciding:
             method = choice.candidate.head.calibration
             decision = decide(validation, method=method, settings=self.evaluation)
             validation, predictions = decision.apply(validation), decision.apply(predictions)

@@ -241,8 +241,7 @@ def _refuse_contradictions(
             "--grid or --folds, or leave it out"
         )
     in_epochs = [HEADS[kind] for kind in kinds if HEADS[kind].in_epochs]
-    is_deciding = evaluation.calibrate or evaluation.at_sensitivity
-    if is_deciding and (sweep.folds or sweep.refit) and in_epochs:
+    if evaluation.is_deciding and sweep.is_refitting and in_epochs:
         # Trained again on more rows, it takes other steps, and its logits have another scale.
         raise ConfigError(
             "--calibrate and --at-sensitivity hold for the very head that saw the validation "
@@ -278,8 +277,7 @@ def _lay_down(
         listed, ids=listing.paths, splits=listing.splits, groups=listing.groups, settings=evaluation
     )
     kept = listing.has_features
-    is_deciding = evaluation.calibrate or evaluation.at_sensitivity
-    must_decide = bool(sweep.is_choosing or sweep.learning_curve or is_deciding)
+    must_decide = sweep.is_choosing or sweep.learning_curve or evaluation.is_deciding
     folds = []
     for part in plan:
         (final,) = keep_rows([part], listed, kept)
@@ -444,7 +442,7 @@ def _choice(job: HeadJob, outcome: Outcome) -> dict[str, Any]:
         "by": job.sweep.choose_by,
         "n_heads": len(job.pool),
         "seeds": list(job.seeds),
-        "refit": job.is_refitting,
+        "refit": job.sweep.is_refitting,
         "chosen": [
             choice.standing.row(choice.fold.number, chosen=True)
             for choice in outcome.choices
@@ -466,7 +464,7 @@ def _choice_in_words(job: HeadJob, outcome: Outcome) -> str:
     if choice.standing is None:
         return f"Decided on {rows}"
     among = f" among {len(job.pool)} heads" if len(job.pool) > 1 else ""
-    again = ", then trained on all training rows" if job.is_refitting else ""
+    again = ", then trained on all training rows" if job.sweep.is_refitting else ""
     how = f"{among} by {choice.standing.score_name} on {rows}{again}"
     return f"Chosen in each fold{how}" if is_cv else f"Chosen{how}: {choice.standing.in_words()}"
 
