@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ecgfeat.config import ComputeSettings, parse_tap
+from ecgfeat.config import ComputeSettings, Tap, parse_tap
 from ecgfeat.errors import ConfigError, ImageError
 from ecgfeat.figures.style import (
     RULE,
@@ -303,30 +303,28 @@ class Explainer:
         pixels = prepare(page, model.preprocessing)[None]
         page = straightened(page, model.preprocessing)
         seen = _look(self._backbone, pixels)
-        probabilities = model.probabilities(
-            {tap: found[None] for tap, found in seen.features.items()}
-        )
-        answers = model.decision.answers(probabilities)
-        answer = int((probabilities.argmax(axis=1) if answers is None else answers)[0])
+        probabilities = model.probabilities(seen.features)
+        answer = int(model.decision.answers(probabilities)[0])
         label = label or positive_class(classes) or classes[answer]
-        found = _contributions(model, seen, classes.index(label))
-        shown = None
+        target = classes.index(label)
+        found = _contributions(model, seen, target)
+        random_heat, likeness = np.empty((0, 0)), float("nan")
         if self._random is not None:
-            random = _look(self._random, pixels)
-            shown = _contributions(model, random, classes.index(label)).heat
+            random_heat = _contributions(model, _look(self._random, pixels), target).heat
+            likeness = _rank_likeness(found.heat, random_heat)
         return Explanation(
             path=Path(path),
             label=label,
             predicted=classes[answer],
-            probability=float(probabilities[0, classes.index(label)]),
+            probability=float(probabilities[0, target]),
             logit=found.offset + float(found.heat.sum()),
             offset=found.offset,
             cells=found.cells,
             heat=found.heat,
             page_px=(page.shape[1], page.shape[0]),
             preprocessing=model.preprocessing,
-            random_heat=np.empty((0, 0)) if shown is None else shown,
-            likeness_to_random=float("nan") if shown is None else _rank_likeness(found.heat, shown),
+            random_heat=random_heat,
+            likeness_to_random=likeness,
             measure=_measure(model),
         )
 
@@ -353,19 +351,17 @@ def _rank_likeness(one: Floats, other: Floats) -> float:
     return float(spearmanr(a, b).statistic)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Contributions:
+class _Contributions(NamedTuple):
     offset: float
     cells: dict[str, Floats]
     heat: Floats
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Seen:
-    """The network's maps of one page by layer, (channels, h, w), and their pools by tap."""
+class _Seen(NamedTuple):
+    """What the network makes of one page."""
 
-    maps: dict[str, NDArray[np.float32]]
-    features: dict[str, NDArray[np.float32]]
+    maps: dict[str, NDArray[np.float32]]  # By layer, (channels, h, w).
+    features: dict[str, NDArray[np.float32]]  # Their pools by tap, (1, width).
 
 
 def _look(backbone: Backbone, pixels: Page) -> _Seen:
@@ -379,13 +375,13 @@ def _look(backbone: Backbone, pixels: Page) -> _Seen:
     pools = {tap.name: pooled(torch.from_numpy(maps[tap.layer]), tap) for tap in taps}
     return _Seen(
         maps={name: found[0] for name, found in maps.items()},
-        features={name: pool[0].numpy() for name, pool in pools.items()},
+        features={name: pool.numpy() for name, pool in pools.items()},
     )
 
 
 def _contributions(model: Model, seen: _Seen, target: int) -> _Contributions:
     """Of one page; the mean over the model's heads."""
-    parts = [_of_head(model, head, seen.maps, seen.features, target) for head in model.heads]
+    parts = [_of_head(model, head, seen, target) for head in model.heads]
     taps = dict.fromkeys(tap for part in parts for tap in part.cells)
     none = np.zeros((1, 1))
     return _Contributions(
@@ -398,13 +394,7 @@ def _contributions(model: Model, seen: _Seen, target: int) -> _Contributions:
     )
 
 
-def _of_head(
-    model: Model,
-    head: CalibratedHead,
-    maps: Mapping[str, NDArray[np.float32]],
-    features: Mapping[str, NDArray[np.float32]],
-    target: int,
-) -> _Contributions:
+def _of_head(model: Model, head: CalibratedHead, seen: _Seen, target: int) -> _Contributions:
     weights, biases = head_of(head.tensors).linear_form(head.tensors)
     slope = head.decision.slope
     # The logit of the class against the mean of the others'.
@@ -413,14 +403,15 @@ def _of_head(
     u = slope * (signs @ weights)
     usual = _usual(model, head, len(u))
     offset = slope * float(signs @ biases) + float(u @ usual) + signs[-1] * head.decision.offset
-    fine = max((found.shape[1:] for found in maps.values()), key=lambda shape: shape[0])
+    fine = max((found.shape[1:] for found in seen.maps.values()), key=lambda shape: shape[0])
     cells: dict[str, Floats] = {}
     heat = np.zeros(fine)
     start = 0
     for name in head.taps:
-        end = start + len(features[name])
+        tap, found = parse_tap(name), seen.features[name][0]
+        end = start + len(found)
         cells[name], places = _of_tap(
-            name, maps[parse_tap(name).layer], features[name], u[start:end], usual[start:end]
+            tap, seen.maps[tap.layer], found, u[start:end], usual[start:end]
         )
         heat += _resampled(places, fine)
         start = end
@@ -435,21 +426,15 @@ def _usual(model: Model, head: CalibratedHead, width: int) -> Floats:
 
 
 def _of_tap(
-    name: str, maps: NDArray[np.float32], found: NDArray[np.float32], u: Floats, usual: Floats
+    tap: Tap, maps: NDArray[np.float32], found: NDArray[np.float32], u: Floats, usual: Floats
 ) -> tuple[Floats, Floats]:
     """Contributions of a tap's cells, shape (rows, columns), and of the places of its maps.
 
-    Parameters
-    ----------
-    name : str
-    maps : ndarray of shape (channels, height, width), float32
-        Of the tap's layer.
-    found, usual, u : ndarray of shape (n_cells × channels,)
-        The tap's features, those of the average page, and their weights.
+    `maps` are its layer's, (channels, height, width). Its features `found`, the average page's and
+    their weights `u` are of shape (n_cells × channels,).
     """
     from ecgfeat.backbones import cell_spans
 
-    tap = parse_tap(name)
     n_channels, height, width = maps.shape
     of_cells = (u * (found - usual)).reshape(tap.n_cells, n_channels).sum(axis=1)
     places = np.zeros((height, width))

@@ -100,22 +100,24 @@ class Decision:
         if n_classes != 2 and (self.method == "platt" or self.threshold is not None):
             raise ValueError(f"a decision between two classes, for {n_classes}")
 
-    def answers(self, probabilities: Floats) -> NDArray[np.int64] | None:
-        """Index of each row's answer, by the threshold; None where the most probable class is it.
+    def answers(self, probabilities: Floats) -> NDArray[np.int64]:
+        """Index of each row's answer: the most probable class, or by the threshold.
 
         Parameters
         ----------
-        probabilities : ndarray of shape (n, 2), float64
+        probabilities : ndarray of shape (n, n_classes), float64
             Calibrated.
         """
         if self.threshold is None:
-            return None
+            most_probable: NDArray[np.int64] = probabilities.argmax(axis=1)
+            return most_probable
         return (probabilities[:, 1] >= self.threshold).astype(np.int64)
 
     def apply(self, predictions: Predictions) -> Predictions:
         """The same rows with calibrated probabilities, and answers where a threshold decides."""
         calibrated = self.probabilities(predictions.probabilities)
-        return replace(predictions, probabilities=calibrated, answers=self.answers(calibrated))
+        answers = None if self.threshold is None else self.answers(calibrated)
+        return replace(predictions, probabilities=calibrated, answers=answers)
 
     def in_words(self) -> str:
         """What is done, for people: ``temperature 1.31, positive from 0.2831``; may be empty."""

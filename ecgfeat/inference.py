@@ -138,10 +138,7 @@ class InferenceResult:
     @property
     def predicted(self) -> tuple[str, ...]:
         """The answer for each image, length n: the most probable class, or by the threshold."""
-        answers = self.decision.answers(self.probabilities)
-        if answers is None:
-            answers = self.probabilities.argmax(axis=1)
-        return tuple(self.classes[index] for index in answers)
+        return tuple(self.classes[index] for index in self.decision.answers(self.probabilities))
 
     def write_csv(self, path: str | Path) -> None:
         """Write a row per image: what was given of it, the answer, and the probabilities.

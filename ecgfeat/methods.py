@@ -15,10 +15,7 @@ from ecgfeat.config import (
     RECIPES,
     DataSettings,
     EvaluationSettings,
-    FinetuneSettings,
-    HeadSettings,
     NetworkSettings,
-    PageSettings,
     Settings,
     SweepSettings,
     as_json,
@@ -33,7 +30,6 @@ from ecgfeat.predictions import Predictions
 from ecgfeat.runs import Run, damaged
 
 __all__ = [
-    "TABLE_FORMATS",
     "commands_of",
     "digests_of",
     "methods_of",
@@ -77,15 +73,15 @@ def commands_of(run: Run, source: FeatureCache | Manifest | None) -> list[str]:
     """
     config = run.config
     recipe = RECIPES.get(config.get("recipe", ""), RECIPES["paper"])
-    network = _options(NetworkSettings, config.get("backbone", {}), NetworkSettings())
-    page = _options(PageSettings, as_json(run.page), recipe.page)
-    evaluation = _options(EvaluationSettings, config.get("evaluation", {}), EvaluationSettings())
+    network = _options(config.get("backbone", {}), NetworkSettings())
+    page = _options(as_json(run.page), recipe.page)
+    evaluation = _options(config.get("evaluation", {}), EvaluationSettings())
     if "cache" not in config:
-        listed = _options(DataSettings, config["source"], DataSettings())
+        listed = _options(config["source"], DataSettings())
         words = [
             *("finetune", config["source"]["data"], "--recipe", recipe.name),
             *(*listed, *network, *page),
-            *_options(FinetuneSettings, config["training"], recipe.training),
+            *_options(config["training"], recipe.training),
             *evaluation,
         ]
         return [_line(words)]
@@ -95,7 +91,10 @@ def commands_of(run: Run, source: FeatureCache | Manifest | None) -> list[str]:
         place = str(source.source)
     elif source is not None and source.root is not None:
         place = _listing_in(source.root)
-    extraction = [] if cache is None else _layers(cache, recipe.extraction.layers)
+    extraction = []
+    if cache is not None:
+        layers = ",".join(cache.header.taps)
+        extraction += _options({"layers": layers}, recipe.extraction)
     if any(page_named(path).page for path in run.predictions.ids):
         extraction += ["--pages", "all"]
     return [
@@ -109,8 +108,8 @@ def commands_of(run: Run, source: FeatureCache | Manifest | None) -> list[str]:
             [
                 *("fit-head", config["cache"]["path"], "--recipe", recipe.name),
                 *("--head", run.kind),
-                *_options(HeadSettings, _used(config["head"], run.kind), recipe.head),
-                *_options(SweepSettings, config.get("sweep", {}), SweepSettings()),
+                *_options(_used(config["head"], run.kind), recipe.head),
+                *_options(config.get("sweep", {}), SweepSettings()),
                 *evaluation,
             ]
         ),
@@ -129,15 +128,10 @@ def _used(head: Mapping[str, Any], kind: str) -> dict[str, Any]:
     return {name: value for name, value in head.items() if name not in idle}
 
 
-def _layers(cache: FeatureCache, usual: str) -> list[str]:
-    layers = ",".join(cache.header.taps)
-    return [] if layers == usual else ["--layers", layers]
-
-
-def _options(kind: type[Settings], stored: Mapping[str, Any], usual: Settings) -> list[str]:
+def _options(stored: Mapping[str, Any], usual: Settings) -> list[str]:
     """Options of a section of settings, where they differ from the usual ones."""
     words: list[str] = []
-    for item in fields(kind):
+    for item in fields(usual):
         value = stored.get(item.name, getattr(usual, item.name))
         value = tuple(value) if isinstance(value, list) else value
         if value == getattr(usual, item.name) or value is None:
@@ -280,7 +274,6 @@ def _method_of(number: str, run: Run) -> str:
 
 # Tables
 
-TABLE_FORMATS = ("markdown", "latex", "csv")
 COLUMNS = (*MAIN, "sensitivity", "specificity")
 Row = Sequence[str]
 

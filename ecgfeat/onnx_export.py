@@ -14,7 +14,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,15 +94,7 @@ class OnnxExport:
 
     def as_json(self) -> dict[str, Any]:
         """The result as plain values."""
-        return {
-            "path": str(self.path),
-            "n_bytes": self.n_bytes,
-            "classes": list(self.classes),
-            "n_models": self.n_models,
-            "n_pages": self.n_pages,
-            "largest_difference": self.largest_difference,
-            "metadata": dict(self.metadata),
-        }
+        return {**asdict(self), "path": str(self.path), "classes": list(self.classes)}
 
 
 def export_onnx(
@@ -413,8 +405,6 @@ def _largest_difference(path: Path, model: Model, backbone: Backbone, pages: Pag
     expected = model.probabilities(backbone.features(pages))
     probabilities, predicted = _computed(path, pages, backbone.compute.threads)
     answers = _rule(model).answers(probabilities.astype(np.float64))
-    if answers is None:
-        answers = probabilities.argmax(axis=1)
     if probabilities.shape != expected.shape or not np.array_equal(predicted, answers):
         return math.inf
     return float(np.abs(probabilities - expected).max())

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import urlparse
 
@@ -94,7 +94,7 @@ def load_weights(settings: NetworkSettings) -> Weights:
         name = str(path.resolve()) + (choice and f"#{choice}")
         content = _of_run(path) if path.is_dir() else _content(path)
         found, note = _backbone_in(content, arch, path, choice)
-    tensors = _fit(_without_head(found, arch), _feature_shapes(arch), arch=arch, source=name)
+    tensors = {tensor: _float32(tensor, found[tensor], name) for tensor in _feature_shapes(arch)}
     return Weights(arch, name, tensors, note)
 
 
@@ -154,7 +154,11 @@ def network_from_tensors(
     }
     found = {name: torch.from_numpy(values) for name, values in tensors.items()}
     expected = {**_feature_shapes(arch), **head}
-    return build_network(arch, _fit(found, expected, arch=arch, source="the run's model"))
+    source = "the run's model"
+    shapes = _shapes(found)
+    if shapes != expected:
+        raise _misshapen(shapes, expected, arch, source)
+    return build_network(arch, {name: _float32(name, found[name], source) for name in expected})
 
 
 TIMEOUT_S = 5.0
@@ -317,23 +321,12 @@ StateDict = Mapping[str, torch.Tensor]
 Shapes = dict[str, tuple[int, ...]]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Place:
-    """Where in a checkpoint a backbone lies, whole.
+class _Place(NamedTuple):
+    """Where in a checkpoint a backbone lies, whole."""
 
-    Attributes
-    ----------
-    label : str
-        The keys and the prefix before its names; ``.`` for none.
-    tensors : mapping of str to Tensor
-        By the network's own names.
-    strangers : list of str
-        What else the state dict holds.
-    """
-
-    label: str
-    tensors: StateDict
-    strangers: list[str]
+    label: str  # The keys and the prefix before its names; a dot for none.
+    tensors: StateDict  # By the network's own names.
+    strangers: list[str]  # What else the state dict holds.
 
 
 def _path_and_choice(asked: str) -> tuple[Path, str]:
@@ -441,7 +434,7 @@ def _place(
     if any(name.removeprefix(prefix).split(".")[0] in parts for name in own):
         return None
     label = (keys + prefix).removesuffix(".") or "."
-    return _Place(label=label, tensors=inside, strangers=strangers)
+    return _Place(label, inside, strangers)
 
 
 @functools.cache
@@ -469,13 +462,13 @@ def _misfit(found: list[tuple[str, StateDict]], arch: str, path: Path) -> Weight
         )
     # Told of the state dict that comes nearest.
     plain = [
-        {name.removeprefix(prefix): tuple(value.shape) for name, value in tensors.items()}
+        _shapes({name.removeprefix(prefix): value for name, value in tensors.items()})
         for _, tensors in found
         for prefix in (*_prefixes(tensors, arch, {})[:N_NAMED], _shared_prefix(tensors), "")
     ]
     expected = _feature_shapes(arch)
     nearest = max(plain, key=lambda shapes: len(expected.keys() & shapes.keys()))
-    return _misshapen(_without_head(_without_counters(nearest), arch), expected, arch, source)
+    return _misshapen(_without_head(nearest, arch), expected, arch, source)
 
 
 def _shared_prefix(names: Iterable[str]) -> str:
@@ -512,9 +505,6 @@ def _some(names: list[str]) -> str:
     return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
 
 
-T = TypeVar("T")
-
-
 def _new_network(arch: str) -> torch.nn.Module:
     """One of torchvision's for 1000 classes, with random weights."""
     from torchvision.models import get_model
@@ -532,18 +522,18 @@ def _skeleton(arch: str) -> torch.nn.Module:
 @functools.cache
 def _feature_shapes(arch: str) -> Shapes:
     """Shape of each tensor that decides `arch`'s features."""
-    tensors = _without_counters(_skeleton(arch).state_dict())
-    return {name: tuple(value.shape) for name, value in _without_head(tensors, arch).items()}
+    return _without_head(_shapes(_skeleton(arch).state_dict()), arch)
 
 
-def _without_head(tensors: Mapping[str, T], arch: str) -> dict[str, T]:
+def _shapes(tensors: StateDict) -> Shapes:
+    """Shape of each tensor that isn't a counter."""
+    return {name: tuple(v.shape) for name, v in tensors.items() if not name.endswith(COUNTER)}
+
+
+def _without_head(shapes: Shapes, arch: str) -> Shapes:
     """Leave out the classification layer."""
     head = f"{family_of(arch).classifier}."
-    return {name: value for name, value in tensors.items() if not name.startswith(head)}
-
-
-def _without_counters(tensors: Mapping[str, T]) -> dict[str, T]:
-    return {name: value for name, value in tensors.items() if not name.endswith(COUNTER)}
+    return {name: shape for name, shape in shapes.items() if not name.startswith(head)}
 
 
 def build_network(arch: str, tensors: StateDict) -> torch.nn.Module:
@@ -565,21 +555,6 @@ def build_network(arch: str, tensors: StateDict) -> torch.nn.Module:
     counters = {name: torch.zeros((), dtype=torch.int64) for name in names}
     network.load_state_dict({**counters, **tensors}, assign=True)
     return network
-
-
-def _fit(found: StateDict, expected: Shapes, *, arch: str, source: str) -> dict[str, torch.Tensor]:
-    """Check a state dict against the shapes it should have, and copy it in float32.
-
-    Raises
-    ------
-    WeightsError
-        When it doesn't fit `arch` or isn't finite. `source` stands at the message's beginning.
-    """
-    found = _without_counters(found)
-    shapes = {name: tuple(value.shape) for name, value in found.items()}
-    if shapes != expected:
-        raise _misshapen(shapes, expected, arch, source)
-    return {name: _float32(name, found[name], source) for name in expected}
 
 
 def _float32(name: str, value: torch.Tensor, source: str) -> torch.Tensor:
