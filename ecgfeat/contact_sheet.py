@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -236,32 +237,23 @@ def _chosen(manifest: Manifest, label: str, n: int) -> list[int]:
 def _draw(sheet: _Sheet, place: Place, manifest: Manifest, row: int) -> list[Seen]:
     """Draw a page as each view has it."""
     path, label = manifest.paths[row], manifest.labels[row]
-    pages: dict[int, NDArray[np.uint8] | ImageError] = {}
-    for dpi in {view.dpi for view in sheet.views.values()}:
-        try:
-            pages[dpi] = decode(manifest.image_path(row), dpi=dpi)
-        except ImageError as error:
-            pages[dpi] = error
-    return [
-        _draw_view(sheet, place, name, pages[view.dpi], path, label)
-        for name, view in sheet.views.items()
-    ]
+    decoded = cache(partial(decode, manifest.image_path(row)))
+    return [_draw_view(sheet, place, view, decoded, path, label) for view in sheet.views]
 
 
 def _draw_view(
     sheet: _Sheet,
     place: Place,
     view: str,
-    page: NDArray[np.uint8] | ImageError,
+    decoded: Callable[..., NDArray[np.uint8]],
     path: str,
     label: str,
 ) -> Seen:
     preprocessing = sheet.views[view]
     try:
-        if isinstance(page, ImageError):
-            raise page
-        pixels = prepare(page, preprocessing)
-        given, page = page, straightened(page, preprocessing)
+        given = decoded(dpi=preprocessing.dpi)
+        pixels = prepare(given, preprocessing)
+        page = straightened(given, preprocessing)
     except ImageError as error:
         sheet.fail(place, view, path, str(error))
         return Seen(path=path, label=label, reason=str(error))
@@ -302,7 +294,47 @@ Place = tuple[int, int]
 """Of a page on the sheet: the number of its class, and its own in the class."""
 
 
-class _Sheet:
+class _Canvas:
+    """A white picture to write on and to paste others on."""
+
+    def __init__(self, width_px: int, height_px: int) -> None:
+        self._image = Image.new("RGB", (width_px, height_px), PAPER)
+        self.pencil = ImageDraw.Draw(self._image)
+        self._regular, self._bold = _font("DejaVuSans.ttf"), _font("DejaVuSans-Bold.ttf")
+
+    def write(
+        self, at: tuple[int, int], text: str, room_px: int, *, bold: bool = False, colour: str = INK
+    ) -> None:
+        """Write one line; where there is no room for all of it, its end: a path's tells most."""
+        font = self._bold if bold else self._regular
+        line = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+        shown = line
+        while line and font.getlength(shown) > room_px:
+            line = line[1:]
+            shown = f"…{line}"
+        self.pencil.text(at, shown, fill=colour, font=font)
+
+    def paste(self, picture: Image.Image, left: int, top: int) -> None:
+        around = (left - 1, top - 1, left + picture.width, top + picture.height)
+        self.pencil.rectangle(around, outline=RULE)
+        self._image.paste(picture, (left, top))
+
+    def save(self, path: Path) -> None:
+        mark = PngInfo()  # by which a later sheet may take this one's place
+        mark.add_text("Software", "ecgfeat")
+        with replacing(path) as aside:
+            self._image.save(aside, format="PNG", pnginfo=mark)
+
+
+def _font(name: str) -> ImageFont.FreeTypeFont:
+    # matplotlib's own: it has far more letters than Pillow's, and is the same on every machine.
+    import_matplotlib()
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / name, FONT_PX)
+
+
+class _Sheet(_Canvas):
     """The picture under way: bands of classes, and in each its pages with their inputs.
 
     Parameters
@@ -338,17 +370,15 @@ class _Sheet:
                 f"the sheet would have {width:,} x {height:,} pixels, at most "
                 f"{MAX_PIXELS / 1e6:.0f} million are drawn: take a smaller --n or --size"
             )
-        self._image = Image.new("RGB", (width, height), PAPER)
-        self._draw = ImageDraw.Draw(self._image)
-        self._regular, self._bold = _font("DejaVuSans.ttf"), _font("DejaVuSans-Bold.ttf")
+        super().__init__(width, height)
 
     def title(self, text: str) -> None:
         note = "left: the page, what is kept of it outlined; right: the input, pixel for pixel"
-        self._write((MARGIN_PX, MARGIN_PX), text, self._room_px, bold=True)
-        self._write((MARGIN_PX, MARGIN_PX + LINE_PX), note, self._room_px, colour=GREY)
+        self.write((MARGIN_PX, MARGIN_PX), text, self._room_px, bold=True)
+        self.write((MARGIN_PX, MARGIN_PX + LINE_PX), note, self._room_px, colour=GREY)
 
     def heading(self, band: int, text: str) -> None:
-        self._write((MARGIN_PX, self._tops_px[band]), text, self._room_px, bold=True)
+        self.write((MARGIN_PX, self._tops_px[band]), text, self._room_px, bold=True)
 
     def show(
         self,
@@ -371,25 +401,16 @@ class _Sheet:
             shown.paste(kept_part, frame[:2])
             outline = (frame[0], frame[1], frame[2] - 1, frame[3] - 1)
             ImageDraw.Draw(shown).rectangle(outline, outline=OUTLINE, width=2)
-        self._paste(shown, left, top)
-        self._paste(Image.fromarray(pixels), left + shown.width + GAP_PX, top)
+        self.paste(shown, left, top)
+        self.paste(Image.fromarray(pixels), left + shown.width + GAP_PX, top)
 
     def fail(self, place: Place, view: str, path: str, reason: str) -> None:
         left, top, cell_px = self._caption(place, view, (path, "can't be decoded"))
-        self._draw.rectangle((left, top, left + cell_px - 1, top + self._row_px - 1), outline=GREY)
+        self.pencil.rectangle((left, top, left + cell_px - 1, top + self._row_px - 1), outline=GREY)
         room_px = cell_px - 2 * GAP_PX
         for number, line in enumerate(textwrap.wrap(reason, room_px // LETTER_PX)):
             at = (left + GAP_PX, top + GAP_PX + number * LINE_PX)
-            self._write(at, line, room_px)
-
-    def save(self, path: Path) -> None:
-        with replacing(path) as aside:
-            self._image.save(aside, format="PNG", pnginfo=_made_here())
-
-    def _paste(self, picture: Image.Image, left: int, top: int) -> None:
-        around = (left - 1, top - 1, left + picture.width, top + picture.height)
-        self._draw.rectangle(around, outline=RULE)
-        self._image.paste(picture, (left, top))
+            self.write(at, line, room_px)
 
     def _caption(self, place: Place, view: str, lines: Sequence[str]) -> tuple[int, int, int]:
         """Write a cell's lines; returns where its pictures begin, and its width."""
@@ -402,14 +423,8 @@ class _Sheet:
         first, *others = lines
         named = f"{view}: {first}" if len(self.views) > 1 else first
         for row, text in enumerate((named, *others)):
-            self._write((left, top + row * LINE_PX), text, cell_px, colour=GREY)
+            self.write((left, top + row * LINE_PX), text, cell_px, colour=GREY)
         return left, top + 2 * LINE_PX, cell_px
-
-    def _write(
-        self, at: tuple[int, int], text: str, room_px: int, *, bold: bool = False, colour: str = INK
-    ) -> None:
-        font = self._bold if bold else self._regular
-        write_line(self._draw, at, text, room_px, font, colour)
 
 
 @dataclass(frozen=True)
@@ -443,57 +458,20 @@ def picture_sheet(path: Path, title: str, rows: Sequence[Sequence[Shown]]) -> No
     n_columns = max(map(len, rows))
     row_px = n_lines * LINE_PX + CELL_PX[1] + MARGIN_PX
     width = max(MIN_WIDTH_PX, MARGIN_PX + n_columns * (CELL_PX[0] + MARGIN_PX))
-    sheet = Image.new("RGB", (width, 2 * MARGIN_PX + LINE_PX + len(rows) * row_px), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    regular, bold = _font("DejaVuSans.ttf"), _font("DejaVuSans-Bold.ttf")
-    write_line(draw, (MARGIN_PX, MARGIN_PX), title, width - 2 * MARGIN_PX, bold)
+    sheet = _Canvas(width, 2 * MARGIN_PX + LINE_PX + len(rows) * row_px)
+    sheet.write((MARGIN_PX, MARGIN_PX), title, width - 2 * MARGIN_PX, bold=True)
     for number, row in enumerate(rows):
         top = 2 * MARGIN_PX + LINE_PX + number * row_px
         for column, shown in enumerate(row):
             left = MARGIN_PX + column * (CELL_PX[0] + MARGIN_PX)
             for line, text in enumerate(shown.caption):
-                write_line(draw, (left, top + line * LINE_PX), text, CELL_PX[0], regular, GREY)
+                sheet.write((left, top + line * LINE_PX), text, CELL_PX[0], colour=GREY)
             below = top + n_lines * LINE_PX
             try:
                 picture = Image.fromarray(decode(shown.path))
             except ImageError as error:
-                write_line(draw, (left, below), str(error), CELL_PX[0], regular)
+                sheet.write((left, below), str(error), CELL_PX[0])
                 continue
             picture.thumbnail(CELL_PX, reducing_gap=3.0)
-            around = (left - 1, below - 1, left + picture.width, below + picture.height)
-            draw.rectangle(around, outline=RULE)
-            sheet.paste(picture, (left, below))
-    with replacing(path) as aside:
-        sheet.save(aside, format="PNG", pnginfo=_made_here())
-
-
-def write_line(
-    draw: ImageDraw.ImageDraw,
-    at: tuple[int, int],
-    text: str,
-    room_px: int,
-    font: ImageFont.FreeTypeFont,
-    colour: str = INK,
-) -> None:
-    """Write one line; where there is no room for all of it, its end: a path's tells most."""
-    line = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
-    shown = line
-    while line and font.getlength(shown) > room_px:
-        line = line[1:]
-        shown = f"…{line}"
-    draw.text(at, shown, fill=colour, font=font)
-
-
-def _made_here() -> PngInfo:
-    """The mark by which a later sheet may take this one's place."""
-    info = PngInfo()
-    info.add_text("Software", "ecgfeat")
-    return info
-
-
-def _font(name: str) -> ImageFont.FreeTypeFont:
-    # matplotlib's own: it has far more letters than Pillow's, and is the same on every machine.
-    import_matplotlib()
-    from matplotlib import get_data_path
-
-    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / name, FONT_PX)
+            sheet.paste(picture, left, below)
+    sheet.save(path)
