@@ -126,14 +126,16 @@ class Output:
         with _stop_requests(self) as stop:
             drawing = _Bar(self._log) if self._log.is_terminal else _Lines(self)
             self._drawing = drawing
-            with drawing:
 
-                def report(progress: Progress) -> None:
-                    drawing.update(progress)
-                    if stop:
-                        raise Interrupted(stop[0])
+            def report(progress: Progress) -> None:
+                drawing.update(progress)
+                if stop:
+                    raise Interrupted(stop[0])
 
+            try:
                 yield report
+            finally:
+                drawing.pause()
 
 
 _CONTROL = {
@@ -175,12 +177,6 @@ class _Bar:
         self._bar: ProgressBar | None = None
         self._task: TaskID | None = None
         self._stage = ""
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.pause()
 
     def pause(self) -> None:
         """Let others write to the terminal; the next progress begins a new bar."""
@@ -250,12 +246,6 @@ class _Lines:
         self._output = output
         self._pace = Pace()
         self._last_s = 0.0
-
-    def __enter__(self) -> _Lines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
     def pause(self) -> None:
         """Nothing to do: each line is written whole."""
@@ -328,12 +318,6 @@ def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
             signal.signal(number, former)
 
 
-def _log_notes(output: Output, error: BaseException) -> None:
-    """What the job had to add: what is kept, and how to go on."""
-    for note in getattr(error, "__notes__", ()):
-        output.log(note)
-
-
 @contextlib.contextmanager
 def failing_cleanly(output: Output, *, debug: bool) -> Iterator[None]:
     """Turn errors into one line and an exit code; see docs/guide.md for the codes.
@@ -352,40 +336,39 @@ def failing_cleanly(output: Output, *, debug: bool) -> Iterator[None]:
         # Whoever read our output has gone, and wants no message: end as programs in C do.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(128 + signal.SIGPIPE) from None
-    except (Interrupted, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:
         if debug:
             raise
-        number = getattr(error, "signal_number", signal.SIGINT)
-        output.log("interrupted")
-        _log_notes(output, error)
-        raise typer.Exit(128 + number) from None
-    except EcgfeatError as error:
-        if debug:
-            raise
-        output.complain(f"Error: {error}")
-        _log_notes(output, error)
-        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
-    except OSError as error:
-        if debug:
-            raise
-        # The library names what it reads and writes; what is nameless is our own output.
-        doing, path = ("using", error.filename) if error.filename else _OUR_OUTPUT
-        output.log(f"Error: {storage_error(error, doing, path)}")
-        raise typer.Exit(1) from None
-    except (ImportError, MemoryError) as error:
-        if debug:
-            raise
-        output.complain(
-            f"Error: {error or 'not enough memory'}. A library that ecgfeat needs can't be loaded, "
-            "or memory has run out: give the process more memory (ulimit -v), or install "
-            "ecgfeat anew."
-        )
-        raise typer.Exit(1) from None
-    except Exception as error:
-        if debug:
-            raise
-        output.complain(
-            f"Error: unexpected {type(error).__name__}: {error}. This is a bug in ecgfeat: "
-            "run the same command with --debug and report what it prints."
-        )
-        raise typer.Exit(1) from None
+        raise typer.Exit(_told(output, error)) from None
+
+
+def _told(output: Output, error: Exception | KeyboardInterrupt) -> int:
+    """Tell an error in a line; returns the exit code for it."""
+    code = 1
+    match error:
+        case Interrupted() | KeyboardInterrupt():
+            output.log("interrupted")
+            code = 128 + getattr(error, "signal_number", signal.SIGINT)
+        case EcgfeatError():
+            output.complain(f"Error: {error}")
+            code = 2 if isinstance(error, ConfigError) else 1
+        case OSError():
+            # The library names what it reads and writes; what is nameless is our own output.
+            doing, path = ("using", error.filename) if error.filename else _OUR_OUTPUT
+            output.log(f"Error: {storage_error(error, doing, path)}")
+        case ImportError() | MemoryError():
+            output.complain(
+                f"Error: {error or 'not enough memory'}. A library that ecgfeat needs can't be "
+                "loaded, or memory has run out: give the process more memory (ulimit -v), or "
+                "install ecgfeat anew."
+            )
+        case _:
+            output.complain(
+                f"Error: unexpected {type(error).__name__}: {error}. This is a bug in ecgfeat: "
+                "run the same command with --debug and report what it prints."
+            )
+    if isinstance(error, EcgfeatError | KeyboardInterrupt):
+        # What the job had to add: what is kept, and how to go on.
+        for note in getattr(error, "__notes__", ()):
+            output.log(note)
+    return code

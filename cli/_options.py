@@ -152,30 +152,25 @@ def command(app: typer.Typer, name: str, *, examples: str = "") -> Callable[[Com
     def register(function: Command) -> Command:
         lines = "\n\n".join(line.strip() for line in examples.strip().splitlines())
         epilog = f"Examples:\n\n{lines}" if lines else None
-        app.command(name, epilog=epilog, no_args_is_help=_needs_arguments(function))(
-            _expand(function)
-        )
+        needs_arguments = any(p.default is p.empty for p in _arguments(function))
+        app.command(name, epilog=epilog, no_args_is_help=needs_arguments)(_expand(function))
         return function
 
     return register
 
 
-def _named(function: Command, values: Mapping[str, Any]) -> list[Any]:
-    """What the command was told to work on: its arguments, options apart."""
+def _arguments(function: Command) -> list[inspect.Parameter]:
+    """What the command works on, options apart."""
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    names = [
-        p.name for p in inspect.signature(function).parameters.values() if p.kind is positional
-    ]
+    return [p for p in inspect.signature(function).parameters.values() if p.kind is positional]
+
+
+def _named(function: Command, values: Mapping[str, Any]) -> list[Any]:
+    """What the command was told to work on."""
     found: list[Any] = []
-    for value in map(values.get, names):
+    for value in (values.get(argument.name) for argument in _arguments(function)):
         found += value if isinstance(value, list) else [value]
     return [value for value in found if value is not None][:_N_SHOWN]
-
-
-def _needs_arguments(function: Command) -> bool:
-    parameters = inspect.signature(function).parameters.values()
-    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    return any(p.kind is positional and p.default is p.empty for p in parameters)
 
 
 def _expand(function: Command) -> Command:
@@ -243,7 +238,9 @@ def _is_by_hand(context: typer.Context, name: str) -> bool:
 def _make(hint: Any, values: dict[str, Any], by_hand: Collection[str]) -> Settings | Given[Any]:
     """Take a section's values out of what Typer gives, and make the section of them."""
     section = _section(hint)
-    found = {item.name: _value(values, item) for item in dataclasses.fields(section)}
+    found = {item.name: values.pop(item.name) for item in dataclasses.fields(section)}
+    # Typer gives an option that may be repeated as a list, the settings have a tuple.
+    found |= {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
     if section is hint:
         made: Settings = section(**found)
         return made
@@ -298,12 +295,6 @@ def _number_or(words: tuple[str, ...]) -> Callable[[str], float | str]:
             raise typer.BadParameter(f"{text!r} is no number, nor {' or '.join(words)}") from None
 
     return parse
-
-
-def _value(values: dict[str, Any], item: dataclasses.Field[Any]) -> Any:
-    """Take a setting out of what Typer gives, of the type that the settings have."""
-    value = values.pop(item.name)
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _flag(name: str, help_text: str) -> inspect.Parameter:

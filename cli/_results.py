@@ -6,15 +6,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ecgfeat.errors import DataError
+
 from ._console import Output
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from ecgfeat.comparison import Comparison
+    from ecgfeat.inference import FailedImage
     from ecgfeat.runs import Run
 
-__all__ = ["runs_as_json", "show_comparison", "show_later_notices", "show_runs"]
+__all__ = [
+    "refuse_unread",
+    "runs_as_json",
+    "show_comparison",
+    "show_later_notices",
+    "show_runs",
+]
 
 _ALL_PAIRS = 6
 """Up to so many runs every pair is shown; of more, only the pairs with the best run."""
@@ -113,6 +122,16 @@ def _origin_lines(shown: Mapping[str, Any]) -> list[str]:
             words = ", ".join(f"{title} {v['mean']:.3f} ± {v['std']:.3f}" for title, v in found)
             lines.append(f"over {found[0][1]['n']} {what}: {words}")
     return lines
+
+
+def refuse_unread(output: Output, failures: Sequence[FailedImage], n_images: int) -> None:
+    """Name the images that could not be read, and end with an error where there are some."""
+    for failure in failures:
+        output.log(f"{failure.path} is left out: {failure.reason}")
+    if failures:
+        raise DataError(
+            f"{len(failures)} of {n_images} images could not be read: see the lines above"
+        )
 
 
 def runs_as_json(runs: Sequence[Run]) -> dict[str, Any]:

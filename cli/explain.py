@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ecgfeat.config import ComputeSettings
-from ecgfeat.errors import ConfigError, DataError
+from ecgfeat.errors import ConfigError
 
 from ._app import app
 from ._console import Output
 from ._options import FORCE, IMAGES, RUN, WEIGHTS, check_figure, command
+from ._results import refuse_unread
 
 if TYPE_CHECKING:
     from ecgfeat.attribution import Explanation
@@ -97,13 +98,7 @@ def explain(
     for image, picture in zip(described["images"], pictures):
         image["picture"] = str(picture)
     output.result(described)
-    for failure in found.failures:
-        output.log(f"{failure.path} is left out: {failure.reason}")
-    if found.failures:
-        raise DataError(
-            f"{len(found.failures)} of {len(found.failures) + len(pictures)} images could not be "
-            "read: see the lines above"
-        )
+    refuse_unread(output, found.failures, len(found.failures) + len(pictures))
 
 
 def _free(folder: Path, stem: str, taken: list[Path]) -> Path:

@@ -8,11 +8,12 @@ from typing import Annotated, Literal, cast
 import typer
 
 from ecgfeat.config import ComputeSettings, DataSettings
-from ecgfeat.errors import ConfigError, DataError
+from ecgfeat.errors import ConfigError
 
 from ._app import app
 from ._console import Output
 from ._options import FORCE, IMAGES, RUN, WEIGHTS, command
+from ._results import refuse_unread
 
 __all__ = ["predict"]
 
@@ -100,9 +101,4 @@ def predict(
             f"images, farther from them than any of those, such as {result.unlike[0]}: look at "
             "them; their answers may mean nothing"
         )
-    for failure in result.failures:
-        output.log(f"{failure.path} is left out: {failure.reason}")
-    if result.failures:
-        raise DataError(
-            f"{len(result.failures)} of {n_images} images could not be read: see the lines above"
-        )
+    refuse_unread(output, result.failures, n_images)
