@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter, defaultdict
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,17 @@ class _Listed:
     metadata: Mapping[str, Sequence[str]]
     pictures: Sequence[bytes]
 
+    def of(self, rows: Sequence[int]) -> _Listed:
+        """Some of them."""
+
+        def taken(column: Sequence[Any]) -> list[Any]:
+            return [column[row] for row in rows]
+
+        names = ("paths", "labels", "splits", "groups", "pictures")
+        columns: dict[str, Any] = {name: taken(getattr(self, name)) for name in names}
+        columns["metadata"] = {name: taken(column) for name, column in self.metadata.items()}
+        return replace(self, **columns)
+
 
 def split(
     source: Manifest | FeatureCache | str | Path,
@@ -146,29 +157,20 @@ def split(
     units = joined(listed.paths, listed.groups, together)
     if settings.keep_split:
         left_out |= _straddling(listed, units, left_out)
-    kept = np.setdiff1d(np.arange(len(listed.paths)), np.array(sorted(left_out), dtype=np.int64))
-    task = define_task([listed.labels[row] for row in kept.tolist()])
-    units = units[kept]
-    groups = _names(listed, kept, units)
-    column, parts = _parts(listed, kept, task, units, groups, data, settings)
+    rows = [row for row in range(len(listed.paths)) if row not in left_out]
+    kept, units = listed.of(rows), units[rows]
+    task = define_task(kept.labels)
+    groups = _names(kept, units)
+    column, parts = _parts(kept, task, units, groups, data, settings)
     if not settings.folds:
         _refuse_lacking(task, parts, settings)
-    heads = ["path", "label", column, "group", *map(_beside_ours, listed.metadata)]
-    columns = (listed.paths, listed.labels, *listed.metadata.values())
-    write_csv(
-        path,
-        [
-            heads,
-            *(
-                (columns[0][row], columns[1][row], part, group, *(c[row] for c in columns[2:]))
-                for row, part, group in zip(kept.tolist(), parts, groups)
-            ),
-        ],
-    )
+    heads = ["path", "label", column, "group", *map(_beside_ours, kept.metadata)]
+    cells = zip(kept.paths, kept.labels, parts, groups, *kept.metadata.values())
+    write_csv(path, [heads, *cells])
     done = CleanSplit(
         manifest_path=path,
-        root=listed.root,
-        counts=_counts(parts, [listed.labels[row] for row in kept.tolist()]),
+        root=kept.root,
+        counts=_counts(parts, kept.labels),
         left_out=tuple((listed.paths[r], listed.labels[r], why) for r, why in left_out.items()),
         n_groups=sum(n > 1 for n in Counter(units.tolist()).values()),
     )
@@ -188,37 +190,38 @@ def _beside_ours(column: str) -> str:
 
 
 def _listed(source: Manifest | FeatureCache, data: DataSettings) -> _Listed:
+    groups: Sequence[str]
     if isinstance(source, Manifest):
-        return _Listed(
-            name=source.name,
-            root=source.root,
-            paths=source.paths,
-            labels=source.labels,
-            splits=source.splits,
-            groups=source.groups,
-            metadata=source.metadata,
-            pictures=source.pictures(),
-        )
-    _refuse_idle(data)
-    if not (root := data.root or source.root):
-        raise ConfigError(
-            f"{source.path} doesn't say where its images are: give --root the folder that they "
-            "are in"
-        )
+        name, root, groups, pictures = source.name, source.root, source.groups, source.pictures()
+    else:
+        _refuse_idle(data)
+        name, root = source.data_name, _root(source, data)
+        # Pages of one file stay together where nothing else tells whose they are.
+        groups = [
+            group or (named.file if named.page else "")
+            for group, named in zip(_groups(source, data), map(page_named, source.paths))
+        ]
+        pictures = source.pictures
     return _Listed(
-        name=source.data_name,
+        name=name,
         root=root,
         paths=source.paths,
         labels=source.labels,
         splits=source.splits,
-        groups=[
-            # Pages of one file stay together where nothing else tells whose they are.
-            group or (named.file if named.page else "")
-            for group, named in zip(_groups(source, data), map(page_named, source.paths))
-        ],
+        groups=groups,
         metadata=source.metadata,
-        pictures=source.pictures,
+        pictures=pictures,
     )
+
+
+def _root(cache: FeatureCache, data: DataSettings) -> Path:
+    root = data.root or cache.root
+    if not root:
+        raise ConfigError(
+            f"{cache.path} doesn't say where its images are: give --root the folder that they "
+            "are in"
+        )
+    return root
 
 
 def _refuse_idle(data: DataSettings) -> None:
@@ -325,20 +328,18 @@ def _listed_pairs(file: Path) -> list[tuple[str, str]]:
         raise storage_error(error, "reading", file) from error
 
 
-def _names(listed: _Listed, kept: Rows, units: Rows) -> list[str]:
-    """Each kept row's group: its own name, or the first of those that were joined."""
-    rows = kept.tolist()
+def _names(kept: _Listed, units: Rows) -> list[str]:
+    """Each row's group: its own name, or the first of those that were joined."""
     n_rows = Counter(units.tolist())
     name: dict[int, str] = {}
-    for row, unit in zip(rows, units.tolist()):
-        own = listed.groups[row] or (listed.paths[row] if n_rows[unit] > 1 else "")
+    for group, path, unit in zip(kept.groups, kept.paths, units.tolist()):
+        own = group or (path if n_rows[unit] > 1 else "")
         name[unit] = min(filter(None, (name.get(unit, ""), own)), default="")
     return [name[unit] for unit in units.tolist()]
 
 
 def _parts(
-    listed: _Listed,
-    kept: Rows,
+    kept: _Listed,
     task: Task,
     units: Rows,
     groups: Sequence[str],
@@ -346,11 +347,11 @@ def _parts(
     settings: SplitSettings,
 ) -> tuple[str, list[str]]:
     """The column that says who is tested, and its cells."""
-    rows = np.arange(len(kept))
     if settings.keep_split:
-        return "split", [listed.splits[row] for row in kept.tolist()]
+        return "split", list(kept.splits)
+    rows = np.arange(len(units))
     if settings.folds:
-        number = np.empty(len(kept), dtype=np.int64)
+        number = np.empty(len(units), dtype=np.int64)
         for fold, (_, out) in enumerate(
             dealt(
                 rows,
@@ -365,20 +366,19 @@ def _parts(
         ):
             number[out] = fold
         return "fold", [str(fold) for fold in number.tolist()]
-    ids = [listed.paths[row] for row in kept.tolist()]
 
     def drawn(rows: Rows, key: str, fraction: float) -> Rows:
         is_drawn = drawn_units(
             rows,
             task.targets,
-            ids=ids,
+            ids=kept.paths,
             groups=groups,
             key=f"{key}{data.split_seed}/",
             n_drawn=lambda n: n_kept_out(fraction, n),
         )
         return rows[is_drawn]
 
-    parts = np.full(len(kept), "train", dtype=object)
+    parts = np.full(len(units), "train", dtype=object)
     parts[drawn(rows, "", data.test_fraction)] = "test"
     if settings.val_fraction:
         parts[drawn(rows[parts == "train"], "val/", settings.val_fraction)] = "val"
