@@ -272,11 +272,6 @@ class Explainer:
         self._backbone = self._model.load_backbone(weights, exact)
         self._random = _randomised(self._model, self._backbone) if check else None
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The model's classes."""
-        return self._model.classes
-
     def explain(self, path: str | Path, *, label: str = "", fold: int | None = None) -> Explanation:
         """Explain the answer for one page.
 

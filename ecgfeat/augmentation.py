@@ -16,13 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from ecgfeat.images.streaming import paper_colour
 from ecgfeat.photograph import AMOUNTS as PHOTOGRAPHS
-from ecgfeat.photograph import photograph
+from ecgfeat.photograph import photograph, through_jpeg
 
 __all__ = ["AMOUNTS", "Amounts", "augment", "augmenting"]
 
@@ -101,8 +100,6 @@ OFTEN = 0.5
 """Share of pages that are blurred, compressed, erased: each also stays untouched as often."""
 LUMA = (0.299, 0.587, 0.114)
 """Brightness of red, green and blue (ITU-R BT.601)."""
-SUBSAMPLING = "420"
-"""Half the colours' resolution in either direction, as JPEG files mostly have."""
 
 
 def augmenting(strength: str, *, seed: int, fold: int, epoch: int) -> Callable[[int, Page], Page]:
@@ -247,6 +244,5 @@ def _compressed(image: Image.Image, amounts: Amounts, rng: np.random.Generator) 
     often, share = rng.uniform(size=2).tolist()
     if often < OFTEN and amounts.jpeg_quality < 100:
         quality = round(100 - share * (100 - amounts.jpeg_quality))
-        data = simplejpeg.encode_jpeg(page, quality, colorspace="RGB", colorsubsampling=SUBSAMPLING)
-        page = simplejpeg.decode_jpeg(data, colorspace="RGB")
+        page = through_jpeg(page, quality)
     return page

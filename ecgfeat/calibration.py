@@ -249,19 +249,11 @@ def _targets(validation: Predictions) -> Floats:
 
 
 def _minimise_log_loss(base: Floats, parts: Floats, targets: Floats) -> list[float]:
-    """The factors θ for which softmax(base + Σ θ_j parts_j) has the least log loss.
+    """The m factors θ for which softmax(base + Σ θ_j parts_j) has the least log loss.
 
-    Parameters
-    ----------
-    base : ndarray of shape (n, k)
-    parts : ndarray of shape (m, n, k)
-    targets : ndarray of shape (n, k)
-        Each row sums to 1.
-
-    Notes
-    -----
-    The loss is convex. Newton's method with halved steps, after Lin, Lin & Weng 2007, "A note on
-    Platt's probabilistic outputs for support vector machines".
+    `base` and `targets`, whose rows sum to 1, are of shape (n, k), `parts` of (m, n, k). The loss
+    is convex. Newton's method with halved steps, after Lin, Lin & Weng 2007, "A note on Platt's
+    probabilistic outputs for support vector machines".
     """
     n = len(base)
     # Not from a slope of 1: a model that is wrong and certain of it leaves no curvature there.

@@ -337,12 +337,8 @@ def _font(name: str) -> ImageFont.FreeTypeFont:
 class _Sheet(_Canvas):
     """The picture under way: bands of classes, and in each its pages with their inputs.
 
-    Parameters
-    ----------
-    views : mapping of str to Preprocessing
-        By name, the ways to prepare a page that are drawn beside each other.
-    n_pages : sequence of int
-        By class.
+    `views` are the ways to prepare a page that are drawn beside each other, by name; `n_pages` are
+    counted by class.
     """
 
     def __init__(self, views: Mapping[str, Preprocessing], n_pages: Sequence[int]) -> None:

@@ -12,7 +12,7 @@ import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 __all__ = [
     "FailedImage",
     "InferenceResult",
-    "Listed",
     "Model",
     "list_given",
     "predict",
@@ -257,17 +256,16 @@ def predict(
     return _apply(model, backbone, paths, columns, report)
 
 
-class Listed(NamedTuple):
-    """The images asked for, and what a CSV says of each, empty for others."""
-
-    paths: list[Path]
-    columns: dict[str, list[str]]
-
-
 def list_given(
     images: Sequence[str | Path] | str | Path, pages: Literal["first", "all"] = "first"
-) -> Listed:
+) -> tuple[list[Path], dict[str, list[str]]]:
     """The images that files, folders, CSVs and patterns stand for, or all of their pages.
+
+    Returns
+    -------
+    paths : list of Path
+    columns : dict of str to list of str
+        What CSVs say of each image, by column; empty cells for the others.
 
     Raises
     ------
@@ -289,7 +287,7 @@ def list_given(
         rows = [row for row, each in enumerate(named) for _ in each]
         paths = [Path(name) for each in named for name in each]
         columns = {name: [cells[row] for row in rows] for name, cells in columns.items()}
-    return Listed(paths, columns)
+    return paths, columns
 
 
 def _images_of(given: Path) -> tuple[list[Path], dict[str, list[str]]]:

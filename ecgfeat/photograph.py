@@ -19,7 +19,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
-__all__ = ["AMOUNTS", "Amounts", "photograph"]
+__all__ = ["AMOUNTS", "Amounts", "photograph", "through_jpeg"]
 
 Floats = NDArray[np.floating[Any]]
 
@@ -540,7 +540,14 @@ def _taken(
     white = 255 * (1 + amounts.overexposure * over)
     tones = np.clip(np.linspace(black, white, 256) + 0.5, 0, 255).astype(np.uint8).tolist()
     quality = round(BEST_QUALITY - compression * (BEST_QUALITY - amounts.jpeg_quality))
-    data = simplejpeg.encode_jpeg(
-        np.asarray(picture.point(tones * 3)), quality, colorspace="RGB", colorsubsampling="420"
-    )
-    return Image.fromarray(simplejpeg.decode_jpeg(data, colorspace="RGB"))
+    return Image.fromarray(through_jpeg(np.asarray(picture.point(tones * 3)), quality))
+
+
+def through_jpeg(page: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    """What is left of a page, of shape (height, width, 3), once it was saved as JPEG.
+
+    With half the colours' resolution in either direction, as JPEG files mostly have.
+    """
+    data = simplejpeg.encode_jpeg(page, quality, colorspace="RGB", colorsubsampling="420")
+    left: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace="RGB")
+    return left

@@ -166,16 +166,7 @@ TIMEOUT_S = 5.0
 
 
 def _imagenet_file(arch: str) -> Path:
-    """Path of torchvision's default weights, downloaded if they aren't there yet.
-
-    Raises
-    ------
-    WeightsError
-        When the download fails, or a file of that name has another hash; the message names the
-        ways out.
-    StorageError
-        When torch's folder can't be written or read.
-    """
+    """Path of torchvision's default weights, downloaded if they aren't there yet."""
     from torchvision.models import get_model_weights
 
     url: str = get_model_weights(arch).DEFAULT.url
