@@ -289,14 +289,15 @@ class Explainer:
             When there is no such class.
         ImageError
         """
-        classes, model = self._model.classes, self._model
+        classes, model = self._model.card.classes, self._model
         if label and label not in classes:
             raise ConfigError(f"there is no class {label!r}: give one of {', '.join(classes)}")
         if fold is not None and len(model.heads) > 1:
             model = replace(model, heads=(model.heads[fold],))
-        page = decode(path, dpi=model.preprocessing.dpi)
-        pixels = prepare(page, model.preprocessing)[None]
-        page = straightened(page, model.preprocessing)
+        preprocessing = model.card.preprocessing
+        page = decode(path, dpi=preprocessing.dpi)
+        pixels = prepare(page, preprocessing)[None]
+        page = straightened(page, preprocessing)
         seen = _look(self._backbone, pixels)
         probabilities = model.probabilities(seen.features)
         answer = int(model.decision.answers(probabilities)[0])
@@ -317,7 +318,7 @@ class Explainer:
             cells=found.cells,
             heat=found.heat,
             page_px=(page.shape[1], page.shape[0]),
-            preprocessing=model.preprocessing,
+            preprocessing=preprocessing,
             random_heat=random_heat,
             likeness_to_random=likeness,
             measure=_measure(model),
@@ -325,7 +326,7 @@ class Explainer:
 
 
 def _measure(model: Model) -> str:
-    words = "log odds" if len(model.classes) == 2 else "logit against the other classes' mean"
+    words = "log odds" if len(model.card.classes) == 2 else "logit against the other classes' mean"
     return words if len(model.heads) == 1 else f"{words}, mean of {len(model.heads)} folds"
 
 
@@ -334,7 +335,7 @@ def _randomised(model: Model, backbone: Backbone) -> Backbone:
     from ecgfeat.backbones import Backbone, load_weights
 
     weights = load_weights(replace(model.network, weights=RANDOM_WEIGHTS))
-    return Backbone(weights, model.preprocessing, backbone.compute, taps=tuple(backbone.taps))
+    return Backbone(weights, model.card.preprocessing, backbone.compute, taps=tuple(backbone.taps))
 
 
 def _rank_likeness(one: Floats, other: Floats) -> float:

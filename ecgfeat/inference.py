@@ -26,8 +26,7 @@ from ecgfeat.heads import Tensors, head_fits, head_probabilities
 from ecgfeat.images import Remarks, decoder_of, stream
 from ecgfeat.manifest import IMAGE_KINDS, images_below, list_images, pages_named
 from ecgfeat.predictions import positive_class
-from ecgfeat.preprocessing import Preprocessing
-from ecgfeat.runs import Likeness, Run, damaged, open_run
+from ecgfeat.runs import Likeness, ModelCard, Run, damaged, open_run
 from ecgfeat.runtime import (
     Compute,
     Progress,
@@ -242,15 +241,16 @@ def predict(
     ('normal',)
     """
     model = read_model(run if isinstance(run, Run) else open_run(run))
+    card = model.card
     paths, columns = list_given(images, pages)
     backbone = model.load_backbone(
-        weights, _resolve(compute, model.precision), taps=model.compared_taps
+        weights, _resolve(compute, card.precision), taps=model.compared_taps
     )
-    decoder = decoder_of(map(str, paths), model.preprocessing.dpi)
-    others = [part for part in decoder.split(", ") if part not in model.decoder.split(", ")]
+    decoder = decoder_of(map(str, paths), card.preprocessing.dpi)
+    others = [part for part in decoder.split(", ") if part not in card.decoder.split(", ")]
     if others:
         message = (
-            f"the run's own images were decoded by {model.decoder}, these by {', '.join(others)}"
+            f"the run's own images were decoded by {card.decoder}, these by {', '.join(others)}"
         )
         report(Progress(stage="predicting", done=0, total=len(paths), message=message))
     return _apply(model, backbone, paths, columns, report)
@@ -327,11 +327,11 @@ def _apply(
 
     n_images = len(paths)
     batches = [range(i, min(i + BATCH_SIZE, n_images)) for i in range(0, n_images, BATCH_SIZE)]
-    probabilities = np.full((n_images, len(model.classes)), np.nan)
+    probabilities = np.full((n_images, len(model.card.classes)), np.nan)
     distances = np.full(n_images, np.nan, np.float32)
     reasons: dict[int, str] = {}
     remarks = Remarks()
-    decoded = stream(paths, batches, model.preprocessing, threads=backbone.compute.threads)
+    decoded = stream(paths, batches, model.card.preprocessing, threads=backbone.compute.threads)
     with contextlib.closing(decoded):
         for rows, batch in zip(batches, decoded):
             report(Progress(stage="predicting", done=rows.start, total=n_images))
@@ -349,7 +349,7 @@ def _apply(
     good = [row for row in range(n_images) if row not in reasons]
     return InferenceResult(
         paths=tuple(paths[row] for row in good),
-        classes=model.classes,
+        classes=model.card.classes,
         probabilities=probabilities[good],
         decision=model.decision,
         failures=tuple(
@@ -362,7 +362,7 @@ def _apply(
             name: tuple(cells[row] for row in [*good, *sorted(reasons)])
             for name, cells in columns.items()
         },
-        cleaning=remarks.on_cleaning(model.preprocessing),
+        cleaning=remarks.on_cleaning(model.card.preprocessing),
         warnings=remarks.in_words(paths),
     )
 
@@ -400,28 +400,29 @@ class Model:
     Attributes
     ----------
     run : Run
-    classes : tuple of str
-    network : NetworkSettings
-        The backbone; a fine-tuning's weights are in its own folder.
-    weights_digest : str
-        Of the backbone's weights; empty where they are the run's own.
+    card : ModelCard
+        Its classes, how its pages were prepared, and its backbone.
     heads : tuple of CalibratedHead
     likeness : Likeness or None
         Of a run by this version or later, whose folds read the same layers.
-    preprocessing : Preprocessing
-    precision, decoder : str
-        What the run's own features were computed in and decoded by.
     """
 
     run: Run
-    classes: tuple[str, ...]
-    network: NetworkSettings
-    weights_digest: str
+    card: ModelCard
     heads: tuple[CalibratedHead, ...]
     likeness: Likeness | None
-    preprocessing: Preprocessing
-    precision: str
-    decoder: str
+
+    @property
+    def is_finetuned(self) -> bool:
+        """Whether the backbone's weights are the run's own."""
+        return self.run.kind == "finetune"
+
+    @property
+    def network(self) -> NetworkSettings:
+        """The backbone; a fine-tuning's weights are in its own folder."""
+        backbone = self.card.backbone
+        weights = str(self.run.path) if self.is_finetuned else backbone.weights
+        return NetworkSettings(arch=backbone.arch, weights=weights)
 
     @property
     def decision(self) -> Decision:
@@ -440,7 +441,7 @@ class Model:
         """The taps of `likeness`: a head's own, a fine-tuning's all layers."""
         if self.likeness is None:
             return ()
-        return TAPS if self.run.kind == "finetune" else self.heads[0].taps
+        return TAPS if self.is_finetuned else self.heads[0].taps
 
     def load_backbone(
         self, weights: str | None, compute: Compute, *, taps: Sequence[str] = ()
@@ -459,21 +460,22 @@ class Model:
         """
         from ecgfeat.backbones import Backbone, load_weights, tap_widths
 
-        if weights and not self.weights_digest:
+        if weights and self.is_finetuned:
             raise ConfigError(
                 f"{self.run.path} is a fine-tuning and keeps its own weights: leave out --weights"
             )
         found = load_weights(replace(self.network, weights=weights or self.network.weights))
-        if self.weights_digest and found.digest != self.weights_digest:
+        digest = self.card.backbone.weights_digest
+        if not self.is_finetuned and found.digest != digest:
             raise WeightsError(
                 f"{self.run.path} was trained on features of {self.network.weights} (digest "
-                f"{self.weights_digest[:12]}), but {found.name} has the digest "
+                f"{digest[:12]}), but {found.name} has the digest "
                 f"{found.digest[:12]}. Give the run's own weights with --weights PATH."
             )
         read = (tap for head in self.heads for tap in head.taps)
         wanted = tuple(dict.fromkeys([*read, *taps]))
-        backbone = Backbone(found, self.preprocessing, compute, taps=wanted)
-        n_classes = len(self.classes)
+        backbone = Backbone(found, self.card.preprocessing, compute, taps=wanted)
+        n_classes = len(self.card.classes)
         for head in self.heads:
             width = sum(backbone.taps[tap] for tap in head.taps)
             if not head_fits(head.tensors, n_classes=n_classes, width=width):
@@ -522,11 +524,10 @@ def read_model(run: Run) -> Model:
         When it can't be read.
     """
     card = run.checked_card
-    is_finetuned = run.kind == "finetune"
     arrays = run.fold_models() if run.is_cross_validated else [run.model()]
     decisions = run.decisions
     try:
-        if is_finetuned:
+        if run.kind == "finetune":
             taps: Sequence[tuple[str, ...]] = [("layer4",)]
             arrays = [_last_layer(card.backbone.arch, arrays[0])]
         else:
@@ -535,20 +536,12 @@ def read_model(run: Run) -> Model:
             decision.refuse_other(len(card.classes))
         return Model(
             run=run,
-            classes=card.classes,
-            network=NetworkSettings(
-                arch=card.backbone.arch,
-                weights=str(run.path) if is_finetuned else card.backbone.weights,
-            ),
-            weights_digest="" if is_finetuned else card.backbone.weights_digest,
+            card=card,
             heads=tuple(
                 CalibratedHead(taps=_tap_names(of_fold), tensors=tensors, decision=decision)
                 for of_fold, tensors, decision in zip(taps, arrays, decisions, strict=True)
             ),
             likeness=None if card.fold_taps else run.likeness(),
-            preprocessing=card.preprocessing,
-            precision=card.precision,
-            decoder=card.decoder,
         )
     except (ValueError, ConfigError) as error:
         raise damaged(run.path / "model.json", f"a field is missing or wrong ({error})") from error

@@ -147,14 +147,15 @@ def export_onnx(
     refuse_other_name(path)
     _refuse_without_extra()
     model = read_model(run if isinstance(run, Run) else open_run(run))
+    preprocessing = model.card.preprocessing
     _tell(report, "reading the weights", 0)
     compute = resolve_compute(ComputeSettings(device="cpu", precision="fp32"), purpose="extract")
     backbone = model.load_backbone(weights, compute)
     _tell(report, "converting", 1)
     metadata = _metadata(model, backbone)
-    content = _converted(_network(model, _trunk(model, backbone)), model.preprocessing, metadata)
+    content = _converted(_network(model, _trunk(model, backbone)), preprocessing, metadata)
     _tell(report, "checking", 2)
-    pages = _check_pages(model.preprocessing)
+    pages = _check_pages(preprocessing)
     with replacing(path) as aside:
         aside.write_bytes(content)
         difference = _largest_difference(aside, model, backbone, pages)
@@ -168,7 +169,7 @@ def export_onnx(
     return OnnxExport(
         path=path,
         n_bytes=len(content),
-        classes=model.classes,
+        classes=model.card.classes,
         n_models=len(model.heads),
         n_pages=len(pages),
         largest_difference=difference,
@@ -211,7 +212,8 @@ def _trunk(model: Model, backbone: Backbone) -> Trunk:
     from ecgfeat.backbones.extractor import build_trunk
 
     weights = load_weights(replace(model.network, weights=backbone.weights_name))
-    return build_trunk(weights, model.preprocessing, [parse_tap(name) for name in backbone.taps])
+    taps = [parse_tap(name) for name in backbone.taps]
+    return build_trunk(weights, model.card.preprocessing, taps)
 
 
 def _network(model: Model, trunk: Trunk) -> torch.nn.Module:
@@ -343,7 +345,7 @@ def _forget_origin(proto: Any) -> None:
 
 
 def _metadata(model: Model, backbone: Backbone) -> dict[str, str]:
-    preprocessing = model.preprocessing
+    preprocessing = model.card.preprocessing
     described = {**preprocessing.as_json(), "in_words": preparation_in_words(preprocessing)}
     return {
         "format": FORMAT,
@@ -351,7 +353,7 @@ def _metadata(model: Model, backbone: Backbone) -> dict[str, str]:
         "run": model.run.name.encode(errors="backslashreplace").decode(),
         "arch": backbone.arch,
         "weights_digest": backbone.digest,
-        "classes": json.dumps(model.classes),
+        "classes": json.dumps(model.card.classes),
         "preprocessing": json.dumps(described),
         "decision": json.dumps(model.decision.as_json()),
     }

@@ -108,7 +108,7 @@ def test_a_calibrated_and_a_cross_validated_head_sum_too(study: Path, pages: lis
     whole = explainer.explain(pages[0])
     folds = [explainer.explain(pages[0], fold=fold) for fold in (0, 1)]
     assert whole.heat == pytest.approx((folds[0].heat + folds[1].heat) / 2, abs=1e-6)
-    pixels = prepare(decode(pages[0]), read_model(run).preprocessing)[None]
+    pixels = prepare(decode(pages[0]), read_model(run).card.preprocessing)[None]
     features = explainer._backbone.features(pixels)
     for one, head in zip(folds, read_model(run).heads):
         assert one.logit == pytest.approx(log_odds(head.probabilities(features)[0], 1), abs=1e-4)

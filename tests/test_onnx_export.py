@@ -154,7 +154,7 @@ def session_of(path: Path):
 
 def prepared(pages: Path, run: Run) -> tuple[list[Path], np.ndarray]:
     paths = sorted(pages.rglob("*.png"))
-    preprocessing = read_model(run).preprocessing
+    preprocessing = read_model(run).card.preprocessing
     return paths, np.stack([prepare(decode(path), preprocessing) for path in paths])
 
 
