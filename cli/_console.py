@@ -128,7 +128,10 @@ class Output:
             self._drawing = drawing
 
             def report(progress: Progress) -> None:
-                drawing.update(progress)
+                if progress.message:
+                    self.log(progress.message)
+                if progress.total:
+                    drawing.update(progress)
                 if stop:
                     raise Interrupted(stop[0])
 
@@ -185,10 +188,6 @@ class _Bar:
         self._bar = None
 
     def update(self, progress: Progress) -> None:
-        if progress.message:
-            self._console.print(progress.message)
-        if not progress.total:
-            return
         if self._bar is None or self._stage != progress.stage:
             self._start(progress)
         assert self._bar is not None and self._task is not None
@@ -212,7 +211,6 @@ class _Bar:
             TimeRemainingColumn,
         )
         from rich.progress import Progress as ProgressBar
-        from rich.text import Text
 
         unit = progress.unit
 
@@ -221,8 +219,7 @@ class _Bar:
                 speed = task.speed or task.finished_speed
                 return Text(f"{speed:.1f} {unit}/s" if speed else "")
 
-        if self._bar:
-            self._bar.stop()
+        self.pause()
         self._bar = ProgressBar(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -252,10 +249,6 @@ class _Lines:
 
     def update(self, progress: Progress) -> None:
         now = time.monotonic()
-        if progress.message:
-            self._output.log(progress.message)
-        if not progress.total:
-            return
         if self._pace.begins(progress):
             self._last_s = now
             return
