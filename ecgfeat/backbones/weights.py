@@ -14,10 +14,9 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
-from urllib.parse import urlparse
 
 import numpy as np
 import torch
@@ -170,7 +169,7 @@ def _imagenet_file(arch: str) -> Path:
     from torchvision.models import get_model_weights
 
     url: str = get_model_weights(arch).DEFAULT.url
-    path = Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(urlparse(url).path).name
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     # torchvision publishes its files as NAME-HASH.pth.
     hash_prefix = path.stem.rpartition("-")[2]
     if not path.exists():
@@ -406,14 +405,11 @@ def _place(
 ) -> _Place | None:
     """The backbone under `prefix`; None where it is another or not whole."""
     expected = _feature_shapes(arch)
-    inside = {}
-    for name, shape in expected.items():
-        value = tensors.get(prefix + _in_file(name, numbers))
-        if value is None or tuple(value.shape) != shape:
-            return None
-        inside[name] = value
-    parts = {_in_file(name, numbers).split(".")[0] for name in expected}
-    used = {prefix + _in_file(name, numbers) for name in expected}
+    in_file = {name: prefix + _in_file(name, numbers) for name in expected}
+    inside = {name: tensors[there] for name, there in in_file.items() if there in tensors}
+    if _shapes(inside) != expected:
+        return None
+    used = set(in_file.values())
     classifier = prefix + _in_file(f"{family_of(arch).classifier}.", numbers)
     strangers = [
         name
@@ -421,6 +417,7 @@ def _place(
         if name not in used and not name.startswith(classifier) and not name.endswith(COUNTER)
     ]
     # What stands in the network's own parts makes it another, larger network.
+    parts = {there.removeprefix(prefix).split(".")[0] for there in used}
     own = (name for name in strangers if name.startswith(prefix))
     if any(name.removeprefix(prefix).split(".")[0] in parts for name in own):
         return None
