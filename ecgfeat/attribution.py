@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -153,7 +152,7 @@ class Explanation:
         }
 
 
-def _overlap(start: float, end: float, edges: Floats) -> Floats:
+def _overlap(start: float | Floats, end: float | Floats, edges: Floats) -> Floats:
     """How much of each of the intervals between `edges` lies between `start` and `end`."""
     inside = np.minimum(edges[1:], end) - np.maximum(edges[:-1], start)
     shares: Floats = np.maximum(inside, 0) / np.diff(edges)
@@ -455,9 +454,8 @@ def _resampled(places: Floats, shape: tuple[int, ...]) -> Floats:
 
 def _overlaps(n_from: int, n_to: int) -> Floats:
     """Share of each of `n_from` equal parts of a line in each of `n_to`, shape (n_to, n_from)."""
-    edges = np.linspace(0, 1, n_from + 1)
-    ends = np.linspace(0, 1, n_to + 1)
-    return np.array([_overlap(start, end, edges) for start, end in pairwise(ends)])
+    ends = np.linspace(0, 1, n_to + 1)[:, None]
+    return _overlap(ends[:-1], ends[1:], np.linspace(0, 1, n_from + 1))
 
 
 # The picture

@@ -212,7 +212,11 @@ def preview(
         drawing.heading(band, f"{label}: {len(rows)} of {n_images[label]}")
         for number, row in enumerate(rows):
             report(Progress(stage="drawing", done=len(seen), total=n_chosen))
-            seen.append(_draw(drawing, (band, number), manifest, row))
+            path = manifest.paths[row]
+            decoded = cache(partial(decode, manifest.image_path(row)))
+            seen.append(
+                [_draw(drawing, (band, number), view, decoded, path, label) for view in views]
+            )
     drawing.save(figure)
     first, *others = (
         Preview(
@@ -234,14 +238,7 @@ def _chosen(manifest: Manifest, label: str, n: int) -> list[int]:
     return sorted(rows, key=lambda row: hash_place(manifest.paths[row]))[:n]
 
 
-def _draw(sheet: _Sheet, place: Place, manifest: Manifest, row: int) -> list[Seen]:
-    """Draw a page as each view has it."""
-    path, label = manifest.paths[row], manifest.labels[row]
-    decoded = cache(partial(decode, manifest.image_path(row)))
-    return [_draw_view(sheet, place, view, decoded, path, label) for view in sheet.views]
-
-
-def _draw_view(
+def _draw(
     sheet: _Sheet,
     place: Place,
     view: str,
@@ -249,6 +246,7 @@ def _draw_view(
     path: str,
     label: str,
 ) -> Seen:
+    """Draw a page, which `decoded` gives at a resolution, as a view has it."""
     preprocessing = sheet.views[view]
     try:
         given = decoded(dpi=preprocessing.dpi)
