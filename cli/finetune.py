@@ -117,7 +117,9 @@ def finetune(
         else:
             assert manifest is not None
             head = None if from_head is None else read_head(from_head)
-            chosen = recipe.chosen(_recipe_of(head.run) if head else DEFAULT_RECIPE)
+            # A head's run of before there were recipes was made by the study's.
+            usual = str(head.run.config.get("recipe") or "paper") if head else DEFAULT_RECIPE
+            chosen = recipe.chosen(usual)
             run = finetune(
                 manifest,
                 network=network.over(head.network if head else NetworkSettings()),
@@ -135,8 +137,3 @@ def finetune(
     show_later_notices(output, shown, [run])
     data_said = {"data": manifest.as_json()} if manifest else {}
     output.result({**data_said, **runs_as_json([run])})
-
-
-def _recipe_of(head: Run) -> str:
-    """The recipe by which a head's run was made; the study's where it says none."""
-    return str(head.config.get("recipe") or "paper")

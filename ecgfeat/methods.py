@@ -78,40 +78,34 @@ def commands_of(run: Run, source: FeatureCache | Manifest | None) -> list[str]:
     evaluation = _options(config.get("evaluation", {}), EvaluationSettings())
     if "cache" not in config:
         listed = _options(config["source"], DataSettings())
-        words = [
+        line = _line(
             *("finetune", config["source"]["data"], "--recipe", recipe.name),
             *(*listed, *network, *page),
             *_options(config["training"], recipe.training),
             *evaluation,
-        ]
-        return [_line(words)]
-    cache = source if isinstance(source, FeatureCache) else None
-    place = config["data"]
+        )
+        return [line]
+    place, extraction = config["data"], list[str]()
     if isinstance(source, Manifest):
         place = str(source.source)
-    elif source is not None and source.root is not None:
-        place = _listing_in(source.root)
-    extraction = []
-    if cache is not None:
-        layers = ",".join(cache.header.taps)
+    elif source is not None:
+        if source.root is not None:
+            place = _listing_in(source.root)
+        layers = ",".join(source.header.taps)
         extraction += _options({"layers": layers}, recipe.extraction)
     if any(page_named(path).page for path in run.predictions.ids):
         extraction += ["--pages", "all"]
     return [
         _line(
-            [
-                *("extract", place, "--cache", config["cache"]["path"], "--recipe", recipe.name),
-                *(*network, *page, *extraction),
-            ]
+            *("extract", place, "--cache", config["cache"]["path"], "--recipe", recipe.name),
+            *(*network, *page, *extraction),
         ),
         _line(
-            [
-                *("fit-head", config["cache"]["path"], "--recipe", recipe.name),
-                *("--head", run.kind),
-                *_options(_used(config["head"], run.kind), recipe.head),
-                *_options(config.get("sweep", {}), SweepSettings()),
-                *evaluation,
-            ]
+            *("fit-head", config["cache"]["path"], "--recipe", recipe.name),
+            *("--head", run.kind),
+            *_options(_used(config["head"], run.kind), recipe.head),
+            *_options(config.get("sweep", {}), SweepSettings()),
+            *evaluation,
         ),
     ]
 
@@ -148,7 +142,7 @@ def _options(stored: Mapping[str, Any], usual: Settings) -> list[str]:
     return words
 
 
-def _line(words: Sequence[str]) -> str:
+def _line(*words: str) -> str:
     return shlex.join(["ecgfeat", *words])
 
 
