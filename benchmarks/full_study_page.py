@@ -79,8 +79,8 @@ def write_page(study: Study, path: Path) -> None:
 
 
 def _weights(records: Records) -> str:
-    given = "--weights random" not in records.get("extract-paper", {}).get("command", "--weights random")
-    return "an ImageNet ResNet-18 of 65.8 % top-1" if given else "random"
+    command = records.get("extract-paper", {}).get("command", "--weights random")
+    return "random" if "--weights random" in command else "an ImageNet ResNet-18 of 65.8 % top-1"
 
 
 def _processors(records: Records) -> str:
