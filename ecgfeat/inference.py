@@ -141,18 +141,18 @@ class InferenceResult:
     def write_csv(self, path: str | Path) -> None:
         """Write a row per image: what was given of it, the answer, and the probabilities.
 
-        Images of which nothing can be said come last, with the reason.
+        Images of which nothing can be said come last, with the reason. A column given that is
+        called as one of ours, such as ``predicted``, becomes ``given_predicted``.
 
         Raises
         ------
         StorageError
         """
         probabilities = [f"p_{name}" for name in self.classes]
-        names = [name for name in self.columns if name not in ("image", "predicted", "reason")]
+        own = {"image", "predicted", *probabilities, "reason"}
+        names = [f"given_{name}" if name in own else name for name in self.columns]
         rows: list[Sequence[object]] = [["image", *names, "predicted", *probabilities, "reason"]]
-        cells = list(zip(*(self.columns[name] for name in names))) or [()] * (
-            len(self.paths) + len(self.failures)
-        )
+        cells = list(zip(*self.columns.values())) or [()] * (len(self.paths) + len(self.failures))
         for image, given, answer, values in zip(
             self.paths, cells, self.predicted, self.probabilities.tolist()
         ):

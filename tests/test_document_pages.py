@@ -294,6 +294,8 @@ def test_pages_go_through_every_command(scans: Path, tmp_path: Path) -> None:
         head=HeadSettings(layers="layer2", epochs=1),
         out_dir=tmp_path / "runs",
     )
+    unnamed = predict(run, scans / "a" / "2.tif", compute=FP32)
+    assert unnamed.warnings[0].startswith("several pages in one file: the first is taken; ")
     paged = [name for name in run.predictions.ids if "#page=" in name]
     assert paged
     answers = predict(run, [scans / name for name in run.predictions.ids], compute=FP32)

@@ -213,6 +213,20 @@ def test_what_was_written_is_read_again_wherever_its_images_are(run, pages, tmp_
     np.testing.assert_array_equal(again.probabilities, first.probabilities)
 
 
+def test_columns_called_as_ours_are_kept_under_another_name(run, pages, tmp_path):
+    probability = f"p_{run.predictions.classes[0]}"
+    listing = tmp_path / "new.csv"
+    listing.write_text(f"path,predicted,{probability},reason\n{pages[0]},x,y,z\n")
+    result = predict(run, listing, compute=AUTO)
+    result.write_csv(tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(newline="") as file:
+        names, row = csv.reader(file)
+    assert len(set(names)) == len(names)
+    found = dict(zip(names, row))
+    assert [found[f"given_{name}"] for name in ("predicted", probability, "reason")] == [*"xyz"]
+    assert (found["predicted"], found["reason"]) == (result.predicted[0], "")
+
+
 def test_an_image_that_cannot_be_decoded_is_returned_with_its_reason(run, pages, tmp_path):
     (tmp_path / "page.png").write_text("no image")
     images = [tmp_path / "page.png", *pages[:2], tmp_path / "absent.png"]

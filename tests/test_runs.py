@@ -663,7 +663,7 @@ def test_rows_of_one_group_are_no_evidence_each_against_the_majority(folder: Pat
     predictions = replace(skewed_predictions(10), groups=("a",) * 10 + ("",) * 30)
     run = write_run(folder, some_result(predictions=predictions, training_counts=[[30, 10]]))
     assert run.metrics["majority"]["p_value"] == 1.0
-    assert "no better than" in run.metrics["notices"][0]
+    assert "not surely better than" in run.metrics["notices"][0]
 
 
 def test_the_majority_is_that_of_each_folds_training_rows(folder: Path) -> None:

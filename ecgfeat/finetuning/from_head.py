@@ -67,7 +67,7 @@ def as_last_layer(tensors: Mapping[str, NDArray[Any]]) -> LastLayer:
     return {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
 
 
-def read_head(folder: Path) -> FittedHead:
+def read_head(run: Run | str | Path) -> FittedHead:
     """Open a run of fit-head to begin a fine-tuning with.
 
     Raises
@@ -75,7 +75,7 @@ def read_head(folder: Path) -> FittedHead:
     RunError
         When it is no head's run, is damaged, or its head reads other layers than the last.
     """
-    run = open_run(folder)
+    run = run if isinstance(run, Run) else open_run(run)
     if run.kind == "finetune":
         raise RunError(
             f"{run.path} is a fine-tuning, and --from-head takes the run of a head. Give one that "

@@ -152,7 +152,7 @@ class Running:
         self._keeping = Keeping(job, folder, state)
         self._events = EventFiles(folder, len(job.plan)) if job.training.tensorboard else None
         self._likeness: Likeness | None = None
-        self._has_told = False
+        self._told: set[str] = set()
 
     def run(self, snapshot: Snapshot) -> Run:
         """Do what is left; `snapshot` is of the network under way, if it has had a step."""
@@ -239,7 +239,7 @@ class Running:
             self._ranks.first_does(self._write_curves)
             with self._ranks.together():
                 self._tell_training(part, epoch, len(part.train), line)
-            self._tell_remarks()
+            self._tell_remarks("training")
 
     def _train_epoch(self, trainer: Trainer, part: Partition, epoch: int) -> float | None:
         """The steps that are left of an epoch; its last learning rate, if that changes."""
@@ -302,7 +302,9 @@ class Running:
         assert self._state.candidate is not None
         if self._state.candidate.weights:
             trainer.use(self._state.candidate.weights)
+        self._images.remarks.clear()
         said, _ = self._ask(trainer, part.test, "testing")
+        self._tell_remarks("test")
         if not self._job.evaluation.cv:
             self._likeness = self._measure(trainer, part)
         self._state.end_fold(said)
@@ -387,16 +389,16 @@ class Running:
         with self._ranks.together():
             self._report(Progress(stage="training", done=0, total=0, message=message))
 
-    def _tell_remarks(self) -> None:
-        """What is odd about the images, once."""
-        if self._has_told:
+    def _tell_remarks(self, kind: str) -> None:
+        """What is odd about the training or the test images, once each."""
+        if kind in self._told:
             return
-        self._has_told = True
+        self._told.add(kind)
         remarks = Remarks.of(self._ranks.gathered(self._images.remarks))
         if cleaning := remarks.on_cleaning(self._job.preprocessing):
-            self._tell(f"[Fine-Tuning] {cleaning}")
+            self._tell(f"[Fine-Tuning] Of the {kind} images, {cleaning}")
         for line in remarks.in_words(self._job.manifest.paths):
-            self._tell(f"[Fine-Tuning] warning: {line}")
+            self._tell(f"[Fine-Tuning] warning: of the {kind} images, {line}")
 
     def _tell_left_out(self) -> None:
         self._tell(
@@ -414,7 +416,7 @@ def finetune(
     training: FinetuneSettings | None = None,
     evaluation: EvaluationSettings = EvaluationSettings(),
     figures: FigureSettings = FigureSettings(),
-    from_head: str | Path | None = None,
+    from_head: Run | str | Path | None = None,
     out_dir: str | Path = "runs",
     recipe: str = DEFAULT_RECIPE,
     report: Report = silent,
@@ -434,7 +436,7 @@ def finetune(
     network : settings, optional
         With `from_head` the head's by default.
     compute, evaluation, figures : settings
-    from_head : str or Path, optional
+    from_head : Run, str or Path, optional
         Run of a fitted head that the last layer begins as. Another network or page than its own
         is refused.
     out_dir : str or Path
@@ -480,7 +482,7 @@ def finetune(
     """
     chosen = RecipeSettings().chosen(recipe)
     training = training or chosen.training
-    head = None if from_head is None else read_head(Path(from_head))
+    head = None if from_head is None else read_head(from_head)
     network = network or (head.network if head else NetworkSettings())
     page = page or (head.page if head else chosen.page)
     if head is not None:

@@ -24,7 +24,7 @@ from ecgfeat.config import (
     as_json,
     comma_separated,
 )
-from ecgfeat.errors import ConfigError
+from ecgfeat.errors import ConfigError, Interrupted
 from ecgfeat.heads.experiment import Choice, Fold, HeadJob, Outcome, Rows, Tested
 from ecgfeat.heads.head import HeadData
 from ecgfeat.heads.registry import HEADS
@@ -315,6 +315,8 @@ def _run(job: HeadJob, grid: Grid, out_dir: Path, on_written: Callable[[Run], No
     except BaseException as error:
         if n_tried:
             error.add_note(f"{folder / 'sweep.csv'} keeps the {n_tried} heads that were tried")
+        elif job.sweep.is_choosing and isinstance(error, (Interrupted, KeyboardInterrupt)):
+            error.add_note("no head had been tried on all its rows and seeds: nothing is kept")
         # An empty folder tells nobody anything; one with files in it stays, as unfinished.
         with contextlib.suppress(OSError):
             folder.rmdir()

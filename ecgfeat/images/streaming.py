@@ -125,6 +125,11 @@ class Remarks:
                 joint._rows[remark] |= rows
         return joint
 
+    def clear(self) -> None:
+        """Forget all."""
+        for found in (self._rows, self._straightened, self._decoded):
+            found.clear()
+
     def take_in(self, batch: Batch) -> None:
         """Add those of a batch."""
         self._decoded.update(batch.rows.tolist())
@@ -148,10 +153,8 @@ class Remarks:
 
 def straightened_in_words(n_found: int, n_images: int) -> str:
     """In how many images ``--clean photo`` found a photographed page."""
-    return (
-        f"photographs: the page was found and straightened in {n_found} of {n_images} images; the "
-        "others were taken for scans"
-    )
+    others = "; the others were taken for scans" if n_found < n_images else ""
+    return f"photographs: the page was found and straightened in {n_found} of {n_images}{others}"
 
 
 def stream(

@@ -388,8 +388,9 @@ def notices_of(result: Result, majority: Majority) -> list[str]:
         )
     accuracy = float(np.mean(predictions.predicted == predictions.targets))
     if accuracy <= majority.accuracy or majority.p_value >= SIGNIFICANT:
+        better = "no better" if accuracy <= majority.accuracy else "not surely better"
         found.append(
-            f"accuracy {accuracy:.3f} is no better than always answering "
+            f"accuracy {accuracy:.3f} is {better} than always answering "
             f"{_names(majority.classes)}, the majority of the training rows "
             f"({majority.accuracy:.3f}; McNemar's p {majority.p_value:.2g}): test on more rows, "
             f"or try {RUN_KINDS[result.kind].retry}"

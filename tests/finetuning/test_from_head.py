@@ -391,9 +391,7 @@ def test_a_run_takes_over_what_the_head_needs_and_refuses_another_on_resume(
         raise Interrupted
 
     with pytest.raises(Interrupted):
-        finetune(
-            manifest, compute=FP32, from_head=run.path, out_dir=tmp_path / "begun", report=stop
-        )
+        finetune(manifest, compute=FP32, from_head=run, out_dir=tmp_path / "begun", report=stop)
     (folder,) = (tmp_path / "begun").iterdir()
     config = json.loads((folder / "config.json").read_text())
     assert config["from_head"] == read_head(run.path).describe()

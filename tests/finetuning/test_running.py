@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from ecgfeat.backbones import load_network, network_from_tensors
 from ecgfeat.config import ComputeSettings
@@ -256,6 +257,18 @@ def test_undecodable_images_are_left_out_of_training_and_testing_and_listed(page
         "[Fine-Tuning] 2 images can't be decoded and are left out, with reasons: "
         f"{run.path / 'quarantine.csv'}"
     )
+
+
+def test_pages_of_one_tone_are_told_of_once_and_by_their_part(pages, runs):
+    for name, colour in (("train/a/000.png", "white"), ("test/a/000.png", "ivory")):
+        Image.new("RGB", (96, 72), colour).save(pages.parent / name)
+    told: list[str] = []
+    train(pages, runs, report=lambda progress: told.append(progress.message))
+    assert [message for message in told if "one tone" in message] == [
+        f"[Fine-Tuning] warning: of the {kind} images, pages of almost one tone, on which nothing "
+        f"can be seen (1 images, such as {split}/a/000.png)"
+        for kind, split in (("training", "train"), ("test", "test"))
+    ]
 
 
 def test_cross_validation_predicts_every_decodable_row_once(pages, runs):
