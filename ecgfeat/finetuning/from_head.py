@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ecgfeat.architectures import family_of
 from ecgfeat.backbones import Weights
 from ecgfeat.config import (
     EvaluationSettings,
@@ -157,7 +158,7 @@ class FittedHead:
         RunError
             When it isn't of the layer's size, which a head of this backbone and classes is.
         """
-        layer = network.get_submodule("fc")
+        layer = network.get_submodule(family_of(self.arch).classifier)
         try:
             layer.load_state_dict(
                 {name: torch.from_numpy(array) for name, array in self.layers[fold].items()}
