@@ -348,7 +348,7 @@ def _told(output: Output, error: Exception | KeyboardInterrupt) -> int:
         case OSError():
             # The library names what it reads and writes; what is nameless is our own output.
             doing, path = ("using", error.filename) if error.filename else _OUR_OUTPUT
-            output.log(f"Error: {storage_error(error, doing, path)}")
+            output.complain(f"Error: {storage_error(error, doing, path)}")
         case ImportError() | MemoryError():
             output.complain(
                 f"Error: {error or 'not enough memory'}. A library that ecgfeat needs can't be "
