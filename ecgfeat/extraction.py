@@ -542,7 +542,8 @@ class Extraction:
             f"{self.device} {self.precision} ({self.precision_reason})",
         ]
         if self.cleaning:
-            lines.append(self.cleaning)
+            is_some = self.n_computed < self.n_images
+            lines.append(f"{self.cleaning}{' (of those computed now)' if is_some else ''}")
         if self.missing:
             counts = ", ".join(f"{name} {n}" for name, n in self.missing_by_class.items())
             lines.append(f"{self.missing} listed images are missing ({counts}): {self.missing_csv}")

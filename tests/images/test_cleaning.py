@@ -232,6 +232,15 @@ def test_answers_maps_and_sheets_clean_as_the_run_did(photos: Path, tmp_path: Pa
     assert n_found > 6
     assert done.summary()[2] == counted
     cache, told = done.cache, []
+    scan = photos / "train" / "a" / "9.png"
+    ecg(50, "280x200").save(scan)
+    again = extract(photos, cache=cache, page=TINY, **OPTIONS)
+    assert again.summary()[2] == (
+        "photographs: the page was found and straightened in 0 of 1; the others were taken for "
+        "scans (of those computed now)"
+    )
+    scan.unlink()
+    extract(photos, cache=cache, page=TINY, **OPTIONS)
     (head,) = fit_heads(
         open_cache(cache),
         kinds="linear",
