@@ -304,6 +304,7 @@ class Running:
             trainer.use(self._state.candidate.weights)
         self._images.remarks.clear()
         said, _ = self._ask(trainer, part.test, "testing")
+        self._keeping.share_failures()  # each process has met those of its own share
         self._tell_remarks("test")
         if not self._job.evaluation.cv:
             self._likeness = self._measure(trainer, part)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,17 @@ def updated(pages: Path, runs: Path) -> dict[str, Any]:
     return {"path": str(run.path), "loss": run.history[0].loss}
 
 
+def one_meets_a_broken_page(pages: Path, runs: Path) -> dict[str, Any]:
+    """A test image can't be decoded: one process alone finds out, and all must know."""
+    broken = pages.parent / "broken"
+    if RANK == 0:
+        shutil.copytree(pages, broken)
+        (broken / "test" / "a" / "000.png").write_bytes(b"no picture")
+    torch.distributed.barrier()
+    run = train(broken, runs, training=FROZEN)
+    return {"path": str(run.path)}
+
+
 def one_fails(pages: Path, runs: Path) -> dict[str, Any]:
     def step(trainer: Trainer, *batch: Any) -> Any:
         if RANK == 1:
@@ -85,7 +97,7 @@ if __name__ == "__main__":
     use_tiny_network(setattr)
     writing.draw_figures = lambda *_: []  # tests/conftest.py says why
     torch.distributed.init_process_group("gloo")  # once: the port is free but for a moment
-    scenarios = (whole, stopped_and_resumed, updated, one_fails)
+    scenarios = (whole, stopped_and_resumed, updated, one_meets_a_broken_page, one_fails)
     said = {scenario.__name__: scenario(pages, out / scenario.__name__) for scenario in scenarios}
     torch.distributed.destroy_process_group()
     said["threads"] = threads_of_the_group()

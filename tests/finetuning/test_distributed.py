@@ -130,6 +130,13 @@ def test_two_processes_train_and_test_as_one_does(two_processes, tiny_network, t
     assert len(together.predictions) == len(set(together.predictions.ids)) == 5
 
 
+def test_a_page_that_one_process_can_t_decode_is_left_out_by_all(two_processes):
+    run = the_run(two_processes, "one_meets_a_broken_page")
+    assert len(run.predictions) == 4
+    assert run.config["n_quarantined"] == 1
+    assert "test/a/000.png" in (run.path / "quarantine.csv").read_text()
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux names a process's threads")
 def test_no_thread_of_the_group_is_left_to_abort_a_process_that_ends(two_processes):
     assert [said["threads"] for said in two_processes["said"]] == [[], []]
