@@ -16,7 +16,6 @@ from ecgfeat.errors import CacheDamagedError, CacheFormatError, CacheLockedError
 from ecgfeat.feature_cache.format import Header
 from ecgfeat.feature_cache.reader import FeatureCache, open_cache, part_paths
 from ecgfeat.feature_cache.writer import writing
-from ecgfeat.files import make_folder
 from ecgfeat.manifest import SPLITS
 
 __all__ = ["CacheInfo", "cache_info", "export_cache", "list_caches", "verify_cache"]
@@ -167,7 +166,6 @@ def export_cache(path: str | Path, npz_path: str | Path, taps: Sequence[str] = (
     }
     taps = tuple(taps or cache.header.taps)
     cache.require(taps)
-    make_folder(npz_path.parent)
     # One layer in memory at a time, which numpy.savez wouldn't do.
     with writing(npz_path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, values in texts.items():

@@ -266,7 +266,6 @@ class CacheWriter:
             contents[f"features/{tap}"] = DataSet.of(features[tap])
         self._n_parts += 1
         part = parts_folder(self._path) / f"{_part_prefix(self._shard)}-{self._n_parts:06d}.h5"
-        make_folder(part.parent)
         elapsed_s = time.monotonic() - self._clock
         self._write(part, contents, elapsed_s)
         self._clock += elapsed_s
